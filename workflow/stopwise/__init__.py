@@ -1,0 +1,36 @@
+"""stopwise: when to stop fine-tuning a language model, read off its empirical neural tangent kernel."""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+# The public names, by the module that holds them: loaded on first use, so that a figure never imports torch.
+_PUBLIC = {
+    "GradientDescent": "filters",
+    "HeavyBall": "filters",
+    "Nesterov": "filters",
+    "Ridge": "filters",
+    "Spectrum": "spectrum",
+    "Task": "tasks",
+    "TaskVector": "task_vectors",
+    "empirical_ntk": "gram",
+    "linearized_path": "dynamics",
+    "load_model": "models",
+    "stopping_time": "stopping",
+    "targets": "outputs",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    """Import a public name from its module on first use."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"stopwise.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'stopwise' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names beside what is loaded."""
+    return sorted({*globals(), *__all__})
