@@ -21,7 +21,20 @@ _PUBLIC = {
     "stopping_time": "stopping",
     "targets": "outputs",
 }
-__all__ = sorted(_PUBLIC)
+__all__ = [  # noqa: PLE0604, F822 - resolved by __getattr__
+    "GradientDescent",
+    "HeavyBall",
+    "Nesterov",
+    "Ridge",
+    "Spectrum",
+    "Task",
+    "TaskVector",
+    "empirical_ntk",
+    "linearized_path",
+    "load_model",
+    "stopping_time",
+    "targets",
+]
 
 
 def __getattr__(name: str):

@@ -1,13 +1,12 @@
 """Parquet artifacts: declared schemas, provenance in the file's metadata, atomic writes, checked reads.
 
-Every artifact is one Parquet file. Its metadata key ``stopwise`` holds a JSON object: the stable provenance (kind, rule,
-wildcards, config section, digests of the inputs, model and data fingerprints, package versions, seed, metrics), the
-digest of the table's content, and under ``volatile`` what may differ between equal runs (git revision, times, host,
+Every artifact is one Parquet file. Its metadata key ``stopwise`` holds a JSON object: the stable provenance (kind,
+rule, wildcards, config section, digests of the inputs, model and data fingerprints, package versions, seed, metrics),
+the digest of the table's content, and under ``volatile`` what may differ between equal runs (git revision, times, host,
 device, memory). Two artifacts are equal when their tables and stable provenance are.
 
-Matrices are stored one row of the matrix per Parquet row, as little-endian float64 bytes in a ``values`` column, one row
-group per block: a block can be read alone and turns into numpy without a copy per number. ``matrix_rows`` writes that
-layout and ``read_matrix`` reads it.
+Matrices are stored one row of the matrix per Parquet row, as little-endian float64 bytes in a ``values`` column:
+a block turns into numpy without a copy per number. ``matrix_rows`` writes that layout, ``read_matrix`` reads it.
 """
 
 from __future__ import annotations
@@ -64,8 +63,8 @@ def schema(kind: str) -> pa.Schema:
     if kind not in _declared():
         raise ArtifactError(f"artifact kind {kind!r} is not declared; allowed: {', '.join(kinds())}")
     fields = []
-    for name, spec in _declared()[kind]["columns"].items():
-        spec = {"type": spec} if isinstance(spec, str) else spec
+    for name, declared in _declared()[kind]["columns"].items():
+        spec = {"type": declared} if isinstance(declared, str) else declared
         fields.append(pa.field(name, _TYPES[spec["type"]], nullable=spec.get("nullable", False)))
     return pa.schema(fields)
 

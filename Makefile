@@ -1,0 +1,62 @@
+# Set-up and the two commands of the README. `make demo` and `make test` do everything from a bare checkout.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help env demo report test test-slurm test-faults lint format ui lock clean
+
+help:            ## Say what there is
+	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
+
+env: $(READY)    ## Create the virtual environment and install what is pinned in requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("stopwise needs Python 3.11 or newer, found " + sys.version) if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+demo: env        ## Fetch the model and the data, run config.yaml, draw the figures, write the report
+	snakemake --cores all
+	snakemake --cores all --report results/demo/report.html
+	@cat results/demo/summary.md
+	@echo
+	@echo "figures: results/demo/figures/*.svg and *.png    tables: results/demo/**/*.parquet"
+	@echo "report:  results/demo/report.html                records: make ui"
+
+report:          ## Write the HTML report of the last run of config.yaml
+	snakemake --cores 1 --report results/demo/report.html
+
+test: env        ## Run the whole test suite
+	python -m pytest
+
+test-slurm: env  ## Run the pipeline on a real one-node Slurm (root; Debian's slurm-wlm and munge)
+	python -m pytest -m slurm tests
+
+test-faults: env ## Kill and damage a running pipeline many times (long)
+	python -m pytest -m faults tests
+
+lint: env        ## Check style, types and the workflow
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow/rules
+	snakemake --lint
+	mypy
+
+format: env      ## Rewrite the code in the project's style
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile workflow/rules
+
+ui: env          ## Open the MLflow record on 127.0.0.1
+	mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///results/mlflow/mlflow.db
+
+lock: env        ## Write the installed versions to requirements.lock
+	( sed -n '/^#/p' requirements.lock; python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' ) > .lock.tmp
+	mv .lock.tmp requirements.lock
+
+clean:           ## Remove everything that can be made again (results included)
+	rm -rf $(VENV) results .snakemake .pytest_cache .ruff_cache .mypy_cache .hypothesis

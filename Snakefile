@@ -1,0 +1,34 @@
+# stopwise: when to stop fine-tuning, read off the kernel before the first step.
+# `snakemake --cores 2` runs config.yaml; `snakemake --cores 2 --configfile config/test.yaml` another one.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+if not workflow.overwrite_configfiles:
+
+    configfile: "config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/assets.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/jacobian.smk"
+include: "workflow/rules/gram.smk"
+include: "workflow/rules/spectrum.smk"
+include: "workflow/rules/finetune.smk"
+include: "workflow/rules/arithmetic.smk"
+include: "workflow/rules/figures.smk"
+include: "workflow/rules/tracking.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        artifact_paths(),
+        figure_paths(),
+        RESULTS + "/summary.md",
+        RESULTS + "/tracking.parquet",
+    localrule: True

@@ -1,0 +1,38 @@
+# Task arithmetic on one seed's vectors: addition over all pairs and negation, the coefficient chosen on validation.
+
+
+rule arithmetic:
+    input:
+        data=expand(RESULTS + "/data/{task}/seed{{seed}}.parquet", task=TASKS),
+        index=expand(RESULTS + "/finetune/pretrained/{task}/seed{{seed}}/vector_index.parquet", task=TASKS),
+        vectors=expand(
+            RESULTS + "/finetune/pretrained/{task}/seed{{seed}}/n{n}.safetensors",
+            task=TASKS,
+            n=config["arithmetic"]["size"],
+        ),
+        model=model_stamp(),
+        code=library("arithmetic", "task_vectors", "models", "tasks"),
+    output:
+        RESULTS + "/arithmetic/seed{seed}.parquet",
+    log:
+        RESULTS + "/logs/arithmetic/seed{seed}.log",
+    benchmark:
+        RESULTS + "/benchmarks/arithmetic/seed{seed}.tsv"
+    params:
+        tasks=TASKS,
+        model=config["model"],
+        outputs=config["kernel"]["outputs"],
+        target_scale=config["stopping"]["target_scale"],
+        arithmetic={key: config["arithmetic"][key] for key in ("size", "coefficients", "control_tolerance")},
+        device=config["device"],
+    message:
+        "Task arithmetic over all pairs, seed {wildcards.seed}"
+    threads: 2
+    resources:
+        mem_mb=5500,
+        runtime=240,
+        gpu=gpus_per_job(),
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/arithmetic.py"

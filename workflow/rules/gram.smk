@@ -1,0 +1,32 @@
+# The Gram matrix (eNTK): the sum of the shards' parts in name order, and what each layer contributes.
+
+
+rule gram:
+    input:
+        shards=expand(
+            RESULTS + "/jacobian/{{start}}/{{task}}/seed{{seed}}/shard{shard}of{shards}.parquet",
+            shard=range(SHARDS),
+            shards=SHARDS,
+        ),
+        data=RESULTS + "/data/{task}/seed{seed}.parquet",
+        code=library("gram_assembly", "tasks"),
+    output:
+        gram=RESULTS + "/gram/{start}/{task}/seed{seed}.parquet",
+        layer_share=RESULTS + "/layer_share/{start}/{task}/seed{seed}.parquet",
+    log:
+        RESULTS + "/logs/gram/{start}-{task}-seed{seed}.log",
+    benchmark:
+        RESULTS + "/benchmarks/gram/{start}-{task}-seed{seed}.tsv"
+    params:
+        outputs=config["kernel"]["outputs"],
+        stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
+    message:
+        "Assembling the Gram matrix: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=20,
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/gram.py"

@@ -1,0 +1,29 @@
+# Jacobian shards: a shard is a block of layers over all examples; a job adds up its own layers' Gram contributions.
+
+
+rule jacobian:
+    input:
+        data=RESULTS + "/data/{task}/seed{seed}.parquet",
+        model=model_stamp(),
+        code=library("gram", "models", "tasks"),
+    output:
+        RESULTS + "/jacobian/{start}/{task}/seed{seed}/shard{shard}of{shards}.parquet",
+    log:
+        RESULTS + "/logs/jacobian/{start}-{task}-seed{seed}-shard{shard}of{shards}.log",
+    benchmark:
+        RESULTS + "/benchmarks/jacobian/{start}-{task}-seed{seed}-shard{shard}of{shards}.tsv"
+    params:
+        model=config["model"],
+        kernel={key: value for key, value in config["kernel"].items() if key != "shards"},
+        device=config["device"],
+    message:
+        "Jacobian shard {wildcards.shard} of {wildcards.shards}: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
+    threads: 2
+    resources:
+        mem_mb=5000,
+        runtime=120,
+        gpu=gpus_per_job(),
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/jacobian.py"

@@ -1,0 +1,61 @@
+# Eigendecomposition, decay, and what each stopping rule says before the first gradient step.
+
+
+rule spectrum:
+    input:
+        gram=RESULTS + "/gram/{start}/{task}/seed{seed}.parquet",
+        data=RESULTS + "/data/{task}/seed{seed}.parquet",
+        code=library("spectrum", "decay", "outputs"),
+    output:
+        spectrum=RESULTS + "/spectrum/{start}/{task}/seed{seed}.parquet",
+        decay=RESULTS + "/decay/{start}/{task}/seed{seed}.parquet",
+    log:
+        RESULTS + "/logs/spectrum/{start}-{task}-seed{seed}.log",
+    benchmark:
+        RESULTS + "/benchmarks/spectrum/{start}-{task}-seed{seed}.tsv"
+    params:
+        sizes=sorted(config["sizes"]),
+        outputs=config["kernel"]["outputs"],
+        stopping={key: config["stopping"][key] for key in ("intercept", "target_scale", "noise")},
+    message:
+        "Eigendecomposition: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
+    threads: 2
+    resources:
+        mem_mb=2000,
+        runtime=20,
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/spectrum.py"
+
+
+rule stopping:
+    input:
+        gram=RESULTS + "/gram/{start}/{task}/seed{seed}.parquet",
+        data=RESULTS + "/data/{task}/seed{seed}.parquet",
+        code=library("stopping", "spectrum", "filters", "outputs"),
+    output:
+        stopping=RESULTS + "/stopping/{start}/{task}/seed{seed}.parquet",
+        curve=RESULTS + "/stopping_curve/{start}/{task}/seed{seed}.parquet",
+    log:
+        RESULTS + "/logs/stopping/{start}-{task}-seed{seed}.log",
+    benchmark:
+        RESULTS + "/benchmarks/stopping/{start}-{task}-seed{seed}.tsv"
+    params:
+        sizes=sorted(config["sizes"]),
+        outputs=config["kernel"]["outputs"],
+        stopping=config["stopping"],
+        finetune={
+            key: config["finetune"][key]
+            for key in ("objective", "optimizer", "momentum", "step_size", "steps", "batch_size")
+        },
+    message:
+        "Predicting the stopping time: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=20,
+    conda:
+        ENVIRONMENT
+    script:
+        "../scripts/stopping.py"

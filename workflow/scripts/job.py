@@ -1,0 +1,147 @@
+"""What every script shares: logging, one clear error, the device, provenance and timing of the job."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import logging
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+# Scripts also run in environments that hold the dependencies only: the library lies beside them.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import stopwise  # noqa: E402
+from stopwise import artifacts  # noqa: E402
+
+VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pyarrow", "safetensors")
+
+
+class Job:
+    """Context of one Snakemake job: `with Job(snakemake) as job: ... job.write(path, table, kind)`.
+
+    Logs to the rule's log file and to the terminal; a ValueError or OSError ends the job with one clear line (the
+    traceback goes to the log only). Artifacts written through it carry the job's provenance.
+    """
+
+    def __init__(self, snakemake: Any) -> None:
+        self.snakemake = snakemake
+        self.started = time.time()
+        self.log_file = Path(str(snakemake.log[0])) if snakemake.log else None
+        self.device = "cpu"
+        self._inputs: dict[str, str] | None = None
+
+    def __enter__(self) -> Job:
+        handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+        if self.log_file is not None:
+            self.log_file.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(self.log_file, mode="w", encoding="utf-8"))
+        name = " ".join([self.snakemake.rule, *(f"{k}={v}" for k, v in self.wildcards.items())])
+        logging.basicConfig(level=logging.INFO, handlers=handlers, format=f"%(asctime)s [{name}] %(message)s", force=True)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            logging.info("done in %.1f s, peak memory %.0f MB", time.time() - self.started, peak_mb())
+        elif isinstance(error, (ValueError, OSError)):
+            if self.log_file is not None:
+                with self.log_file.open("a", encoding="utf-8") as log:
+                    log.write("".join(traceback.format_exception(kind, error, trace)))
+            print(f"stopwise: {self.snakemake.rule}: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    @property
+    def wildcards(self) -> dict[str, str]:
+        """Return the job's wildcards by name."""
+        return dict(self.snakemake.wildcards.items())
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Return the job's params by name: the config sections it depends on."""
+        return dict(self.snakemake.params.items())
+
+    def input_digests(self) -> dict[str, str]:
+        """Return the digest of each input that is data (not code), by its path in the results folder."""
+        if self._inputs is None:
+            paths = [Path(p) for p in self.snakemake.input if not str(p).endswith(".py")]
+            self._inputs = {str(path): digest_of(path) for path in paths}
+        return self._inputs
+
+    def write(self, path: str, table: Any, kind: str, *, metrics: dict | None = None, **known: Any) -> None:
+        """Write one artifact with this job's provenance; `known` may name model, data and seed."""
+        record = {
+            "rule": self.snakemake.rule,
+            "wildcards": self.wildcards,
+            "config": self.params,
+            "inputs": self.input_digests(),
+            "versions": versions(),
+            "seed": int(self.wildcards["seed"]) if "seed" in self.wildcards else None,
+            "metrics": {k: float(v) for k, v in (metrics or {}).items() if v is not None and math.isfinite(v)},
+            **known,
+            "volatile": {
+                "git": git_revision(),
+                "started": datetime.datetime.fromtimestamp(self.started, datetime.UTC).isoformat(timespec="seconds"),
+                "seconds": round(time.time() - self.started, 2),
+                "host": platform.node(),
+                "device": self.device,
+                "threads": self.snakemake.threads,
+                "peak_mb": round(peak_mb(), 1),
+            },
+        }
+        artifacts.write_table(path, table, kind, record)
+        logging.info("wrote %s", path)
+
+
+def digest_of(path: Path) -> str:
+    """Return an artifact's own digest, or a plain file's sha256 (shortened)."""
+    if path.suffix == ".parquet":
+        try:
+            return artifacts.digest(path)
+        except artifacts.ArtifactError:
+            if "results" in path.parts:
+                raise
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def peak_mb() -> float:
+    """Return the process's peak resident memory in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that numbers depend on."""
+    found = {"stopwise": stopwise.__version__, "python": platform.python_version()}
+    for name in VERSIONED:
+        found[name] = importlib.metadata.version(name)
+    return found
+
+
+def git_revision() -> str | None:
+    """Return the revision of the workflow's checkout, with a + when it has changes; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def use_device(job: Job, requested: str) -> str:
+    """Return the torch device for this job and set torch's threads to the job's."""
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", job.snakemake.threads)))
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise ValueError("config key device: 'cuda' asked for, but torch sees no CUDA device; allowed here: auto, cpu")
+    job.device = "cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu"
+    return job.device
