@@ -6,7 +6,7 @@ depend on how the layers were sharded. Works on the shards' tables alone: no net
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,15 +143,3 @@ def _centre(matrix: np.ndarray, columns: int) -> np.ndarray:
     blocks = blocks - blocks.mean(axis=0, keepdims=True)
     return (blocks - blocks.mean(axis=2, keepdims=True)).reshape(matrix.shape)
 
-
-def task_labels(table: pa.Table, split: str, n: int | None = None) -> np.ndarray:
-    """Return the labels of a ``data`` artifact's split, int64 [n], in order."""
-    labels = np.asarray([
-        label for label, found in zip(table["label"].to_pylist(), table["split"].to_pylist(), strict=True) if found == split
-    ])
-    return labels[:n]
-
-
-def class_count(metadata: Mapping[str, Sequence]) -> int:
-    """Return the number of classes recorded in a ``data`` artifact's provenance."""
-    return len(metadata["verbalizers"])
