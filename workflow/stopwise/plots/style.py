@@ -12,12 +12,13 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -128,7 +129,9 @@ def looks(names: Iterable[str], known: Mapping[str, Look] = TASKS) -> dict[str, 
     """
     wanted = sorted(set(names))
     chosen = {name: known[name] for name in wanted if name in known}
-    palette = [color for key, color in COLORS.items() if key != "grey"]
+    palette = [
+        color for key, color in COLORS.items() if key not in ("grey", "yellow")
+    ]  # yellow lines are faint on white
     choices = [Look(c, m) for m in _MARKERS for c in palette]
     for name in wanted:
         if name in chosen:
@@ -170,13 +173,11 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 @styled
-def new_figure(
-    width: Literal["one-column", "two-column"] = "one-column", height: float | None = None, **subplots: Any
-) -> tuple[Figure, np.ndarray]:
+def new_figure(width: str = "one-column", height: float | None = None, **subplots: Any) -> tuple[Figure, np.ndarray]:
     """Make a figure and its axes, laid out so that labels do not overlap.
 
-    `height` is in inches (default: 0.72 of the width). `subplots` goes to `Figure.subplots`. The axes are always a
-    two-dimensional array [rows, columns]. ValueError for an unknown width.
+    `width` is "one-column" or "two-column", `height` is in inches (default: 0.72 of the width). `subplots` goes to
+    `Figure.subplots`. The axes are always a two-dimensional array [rows, columns]. ValueError for an unknown width.
     """
     if width not in WIDTHS:
         raise ValueError(f"figure width {width!r} is not one of {', '.join(WIDTHS)}")
@@ -194,6 +195,13 @@ def outside_legend(figure: Figure, handles: Sequence[Any], columns: int) -> None
     """Put one legend under all panels."""
     if handles:
         figure.legend(handles=list(handles), loc="outside lower center", ncols=min(columns, len(handles)))
+
+
+def plain_log(axis: Any, most: int = 6) -> None:
+    """Label a logarithmic axis with plain numbers at 1, 2 and 5 (fewer over many decades) and nothing in between."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=most))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def note(ax: Any, text: str) -> None:

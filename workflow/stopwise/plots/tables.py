@@ -60,7 +60,7 @@ def frame(table: pa.Table, schema: pa.Schema, figure: str) -> pd.DataFrame:
 
 def ordered(values: Iterable[Any], known: Iterable[Any] = ()) -> list[Any]:
     """Distinct values, the known ones first and in their own order, the others sorted."""
-    found = {v for v in values if v is not None and v == v}
+    found = {v for v in values if not pd.isna(v)}
     first = [v for v in known if v in found]
     return first + sorted(found.difference(first))
 

@@ -1,0 +1,280 @@
+"""Figures: pure functions of their table, with equal bytes, readable from one task to many."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import made_up_tables as made_up
+import matplotlib as mpl
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from matplotlib.text import Text
+from stopwise import plots
+from stopwise.plots import intervals, style, tables
+
+SMALL = {"tasks": 1, "seeds": 1, "sizes": (16,)}
+LARGE = {"tasks": 6, "seeds": 3, "sizes": (16, 32, 64, 128, 256)}
+STARTS = {"tasks": 2, "seeds": 2, "starts": ("pretrained", "mixed", "random")}
+SHAPES = {"small": SMALL, "default": {}, "large": LARGE, "starts": STARTS}
+DRAWN = ("F1", "F2", "F3", "F8")
+
+
+def make(name, **shape):
+    module = plots.figure(name)
+    if name == "F1":
+        return module.table(*made_up.spectra(**shape))
+    if name == "F8":
+        return module.table(*made_up.arithmetic(shape.get("tasks", 3)))
+    runs, evaluations = made_up.runs(**shape)
+    return module.table(runs, evaluations) if name == "F2" else module.table(evaluations)
+
+
+def texts(figure):
+    return [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", DRAWN)
+def test_figure_has_no_empty_panel_and_no_small_text(name, shape):
+    figure = plots.figure(name).draw(make(name, **SHAPES[shape]))
+    for ax in figure.axes:
+        if ax.get_visible():
+            assert ax.lines or ax.collections
+            assert ax.get_xlim() != (0.0, 1.0) or name == "F8"  # the limits of axes without data
+    assert min(t.get_fontsize() for t in texts(figure)) >= style.SMALL_FONT_SIZE
+    assert figure.get_size_inches()[0] in style.WIDTHS.values()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", DRAWN)
+def test_no_two_labels_overlap_and_none_leaves_the_figure(name, shape):
+    figure = plots.figure(name).draw(make(name, **SHAPES[shape]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # constrained layout warns when the panels do not fit
+        figure.draw_without_rendering()
+    inside = [figure.bbox]
+    boxes = [(t.get_text(), t.get_window_extent()) for t in shown(figure)]
+    for text, box in boxes:
+        # one pixel of tolerance: extents are rounded to pixels
+        assert box.x0 >= inside[0].x0 - 1, text
+        assert box.x1 <= inside[0].x1 + 1, text
+        assert box.y0 >= inside[0].y0 - 1, text
+        assert box.y1 <= inside[0].y1 + 1, text
+    for i, (text, box) in enumerate(boxes):
+        for other, b in boxes[i + 1 :]:
+            width = min(box.x1, b.x1) - max(box.x0, b.x0)
+            height = min(box.y1, b.y1) - max(box.y0, b.y0)
+            # the boxes of two lines of text may touch: ascenders and descenders take a quarter of the height
+            assert width <= 1 or height <= 0.3 * min(box.height, b.height), (text, other)
+
+
+def shown(figure):
+    """Texts that are drawn: tick labels outside the limits of their axis exist but are not."""
+    hidden = set()
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            drawn = {id(t) for t in ticks if low <= t.get_loc() <= high and t.label1.get_visible()}
+            hidden |= {id(label) for t in ticks if id(t) not in drawn for label in (t.label1, t.label2)}
+            hidden |= {id(t.label2) for t in ticks}
+    return [t for t in texts(figure) if id(t) not in hidden]
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_equal_tables_give_equal_bytes(name, tmp_path):
+    table = make(name, **SMALL | {"tasks": 2})
+    shuffled = table.take(pa.array(np.random.default_rng(0).permutation(table.num_rows)))
+    first = style.save(plots.figure(name).draw(table), tmp_path / "a" / name)
+    with mpl.rc_context({"font.size": 20, "axes.grid": False}):  # the caller's settings must not reach the figure
+        second = style.save(plots.figure(name).draw(table), tmp_path / "b" / name)
+    assert [p.suffix for p in first] == [".svg", ".png"]
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    if name in ("F1", "F2", "F8"):  # F3 spreads its dots in the order of the rows
+        third = style.save(plots.figure(name).draw(shuffled), tmp_path / "c" / name)
+        assert first[1].read_bytes() == third[1].read_bytes()
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [f"{name}.png", f"{name}.svg"]
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_missing_and_mistyped_columns_are_named(name):
+    table, module = make(name, **SMALL | {"tasks": 2}), plots.figure(name)
+    required = next(f.name for f in module.COLUMNS if not f.nullable)
+    with pytest.raises(ValueError, match=f"{name}.*{required!r} is missing"):
+        module.draw(table.drop_columns([required]))
+    number = next(f.name for f in module.COLUMNS if pa.types.is_float64(f.type))
+    words = pa.array(["many"] * table.num_rows)
+    with pytest.raises(ValueError, match=f"{name}.*{number!r} is string"):
+        module.draw(table.set_column(table.schema.get_field_index(number), number, words))
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_an_empty_table_says_so_in_the_figure(name):
+    figure = plots.figure(name).draw(plots.figure(name).COLUMNS.empty_table())
+    assert any(t.get_text().startswith("no ") for t in texts(figure))
+
+
+def test_drawing_imports_neither_torch_nor_mlflow():
+    code = "import sys; from stopwise import plots; [plots.figure(n) for n in ('F1', 'F2', 'F3', 'F8')]; "
+    code += "print({'torch', 'mlflow', 'transformers', 'matplotlib.pyplot'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
+
+
+def test_an_unknown_figure_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"'F11' is not one of F1, F2"):
+        plots.figure("F11")
+    with pytest.raises(ValueError, match="'wide' is not one of one-column, two-column"):
+        style.new_figure("wide")
+
+
+def test_f1_joins_each_exponent_to_its_own_spectrum():
+    spectra, decays = made_up.spectra(tasks=3, seeds=2)
+    table = plots.figure("F1").table(spectra, decays)
+    assert table.num_rows == sum(t.num_rows for _, t in spectra)
+    for wildcards, decay in decays:
+        rows = table.filter((pc.field("task") == wildcards["task"]) & (pc.field("seed") == int(wildcards["seed"])))
+        assert set(rows["exponent"].to_pylist()) == set(decay["exponent"].to_pylist())
+
+
+def test_f1_without_fits_and_with_zero_eigenvalues_still_draws():
+    spectra, _ = made_up.spectra(**SMALL)
+    wildcards, spectrum = spectra[0]
+    spectrum = spectrum.drop_columns(["fitted"])
+    figure = plots.figure("F1").draw(plots.figure("F1").table([(wildcards, spectrum)]))
+    drawn = figure.axes[0].lines[0].get_ydata()
+    assert len(drawn) == 15  # of 16: the last one is zero and has no logarithm
+    assert "no fit" in figure.axes[0].get_legend().get_texts()[0].get_text()
+
+
+def test_f2_keeps_every_measured_loss_and_marks_every_rule():
+    runs, evaluations = made_up.runs(tasks=1, seeds=1, sizes=(16,))
+    table = plots.figure("F2").table(runs, evaluations)
+    test = table.filter((pc.field("kind") == "measured") & (pc.field("split") == "test"))
+    assert test["loss"].to_pylist() == runs[0][1]["test_loss"].to_pylist()
+    assert test["accuracy"].to_pylist() == runs[0][1]["test_accuracy"].to_pylist()
+    ax = plots.figure("F2").draw(table).axes[0]
+    marks = [line for line in ax.lines if line.get_marker() not in ("None", None)]
+    assert len(marks) == len(made_up.RULES)
+
+
+def test_f2_marks_of_one_step_do_not_cover_each_other():
+    runs, evaluations = made_up.runs(tasks=1, seeds=1, sizes=(16,))
+    wildcards, judged = evaluations[0]
+    same = judged.set_column(judged.schema.get_field_index("t"), "t", pa.array([4] * judged.num_rows))
+    first = judged["loss"][0]
+    same = same.set_column(same.schema.get_field_index("loss"), "loss", pa.repeat(first, judged.num_rows))
+    figure = plots.figure("F2").draw(plots.figure("F2").table(runs, [(wildcards, same)]))
+    figure.draw_without_rendering()
+    marks = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", None)]
+    heights = sorted(float(line.get_transform().transform(line.get_xydata())[0][1]) for line in marks)
+    assert min(np.diff(heights)) >= 0.9 * style.SMALL_FONT_SIZE / 72 * figure.dpi * 0.75
+
+
+def test_f2_shows_a_rule_beyond_the_run_as_an_open_mark_at_its_end():
+    runs, evaluations = made_up.runs(tasks=1, seeds=1, sizes=(16,))
+    wildcards, judged = evaluations[0]
+    late = judged.slice(0, 1)
+    late = late.set_column(late.schema.get_field_index("t"), "t", pa.array([10_000]))
+    late = late.set_column(late.schema.get_field_index("loss"), "loss", pa.array([None], pa.float64()))
+    figure = plots.figure("F2").draw(plots.figure("F2").table(runs, [(wildcards, late)]))
+    (mark,) = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", None)]
+    assert mark.get_xdata()[0] == max(runs[0][1]["step"].to_pylist())
+    assert mark.get_markerfacecolor() == "white"
+    assert "stops after the run" in [t.get_text() for t in figure.legends[0].get_texts()]
+
+
+def test_f3_counts_what_the_table_holds_and_leaves_the_oracle_out():
+    _, evaluations = made_up.runs(tasks=3, seeds=2)
+    table = plots.figure("F3").table(evaluations)
+    figure = plots.figure("F3").draw(table)
+    counts = [t.get_text() for t in figure.axes[0].texts]
+    for rule, count in zip([r for r in made_up.RULES if r != "oracle"], counts, strict=True):
+        hits = table.filter(pc.field("rule") == rule)["hit"].to_pylist()
+        answered = [h for h in hits if h is not None]
+        silent = f" (+{len(hits) - len(answered)})" if len(answered) < len(hits) else ""
+        assert count == f"{sum(answered)}/{len(answered)}{silent}"
+
+
+def test_f3_has_a_place_for_zero_times_and_leaves_undefined_ratios_out():
+    _, evaluations = made_up.runs(tasks=1, seeds=1, sizes=(16, 32), rules=("sure", "oracle"))
+    wildcards, judged = evaluations[0]
+    ratio = pa.array([0.0, None, None, 1.0])
+    judged = judged.set_column(judged.schema.get_field_index("ratio"), "ratio", ratio)
+    figure = plots.figure("F3").draw(plots.figure("F3").table([(wildcards, judged)]))
+    dots = figure.axes[2].lines[0].get_xdata()
+    assert list(dots) == [0.0]
+    low, high = figure.axes[2].get_xlim()
+    assert low <= 0.0 <= high
+
+
+def test_f8_draws_the_test_split_and_marks_the_chosen_coefficient():
+    table = plots.figure("F8").table(*made_up.arithmetic(2))
+    validation = pc.equal(table["split"], "validation")
+    spoiled = pc.if_else(validation, -1.0, table["accuracy"])
+    table = table.set_column(table.schema.get_field_index("accuracy"), "accuracy", spoiled)
+    figure = plots.figure("F8").draw(table)
+    visible = [ax for ax in figure.axes if ax.get_visible()]
+    assert len(visible) == 3  # one pair and two negations
+    for ax in visible:
+        assert min(np.min(line.get_ydata()) for line in ax.lines) >= 0
+        assert any(list(line.get_xdata()) == [0.6, 0.6] for line in ax.lines)
+
+
+def test_names_are_shown_letter_by_letter():
+    name = r"_prices in $ and \alpha$ <b>"
+    spectra, decays = made_up.spectra(**SMALL)
+    renamed = [[({**w, "task": name}, t) for w, t in pairs] for pairs in (spectra, decays)]
+    figure = plots.figure("F1").draw(plots.figure("F1").table(*renamed))
+    figure.draw_without_rendering()
+    label = figure.axes[0].get_legend().get_texts()[0].get_text()
+    assert label.replace("\\$", "$").lstrip("\u200a").startswith(name)
+    assert len(style.plain("long " * 50)) <= 28
+
+
+def test_looks_depend_on_the_set_of_names_and_do_not_repeat():
+    names = ["movie", "zeta", "alpha", "beta", "gamma", "delta"]
+    chosen = style.looks(names)
+    assert chosen == style.looks(reversed(names))
+    assert chosen["movie"] == style.TASKS["movie"]
+    assert len({look.color for look in chosen.values()}) == len(names)
+    many = style.looks([f"task {i}" for i in range(40)])
+    assert len({(look.color, look.marker) for look in many.values()}) == 40
+
+
+def test_all_colours_of_rules_and_tasks_differ():
+    for known in (style.RULES, style.TASKS, style.SPLITS, style.STARTS):
+        assert len({(look.color, look.marker) for look in known.values()}) == len(known)
+        assert {look.color for look in known.values()} <= set(style.COLORS.values())
+
+
+def test_a_failed_save_leaves_no_file(tmp_path, monkeypatch):
+    figure, _ = style.new_figure()
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        style.save(figure, tmp_path / "F1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wilson_interval_equals_the_root_of_its_definition():
+    for hits, trials in ((0, 5), (3, 7), (40, 90), (6, 6)):
+        for p in intervals.wilson(hits, trials):
+            # the ends solve (p - hits/trials)^2 = z^2 p (1 - p) / trials, z = 1.959964; 0 and 1 solve it at the corners
+            assert (p - hits / trials) ** 2 == pytest.approx(1.959964**2 * p * (1 - p) / trials, abs=1e-6)
+    assert np.isnan(intervals.wilson(0, 0)).all()
+
+
+def test_mean_interval_covers_a_normal_mean_at_its_level():
+    rng = np.random.default_rng(0)
+    covered = [low <= 0 <= high for _, low, high in (intervals.mean_interval(rng.normal(size=3)) for _ in range(2000))]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)  # four standard errors of 2000 trials
+    assert np.isnan(intervals.mean_interval([2.0, np.nan])[1:]).all()
+
+
+def test_spread_keeps_the_ends():
+    assert tables.spread([16, 32, 64, 128, 256], 3) == [16, 64, 256]
+    assert tables.spread([16, 32], 3) == [16, 32]
+    assert tables.ordered(["b", None, "test", "a"], style.SPLITS) == ["test", "a", "b"]

@@ -1,0 +1,180 @@
+"""F2: curves of real fine-tuning with the mark of each stopping rule and the linearised prediction over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
+
+from stopwise.plots import style
+from stopwise.plots.tables import Pairs, frame, gather, ordered, spread
+
+COLUMNS = pa.schema(
+    [
+        pa.field("start", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("n", pa.int64(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # measured, linearised or rule
+        pa.field("split", pa.string()),  # train, validation or test; test on rows of kind rule
+        pa.field("rule", pa.string()),  # on rows of kind rule only
+        pa.field("step", pa.int64()),
+        pa.field("eta", pa.float64()),  # training time
+        pa.field("loss", pa.float64()),  # empty on a rule that stops after the last measured step
+        pa.field("accuracy", pa.float64()),
+    ]
+)
+KINDS = {"measured": "", "linearised": "linearised_"}  # kind -> prefix of the columns of a trajectory
+MARK = 5.0  # points: size of a rule's mark, and the distance of marks that would cover each other
+
+
+def table(trajectories: Pairs, evaluations: Pairs = ()) -> pa.Table:
+    """Assemble the table from `trajectory` and `evaluation` artifacts.
+
+    Both are lists of (wildcards with start, task and seed, table). ValueError when a column is missing.
+    """
+    parts: list[tuple[dict, pa.Table]] = []
+    for wildcards, one in trajectories:
+        for kind, prefix in KINDS.items():
+            for split in style.SPLITS:
+                names = {f"{prefix}{split}_{value}": value for value in ("loss", "accuracy")}
+                if f"{prefix}{split}_loss" not in one.column_names:
+                    continue
+                kept = [c for c in one.column_names if c in names or c in ("n", "step", "eta")]
+                rows = one.select(kept).rename_columns([names.get(c, c) for c in kept])
+                parts.append(({**wildcards, "kind": kind, "split": split}, rows.filter(rows["loss"].is_valid())))
+    for wildcards, one in evaluations:
+        rows = one.rename_columns([{"t": "step"}.get(c, c) for c in one.column_names])
+        parts.append(({**wildcards, "kind": "rule", "split": "test"}, rows))
+    return gather(parts, COLUMNS, "F2")
+
+
+def _panels(data: pd.DataFrame) -> tuple[list[str], list[tuple[str, pd.DataFrame]]]:
+    """Tasks (the rows of the figure) and its columns: up to three sizes, or every start at the largest size."""
+    starts, sizes = ordered(data["start"], style.STARTS), ordered(data["n"])
+    if len(starts) > 1:
+        largest = data[data["n"] == data.groupby(["start", "task"])["n"].transform("max")]
+        columns = [(f"{style.plain(s)} start, n = {sizes[-1]}", largest[largest["start"] == s]) for s in starts]
+    else:
+        columns = [(f"n = {n}", data[data["n"] == n]) for n in spread(sizes, 3)]
+    return ordered(data["task"], style.TASKS), columns
+
+
+def _curves(ax: Axes, rows: pd.DataFrame) -> None:
+    """Measured losses as lines, the linearised ones dashed."""
+    for kind, split in [(k, s) for k in KINDS for s in style.SPLITS]:
+        one = rows[(rows["kind"] == kind) & (rows["split"] == split)].sort_values("step")
+        dashed = {"linestyle": (0, (3, 1.5)), "linewidth": 0.9} if kind == "linearised" else {"linewidth": 1.2}
+        ax.plot(one["step"], one["loss"], color=style.SPLITS[split].color, **dashed)
+
+
+def _scales(ax: Axes, rows: pd.DataFrame) -> None:
+    """Steps on a symmetric log axis from two decades on; losses on a log axis from one decade on."""
+    curves = rows[rows["kind"] != "rule"]
+    last = curves["step"].max()
+    if last > 100:
+        ax.set_xscale("symlog", linthresh=1, linscale=0.4)
+        ax.minorticks_off()
+    ax.set_xlim(left=-0.02 * last if last <= 100 else -0.2)
+    test = curves.loc[(curves["split"] == "test") & (curves["kind"] == "measured"), "loss"]
+    losses = curves.loc[curves["loss"] > 0, "loss"]
+    if not losses.empty and losses.max() > 10 * losses.min():
+        ax.set_yscale("log")
+        style.plain_log(ax.yaxis)
+        # a training loss that falls to nothing must not press the test curve flat
+        floor = 0.2 * test[test > 0].min() if (test > 0).any() else losses.min()
+        ax.set_ylim(bottom=max(0.8 * losses.min(), floor))
+
+
+def _marks(ax: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> None:
+    """Mark each rule on the test curve; marks of (nearly) the same step are stacked, away from the panel's edge.
+
+    A rule that stops after the last measured step is an open mark at the right edge.
+    """
+    test = rows[(rows["kind"] == "measured") & (rows["split"] == "test")].sort_values("step")
+    rules = rows[(rows["kind"] == "rule") & rows["step"].notna()]
+    if test.empty:
+        return
+    last_step, last_loss = test[["step", "loss"]].iloc[-1]
+    points: Any = ax.get_figure()
+    height, last_x = 0, -np.inf
+    order = {rule: i for i, rule in enumerate(ordered(rules["rule"], style.RULES))}
+    rules = rules.assign(order=rules["rule"].map(order), at=rules["step"].clip(upper=last_step))
+    low, high = ax.transScale.transform(np.c_[ax.get_xlim(), ax.get_ylim()])
+    for _, one in rules.sort_values(["at", "order"]).iterrows():
+        beyond = one["step"] > last_step or not np.isfinite(one["loss"])
+        y = last_loss if beyond else one["loss"]
+        place = (ax.transScale.transform((one["at"], y)) - low) / (high - low)
+        height = height + 1 if abs(place[0] - last_x) < 0.05 else 0
+        last_x = last_x if height else place[0]
+        upward = place[1] < 0.55
+        shift = ScaledTranslation(0, (1 if upward else -1) * height * MARK * 1.15 / 72, points.dpi_scale_trans)
+        look = looks[one["rule"]]
+        ax.plot(
+            one["at"],
+            y,
+            linestyle="",
+            marker=look.marker,
+            markersize=MARK if look.marker != "*" else MARK * 1.4,
+            markerfacecolor="white" if beyond else look.color,
+            markeredgecolor=look.color if beyond else "black",
+            markeredgewidth=0.9 if beyond else 0.4,
+            transform=ax.transData + shift,
+            clip_on=False,
+            zorder=4,
+        )
+
+
+def _keys(data: pd.DataFrame, rules: Iterable[str], looks: dict[str, style.Look]) -> list:
+    keys = [style.line_key(split, color=look.color) for split, look in style.SPLITS.items()]
+    if (data["kind"] == "linearised").any():
+        keys.append(style.line_key("linearised", color="black", linewidth=0.9, linestyle=(0, (3, 1.5))))
+    for rule in rules:
+        mark = {"marker": looks[rule].marker, "color": looks[rule].color, "markeredgecolor": "black"}
+        keys.append(style.line_key(style.rule_label(rule), linestyle="", markersize=MARK, markeredgewidth=0.4, **mark))
+    rows = data[data["kind"] == "rule"]
+    if rows["loss"].isna().any():
+        mark = {"marker": "o", "markerfacecolor": "white", "markeredgecolor": style.COLORS["grey"]}
+        keys.append(style.line_key("stops after the run", linestyle="", markersize=MARK, **mark))
+    return keys
+
+
+@style.styled
+def draw(table: pa.Table) -> Figure:
+    """Draw the first seed: tasks down; across, up to three sizes, or all starts at the largest size."""
+    data = frame(table, COLUMNS, "F2")
+    data = data[data["seed"] == data["seed"].min()]
+    tasks, columns = _panels(data)
+    if not tasks:
+        figure, axes = style.new_figure("two-column", height=1.5)
+        style.note(axes[0, 0], "no training run")
+        return figure
+    rules = ordered(data["rule"], style.RULES)
+    looks = style.looks(rules, style.RULES)
+    width, across = ("two-column", 6) if len(columns) > 1 else ("one-column", 3)
+    keys = _keys(data, rules, looks)
+    height = 0.55 + 1.45 * len(tasks) + 0.15 * -(-len(keys) // across)
+    figure, axes = style.new_figure(width, height, nrows=len(tasks), ncols=len(columns), sharex="col", sharey="row")
+    for i, task in enumerate(tasks):
+        panels = [rows[rows["task"] == task] for _, rows in columns]
+        for ax, rows in zip(axes[i], panels, strict=True):
+            _curves(ax, rows)
+            if rows.empty:
+                ax.text(0.5, 0.5, "no run", transform=ax.transAxes, ha="center", color=style.COLORS["grey"])
+        for ax in axes[i]:
+            _scales(ax, pd.concat(panels))
+        for ax, rows in zip(axes[i], panels, strict=True):
+            _marks(ax, rows, looks)
+        axes[i, 0].set_ylabel(f"{style.plain(task)}\nsquared loss")
+    for ax, (title, _) in zip(axes[0], columns, strict=True):
+        ax.set_title(title)
+    for ax in axes[-1]:
+        ax.set_xlabel("optimizer step")
+    style.outside_legend(figure, keys, across)
+    return figure
