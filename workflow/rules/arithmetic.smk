@@ -18,6 +18,13 @@ rule arithmetic:
         RESULTS + "/logs/arithmetic/seed{seed}.log",
     benchmark:
         RESULTS + "/benchmarks/arithmetic/seed{seed}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 2
+    resources:
+        mem_mb=5500,
+        runtime=240,
+        gpu=gpus_per_job(),
     params:
         tasks=TASKS,
         model=config["model"],
@@ -27,12 +34,5 @@ rule arithmetic:
         device=config["device"],
     message:
         "Task arithmetic over all pairs, seed {wildcards.seed}"
-    threads: 2
-    resources:
-        mem_mb=5500,
-        runtime=240,
-        gpu=gpus_per_job(),
-    conda:
-        ENVIRONMENT
     script:
         "../scripts/arithmetic.py"

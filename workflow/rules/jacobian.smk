@@ -12,18 +12,18 @@ rule jacobian:
         RESULTS + "/logs/jacobian/{start}-{task}-seed{seed}-shard{shard}of{shards}.log",
     benchmark:
         RESULTS + "/benchmarks/jacobian/{start}-{task}-seed{seed}-shard{shard}of{shards}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 2
+    resources:
+        mem_mb=5000,
+        runtime=120,
+        gpu=gpus_per_job(),
     params:
         model=config["model"],
         kernel={key: value for key, value in config["kernel"].items() if key != "shards"},
         device=config["device"],
     message:
         "Jacobian shard {wildcards.shard} of {wildcards.shards}: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
-    threads: 2
-    resources:
-        mem_mb=5000,
-        runtime=120,
-        gpu=gpus_per_job(),
-    conda:
-        ENVIRONMENT
     script:
         "../scripts/jacobian.py"

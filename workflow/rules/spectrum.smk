@@ -13,18 +13,18 @@ rule spectrum:
         RESULTS + "/logs/spectrum/{start}-{task}-seed{seed}.log",
     benchmark:
         RESULTS + "/benchmarks/spectrum/{start}-{task}-seed{seed}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 2
+    resources:
+        mem_mb=2000,
+        runtime=20,
     params:
         sizes=sorted(config["sizes"]),
         outputs=config["kernel"]["outputs"],
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale", "noise")},
     message:
         "Eigendecomposition: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
-    threads: 2
-    resources:
-        mem_mb=2000,
-        runtime=20,
-    conda:
-        ENVIRONMENT
     script:
         "../scripts/spectrum.py"
 
@@ -41,6 +41,12 @@ rule stopping:
         RESULTS + "/logs/stopping/{start}-{task}-seed{seed}.log",
     benchmark:
         RESULTS + "/benchmarks/stopping/{start}-{task}-seed{seed}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=20,
     params:
         sizes=sorted(config["sizes"]),
         outputs=config["kernel"]["outputs"],
@@ -51,11 +57,5 @@ rule stopping:
         },
     message:
         "Predicting the stopping time: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=20,
-    conda:
-        ENVIRONMENT
     script:
         "../scripts/stopping.py"

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 from job import Job
-
 from stopwise import artifacts, assets
 
 with Job(snakemake) as job:

@@ -1,7 +1,6 @@
 """Sum the Jacobian shards' Gram contributions and describe the kernel layer by layer."""
 
 from job import Job
-
 from stopwise import artifacts
 from stopwise.gram_assembly import assemble, layer_shares
 from stopwise.samples import read_sample

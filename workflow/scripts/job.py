@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
+import json
 import logging
 import math
 import os
@@ -20,8 +21,8 @@ from typing import Any
 # Scripts also run in environments that hold the dependencies only: the library lies beside them.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import stopwise  # noqa: E402
-from stopwise import artifacts  # noqa: E402
+import stopwise
+from stopwise import artifacts
 
 VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pyarrow", "safetensors")
 
@@ -46,7 +47,9 @@ class Job:
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
             handlers.append(logging.FileHandler(self.log_file, mode="w", encoding="utf-8"))
         name = " ".join([self.snakemake.rule, *(f"{k}={v}" for k, v in self.wildcards.items())])
-        logging.basicConfig(level=logging.INFO, handlers=handlers, format=f"%(asctime)s [{name}] %(message)s", force=True)
+        logging.basicConfig(
+            level=logging.INFO, handlers=handlers, format=f"%(asctime)s [{name}] %(message)s", force=True
+        )
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
@@ -145,3 +148,21 @@ def use_device(job: Job, requested: str) -> str:
         raise ValueError("config key device: 'cuda' asked for, but torch sees no CUDA device; allowed here: auto, cpu")
     job.device = "cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu"
     return job.device
+
+
+def load_start(snakemake: Any, start: str, seed: int, device: str) -> tuple[Any, dict[str, Any]]:
+    """Return the configured model at a start (pretrained, mixed, random) on the device, and its record."""
+    from stopwise.models import load_model
+
+    stamp = json.loads(Path(snakemake.input.model).read_text(encoding="utf-8"))
+    section = snakemake.params.model
+    model, _ = load_model(
+        stamp["folder"],
+        dtype=section["dtype"],
+        attn_implementation=section["attn_implementation"],
+        trust_remote_code=section["trust_remote_code"],
+        start=start,
+        seed=seed,
+        reinit=section["reinit"],
+    )
+    return model.to(device), stamp

@@ -90,7 +90,9 @@ def _cross_checks(config: dict[str, Any]) -> None:
                 " the trained sizes"
             )
     if "mixed" in config["starts"] and not config["model"]["reinit"]:
-        raise ConfigError("config key starts: 'mixed' needs model.reinit, a list of parameter-name patterns; found none")
+        raise ConfigError(
+            "config key starts: 'mixed' needs model.reinit, a list of parameter-name patterns; found none"
+        )
 
 
 def config_digest(config: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from stopwise.artifacts import ArtifactError, matrix_rows, read_matrix
+from stopwise.spectrum import Spectrum
 
 # Shards run the same network over the same batches; devices may still differ in the last bits of f0.
 OUTPUT_TOLERANCE = 1e-4
@@ -37,6 +38,10 @@ class AssembledKernel:
         """Return the rows of the ``gram`` artifact."""
         blocks = {"train": self.train, "new": self.new, "outputs": self.outputs, "outputs_new": self.outputs_new}
         return [row for block, matrix in blocks.items() for row in matrix_rows(matrix, block=block)]
+
+    def spectrum(self, intercept: str) -> Spectrum:
+        """Return the spectrum of the training kernel, with the intercept ``fitted`` or ``none``."""
+        return Spectrum.of(self.train, self.columns, intercept == "fitted")
 
     def leading(self, n: int) -> AssembledKernel:
         """Return the kernel of the first n training examples: the leading block, new points unchanged."""
@@ -76,7 +81,9 @@ def assemble(shards: Mapping[str, pa.Table]) -> AssembledKernel:
         for name in ("outputs", "outputs_new"):
             found = read_matrix(table, block=name, layer="")
             first_path, first = outputs.setdefault(name, (path, found))
-            if first.shape != found.shape or not np.allclose(first, found, atol=OUTPUT_TOLERANCE, rtol=OUTPUT_TOLERANCE):
+            if first.shape != found.shape or not np.allclose(
+                first, found, atol=OUTPUT_TOLERANCE, rtol=OUTPUT_TOLERANCE
+            ):
                 raise ArtifactError(f"{path}: f0 differs from that of {first_path}; the shards are of different models")
         for block, layer in sorted(set(zip(table["block"].to_pylist(), table["layer"].to_pylist(), strict=True))):
             if block in parts:
@@ -142,4 +149,3 @@ def _centre(matrix: np.ndarray, columns: int) -> np.ndarray:
     blocks = matrix.reshape(n, columns, n, columns)
     blocks = blocks - blocks.mean(axis=0, keepdims=True)
     return (blocks - blocks.mean(axis=2, keepdims=True)).reshape(matrix.shape)
-

@@ -1,0 +1,152 @@
+# Figures, each a pure function of a Parquet table of the same name, and the headline numbers. No job here imports torch.
+
+
+rule figure_F1:
+    input:
+        spectrum=each("spectrum/{start}/{task}/seed{seed}.parquet"),
+        decay=each("decay/{start}/{task}/seed{seed}.parquet"),
+        code=library("plots.f1"),
+    output:
+        table=RESULTS + "/figures/F1.parquet",
+        svg=report(
+            RESULTS + "/figures/F1.svg",
+            caption="../report/F1.rst",
+            category="Kernel",
+            labels={"figure": "F1", "shows": "eigenvalue decay"},
+        ),
+        png=RESULTS + "/figures/F1.png",
+    log:
+        RESULTS + "/logs/figures/F1.log",
+    benchmark:
+        RESULTS + "/benchmarks/figures/F1.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Drawing F1: eigenvalue decay"
+    script:
+        "../scripts/figure_F1.py"
+
+
+rule figure_F2:
+    input:
+        trajectory=each("finetune/{start}/{task}/seed{seed}/trajectory.parquet"),
+        evaluation=each("evaluation/{start}/{task}/seed{seed}.parquet"),
+        code=library("plots.f2"),
+    output:
+        table=RESULTS + "/figures/F2.parquet",
+        svg=report(
+            RESULTS + "/figures/F2.svg",
+            caption="../report/F2.rst",
+            category="Stopping",
+            labels={"figure": "F2", "shows": "fine-tuning curves and rules"},
+        ),
+        png=RESULTS + "/figures/F2.png",
+    log:
+        RESULTS + "/logs/figures/F2.log",
+    benchmark:
+        RESULTS + "/benchmarks/figures/F2.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Drawing F2: fine-tuning curves with every rule's stop"
+    script:
+        "../scripts/figure_F2.py"
+
+
+rule figure_F3:
+    input:
+        evaluation=each("evaluation/{start}/{task}/seed{seed}.parquet"),
+        code=library("plots.f3"),
+    output:
+        table=RESULTS + "/figures/F3.parquet",
+        svg=report(
+            RESULTS + "/figures/F3.svg",
+            caption="../report/F3.rst",
+            category="Stopping",
+            labels={"figure": "F3", "shows": "stopping rules compared"},
+        ),
+        png=RESULTS + "/figures/F3.png",
+    log:
+        RESULTS + "/logs/figures/F3.log",
+    benchmark:
+        RESULTS + "/benchmarks/figures/F3.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Drawing F3: stopping rules compared"
+    script:
+        "../scripts/figure_F3.py"
+
+
+rule figure_F8:
+    input:
+        arithmetic=expand(RESULTS + "/arithmetic/seed{seed}.parquet", seed=config["arithmetic"]["seeds"]),
+        code=library("plots.f8"),
+    output:
+        table=RESULTS + "/figures/F8.parquet",
+        svg=report(
+            RESULTS + "/figures/F8.svg",
+            caption="../report/F8.rst",
+            category="Task arithmetic",
+            labels={"figure": "F8", "shows": "addition and negation"},
+        ),
+        png=RESULTS + "/figures/F8.png",
+    log:
+        RESULTS + "/logs/figures/F8.log",
+    benchmark:
+        RESULTS + "/benchmarks/figures/F8.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Drawing F8: task addition and negation"
+    script:
+        "../scripts/figure_F8.py"
+
+
+rule summary:
+    input:
+        data=[f"{RESULTS}/data/{task}/seed{seed}.parquet" for task in TASKS for seed in config["seeds"]],
+        gram=each("gram/{start}/{task}/seed{seed}.parquet"),
+        trajectory=each("finetune/{start}/{task}/seed{seed}/trajectory.parquet"),
+        evaluation=each("evaluation/{start}/{task}/seed{seed}.parquet"),
+        arithmetic=[
+            f"{RESULTS}/arithmetic/seed{seed}.parquet" for seed in config["arithmetic"]["seeds"] if arithmetic_runs()
+        ],
+        code=library("summary"),
+    output:
+        table=RESULTS + "/summary.parquet",
+        text=RESULTS + "/summary.md",
+    log:
+        RESULTS + "/logs/summary.log",
+    benchmark:
+        RESULTS + "/benchmarks/summary.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        sizes=sorted(config["sizes"]),
+        outputs=config["kernel"]["outputs"],
+        stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
+    message:
+        "Writing the headline numbers"
+    script:
+        "../scripts/summary.py"

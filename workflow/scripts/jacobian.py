@@ -1,0 +1,38 @@
+"""Run the passes of one Jacobian shard and add up its own layers' Gram contributions."""
+
+from job import Job, load_start, use_device
+from stopwise.samples import read_sample
+
+with Job(snakemake) as job:
+    device = use_device(job, snakemake.params.device)
+    from stopwise.gram import kernel_layers, layer_costs, split_layers, train_and_new_kernels
+    from stopwise.gram_assembly import shard_rows
+    from stopwise.tasks import batch_from_table
+
+    sample = read_sample(snakemake.input.data)
+    kernel = snakemake.params.kernel
+    shard, shards = int(job.wildcards["shard"]), int(job.wildcards["shards"])
+    model, stamp = load_start(snakemake, job.wildcards["start"], int(job.wildcards["seed"]), device)
+    train = batch_from_table(sample.table, "train", verbalizers=sample.verbalizers)
+    new = batch_from_table(sample.table, ("validation", "test"), verbalizers=sample.verbalizers)
+
+    names = kernel_layers(model, kernel["parameters"])
+    layers = split_layers(names, layer_costs(model, kernel["parameters"]), shards)[shard]
+    if not layers:
+        raise ValueError(f"config key kernel.shards: {shards} shards for {len(names)} layers; allowed: up to that many")
+    train_kernel, new_kernel = train_and_new_kernels(
+        model,
+        train,
+        new,
+        parameters=kernel["parameters"],
+        outputs=kernel["outputs"],
+        formula=kernel["formula"],
+        memory_gb=kernel["memory_gb"],
+        layers=layers,
+        device=device,
+        progress=True,
+    )
+    rows = shard_rows(
+        train_kernel.by_layer, new_kernel.by_layer, train_kernel.outputs, new_kernel.outputs, train_kernel.row_norms
+    )
+    job.write(snakemake.output[0], rows, "jacobian", model=stamp["fingerprint"], data=sample.digest)

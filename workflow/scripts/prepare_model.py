@@ -1,0 +1,34 @@
+"""Prepare the configured model once as safetensors, and record what it is."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from job import Job
+from stopwise import artifacts
+from stopwise.assets import sha256_of
+from stopwise.models import prepare_model
+
+
+def fingerprint(folder: Path, *patterns: str) -> str:
+    """Return one digest of the names and bytes of the folder's files that match."""
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    return hashlib.sha256("".join(f"{path.name} {sha256_of(path)}\n" for path in files).encode()).hexdigest()[:16]
+
+
+with Job(snakemake) as job:
+    model = snakemake.params.model
+    folder = prepare_model(
+        model["source"],
+        snakemake.params.assets,
+        revision=model["revision"],
+        trust_remote_code=model["trust_remote_code"],
+    )
+    record = {
+        "source": model["source"],
+        "folder": str(folder),
+        "fingerprint": fingerprint(folder, "*.safetensors", "config.json"),
+        "tokenizer": fingerprint(folder, "tokenizer*.json", "special_tokens_map.json"),
+    }
+    with artifacts.atomic_path(Path(snakemake.output[0])) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,24 @@
+"""Decompose the kernel at every training size and fit the decay of its eigenvalues."""
+
+from job import Job
+from stopwise import artifacts
+from stopwise.gram_assembly import read_gram
+from stopwise.samples import read_sample
+from stopwise.spectrum_table import decay_row, spectrum_rows
+
+with Job(snakemake) as job:
+    sample = read_sample(snakemake.input.data)
+    gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram"))
+    stopping = snakemake.params.stopping
+    rows, decays = [], []
+    for n in snakemake.params.sizes:
+        kernel = gram.leading(n)
+        y = sample.targets("train", snakemake.params.outputs, stopping["target_scale"], n)
+        spec = kernel.spectrum(stopping["intercept"])
+        rows += spectrum_rows(n, spec, y - kernel.outputs)
+        decays.append(decay_row(n, spec, y - kernel.outputs, stopping["noise"]))
+    last = decays[-1]
+    metrics = {key: last[key] for key in ("exponent", "trace", "stable_rank", "effective_dimension")}
+    origin = {"data": sample.digest}
+    job.write(snakemake.output.spectrum, rows, "spectrum", **origin)
+    job.write(snakemake.output.decay, decays, "decay", metrics=metrics, **origin)

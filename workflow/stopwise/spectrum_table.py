@@ -1,0 +1,55 @@
+"""The rows of the ``spectrum`` and ``decay`` artifacts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stopwise.decay import alignment, decay_fit, effective_dimension, half_sample_eigenvalues, stable_rank
+from stopwise.likelihood import estimate_noise
+from stopwise.spectrum import Spectrum
+
+HALF_SAMPLES = 40  # resampled halves of the examples behind the interval of an exponent
+
+
+def spectrum_rows(n: int, spec: Spectrum, residual: np.ndarray) -> list[dict[str, Any]]:
+    """Return one row per eigenvalue: index, eigenvalue, coefficient of the residual y - f0 and the fitted law."""
+    z = spec.coefficients(residual)
+    index = np.arange(1, spec.m + 1)
+    fit = decay_fit(spec.eigenvalues[: spec.degrees])
+    fitted = fit.predict(index)
+    return [
+        {
+            "n": n,
+            "index": int(i),
+            "eigenvalue": float(spec.eigenvalues[i - 1]),
+            "coefficient": float(z[i - 1]),
+            "fitted": float(fitted[i - 1]) if fit.first <= i <= fit.last else None,
+        }
+        for i in index
+    ]
+
+
+def decay_row(n: int, spec: Spectrum, residual: np.ndarray, noise: str, seed: int = 0) -> dict[str, Any]:
+    """Return the fitted decay with its interval over half-samples of the examples, and one-number summaries.
+
+    The effective dimension is taken at the estimated mu = sigma^2/tau^2 (at the mean eigenvalue when there is none).
+    """
+    lam = spec.eigenvalues[: spec.degrees]
+    fit = decay_fit(lam, half_sample_eigenvalues(spec.matrix, spec.columns, spec.intercept, HALF_SAMPLES, seed))
+    estimated = estimate_noise(spec, residual, noise)
+    mu = estimated.mu if estimated.usable and np.isfinite(estimated.mu) and estimated.mu > 0 else float(lam.mean())
+    return {
+        "n": n,
+        "m": spec.m,
+        "kind": fit.kind,
+        "exponent": fit.exponent,
+        "exponent_low": fit.interval[0],
+        "exponent_high": fit.interval[1],
+        "trace": float(lam.sum()),
+        "stable_rank": stable_rank(lam),
+        "effective_dimension": float(effective_dimension(lam, mu)),
+        "mu": mu,
+        "alignment_top10": float(alignment(spec.coefficients(residual), 10)),
+    }
