@@ -42,7 +42,6 @@ rule finetune:
 rule evaluation:
     input:
         trajectory=RESULTS + "/finetune/{start}/{task}/seed{seed}/trajectory.parquet",
-        index=RESULTS + "/finetune/{start}/{task}/seed{seed}/vector_index.parquet",
         stopping=RESULTS + "/stopping/{start}/{task}/seed{seed}.parquet",
         code=library("evaluation"),
     output:

@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+from stopwise.tasks import Task
+
 from job import Job
 from stopwise.models import load_tokenizer
-from stopwise.tasks import Task
 
 with Job(snakemake) as job:
     stamp = json.loads(Path(snakemake.input.model).read_text(encoding="utf-8"))

@@ -39,6 +39,7 @@ class Job:
         self.started = time.time()
         self.log_file = Path(str(snakemake.log[0])) if snakemake.log else None
         self.device = "cpu"
+        self.lease: Lease | None = None
         self._inputs: dict[str, str] | None = None
 
     def __enter__(self) -> Job:
@@ -96,6 +97,7 @@ class Job:
                 "seconds": round(time.time() - self.started, 2),
                 "host": platform.node(),
                 "device": self.device,
+                "leased": self.lease.device if self.lease else None,
                 "threads": self.snakemake.threads,
                 "peak_mb": round(peak_mb(), 1),
             },
@@ -140,7 +142,10 @@ def git_revision() -> str | None:
 
 
 def use_device(job: Job, requested: str) -> str:
-    """Return the torch device for this job and set torch's threads to the job's."""
+    """Lease a GPU unless the CPU is asked for, then return the torch device and set torch's threads to the job's."""
+    if requested != "cpu":
+        job.lease = lease_device(report=logging.info)
+        logging.info("device lease: %s", job.lease.device if job.lease else "none, no device here")
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", job.snakemake.threads)))

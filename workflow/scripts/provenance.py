@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pyarrow.csv
+
 from job import Job
 from stopwise import artifacts
 from stopwise.provenance_table import provenance_rows

@@ -1,0 +1,103 @@
+"""The whole workflow on the pico configuration: it runs, says what it wrote, resumes, and repeats nothing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline import TEST_CONFIG, snakemake
+from stopwise import artifacts
+
+pytestmark = pytest.mark.pipeline
+TORCH_RULES = ("prepare_model", "data", "jacobian", "finetune", "arithmetic")
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    return sorted((folder / "results" / "test").rglob("*.parquet"))
+
+
+@pytest.fixture
+def copy(finished_pipeline, tmp_path):
+    folder = tmp_path / "checkout"
+    shutil.copytree(finished_pipeline[0], folder, symlinks=True)  # copytree keeps modification times
+    return folder
+
+
+def test_a_run_from_nothing_writes_every_artifact_with_schema_and_provenance(finished_pipeline):
+    folder, _ = finished_pipeline
+    files = parquet_files(folder)
+    assert len(files) > 20
+    for path in files:
+        record = artifacts.read_provenance(path)
+        artifacts.read_table(path, record["kind"])
+        assert record["rule"]
+        assert record["versions"]["stopwise"]
+        assert record["volatile"]["seconds"] >= 0
+        assert str(folder) not in json.dumps(artifacts.stable(record)), "a stable record must not hold a machine's path"
+
+
+def test_at_most_twelve_jobs_import_torch(finished_pipeline):
+    jobs = finished_pipeline[1].jobs()
+    assert sum(jobs.get(rule, 0) for rule in TORCH_RULES) <= 12
+
+
+def test_a_second_run_has_nothing_to_do(finished_pipeline):
+    run = snakemake(finished_pipeline[0], "-n")
+    assert "Nothing to be done" in run.output, run.output[-3000:]
+
+
+def test_figures_are_drawn_as_svg_and_png(finished_pipeline):
+    folder = finished_pipeline[0] / "results" / "test" / "figures"
+    for name in ("F1", "F2", "F3", "F8"):
+        assert (folder / f"{name}.svg").read_text().lstrip().startswith("<?xml")
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_deleted_shard_reruns_that_shard_and_what_depends_on_it_only(copy):
+    shards = sorted((copy / "results/test/jacobian/pretrained/colours").rglob("*.parquet"))
+    before = {path: artifacts.digest(path) for path in parquet_files(copy)}
+    shards[0].unlink()
+    jobs = snakemake(copy, "-n").jobs()
+    assert jobs["jacobian"] == 1
+    assert jobs["gram"] == 1
+    assert "data" not in jobs
+    assert "prepare_model" not in jobs
+    run = snakemake(copy)
+    assert run.code == 0, run.output[-3000:]
+    assert {path: artifacts.digest(path) for path in parquet_files(copy)} == before
+
+
+def test_a_changed_formula_reruns_the_rules_that_use_it_only(copy):
+    with (copy / "workflow/stopwise/rules.py").open("a") as file:
+        file.write("\n# an edited formula\n")
+    jobs = snakemake(copy, "-n").jobs()
+    assert jobs["stopping"] == 2
+    for rule in ("data", "jacobian", "gram", "prepare_model"):
+        assert rule not in jobs
+
+
+def test_a_changed_config_value_reruns_what_depends_on_it_only(copy):
+    path = copy / TEST_CONFIG
+    path.write_text(path.read_text().replace("coefficients: [0.5, 1.0]", "coefficients: [0.5]"))
+    jobs = snakemake(copy, "-n").jobs()
+    assert jobs["arithmetic"] == 1
+    for rule in ("data", "jacobian", "gram", "finetune"):
+        assert rule not in jobs
+
+
+def test_the_report_is_one_file_with_captions(copy):
+    run = snakemake(copy, "--report", "report.html")
+    assert run.code == 0, run.output[-3000:]
+    text = (copy / "report.html").read_text(encoding="utf-8")
+    for category in ("Kernel", "Stopping", "Task arithmetic"):
+        assert category in text
+
+
+def test_a_wrong_config_value_ends_at_once_with_one_clear_line(copy):
+    path = copy / TEST_CONFIG
+    path.write_text(path.read_text().replace("shards: 2", "shards: 0"))
+    run = snakemake(copy, "-n")
+    assert run.code != 0
+    assert "config key kernel.shards" in run.output
+    assert "Traceback" not in run.output

@@ -1,0 +1,18 @@
+"""Judge every rule on the measured curves of the run that it would have stopped."""
+
+from job import Job
+from stopwise import artifacts
+from stopwise.evaluation import evaluate_rules
+
+with Job(snakemake) as job:
+    trajectory = artifacts.read_table(snakemake.input.trajectory, "trajectory").to_pylist()
+    predicted = artifacts.read_table(snakemake.input.stopping, "stopping").to_pylist()
+    rules, finetune = snakemake.params.rules, snakemake.params.finetune
+    rows = []
+    for n in sorted({row["n"] for row in trajectory}):
+        run = [row for row in trajectory if row["n"] == n]
+        answers = [row for row in predicted if row["n"] == n]
+        rows += evaluate_rules(run, answers, rules, finetune["patience"], finetune["min_delta"])
+    largest = max(row["n"] for row in rows)
+    metrics = {f"regret/{row['rule']}": row["relative_regret"] for row in rows if row["n"] == largest}
+    job.write(snakemake.output[0], rows, "evaluation", metrics=metrics)

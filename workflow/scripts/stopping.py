@@ -1,0 +1,42 @@
+"""Say, from the kernel alone, when each rule would stop training at every size."""
+
+from job import Job
+
+from stopwise import artifacts
+from stopwise.finetune_settings import FinetuneSettings
+from stopwise.gram_assembly import read_gram
+from stopwise.samples import read_sample
+from stopwise.stopping import MEASURED, stopping_table, time_grid
+
+with Job(snakemake) as job:
+    sample = read_sample(snakemake.input.data)
+    gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram"))
+    stopping, coding = snakemake.params.stopping, snakemake.params.outputs
+    settings = FinetuneSettings.from_config(snakemake.params.finetune, outputs=coding)
+    t_max = stopping["t_max"] or settings.steps
+    rules = [rule for rule in stopping["rules"] if rule not in MEASURED]
+    heuristic = settings.optimizer == "adamw" or settings.objective != "squared"
+    rows, curves = [], []
+    for n in snakemake.params.sizes:
+        kernel = gram.leading(n)
+        spec = kernel.spectrum(stopping["intercept"])
+        y = sample.targets("train", coding, stopping["target_scale"], n)
+        found, values = stopping_table(
+            spec,
+            y - kernel.outputs,
+            settings.filter(spec.lambda_max),
+            t_max,
+            rules,
+            settings.batch_size,
+            noise=stopping["noise"],
+            radius=stopping["radius"],
+            times=time_grid(t_max),
+            targets=y,
+        )
+        for row in found:
+            flags = [*row["flags"].split(), *(["heuristic"] if heuristic else [])]
+            rows.append({"n": n, **row, "flags": sorted(set(flags))})
+        curves += [{"n": n, **row} for row in values]
+    metrics = {f"t/{row['rule']}": row["t"] for row in rows if row["n"] == max(snakemake.params.sizes)}
+    job.write(snakemake.output.stopping, rows, "stopping", metrics=metrics, data=sample.digest)
+    job.write(snakemake.output.curve, curves, "stopping_curve", data=sample.digest)
