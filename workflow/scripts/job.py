@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import stopwise
 from stopwise import artifacts
+from stopwise.devices import Lease, lease_device
+from stopwise.leftovers import remove_leftovers
 
 VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pyarrow", "safetensors")
 
@@ -51,6 +53,8 @@ class Job:
         logging.basicConfig(
             level=logging.INFO, handlers=handlers, format=f"%(asctime)s [{name}] %(message)s", force=True
         )
+        for path in remove_leftovers(map(str, self.snakemake.output)):
+            logging.info("removed %s, left by an interrupted run", path)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
