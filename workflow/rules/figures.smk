@@ -143,6 +143,7 @@ rule summary:
         mem_mb=1000,
         runtime=10,
     params:
+        name=config["name"],
         sizes=sorted(config["sizes"]),
         outputs=config["kernel"]["outputs"],
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},

@@ -1,7 +1,6 @@
 """Say, from the kernel alone, when each rule would stop training at every size."""
 
 from job import Job
-
 from stopwise import artifacts
 from stopwise.finetune_settings import FinetuneSettings
 from stopwise.gram_assembly import read_gram

@@ -86,8 +86,8 @@ def _cross_checks(config: dict[str, Any]) -> None:
             arithmetic["size"] = max(config["sizes"])
         if arithmetic["size"] not in config["sizes"]:
             raise ConfigError(
-                f"config key arithmetic.size: {arithmetic['size']} is not among sizes {config['sizes']}; allowed: one of"
-                " the trained sizes"
+                f"config key arithmetic.size: {arithmetic['size']} is not among sizes {config['sizes']}; allowed: one"
+                " of the trained sizes"
             )
     if "mixed" in config["starts"] and not config["model"]["reinit"]:
         raise ConfigError(

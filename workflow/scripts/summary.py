@@ -1,0 +1,37 @@
+"""Write the headline numbers: a table, and the same as text."""
+
+from pathlib import Path
+
+from figures import pairs
+from job import Job
+from stopwise import artifacts, summary
+from stopwise.gram_assembly import read_gram
+from stopwise.samples import read_sample
+
+with Job(snakemake) as job:
+    params, files = snakemake.params, snakemake.input
+    samples = {}
+    for path in files.data:
+        found = artifacts.read_provenance(path)["wildcards"]
+        samples[found["task"], int(found["seed"])] = read_sample(path)
+    rows, evaluations = [], []
+    for wildcards, table in pairs(files.gram, "gram"):
+        kernel, sample = read_gram(table), samples[wildcards["task"], wildcards["seed"]]
+        stopping = params.stopping
+        for n in params.sizes:
+            found = summary.baselines(
+                kernel, sample, params.outputs, stopping["target_scale"], stopping["intercept"], n
+            )
+            rows += [{**wildcards, **row} for row in found]
+    for wildcards, table in pairs(files.evaluation, "evaluation"):
+        evaluations += table.to_pylist()
+        rows += [{**wildcards, **row, "method": row["rule"]} for row in table.to_pylist()]
+    chosen = []
+    for _, table in pairs(files.arithmetic, "arithmetic"):
+        chosen += [row for row in table.to_pylist() if row["chosen"] and row["split"] == "test"]
+    averages, medians = summary.averaged(rows), summary.rule_medians(evaluations)
+    with artifacts.atomic_path(snakemake.output.text) as temporary:
+        temporary.write_text(summary.markdown(params.name, averages, medians, chosen), encoding="utf-8")
+    metrics = {f"regret/{row['rule']}": row["regret"] for row in medians}
+    job.write(snakemake.output.table, averages, "summary", metrics=metrics)
+    print(Path(snakemake.output.text).read_text(encoding="utf-8"))
