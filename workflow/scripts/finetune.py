@@ -8,13 +8,12 @@ from stopwise import artifacts
 from stopwise.assets import sha256_of
 from stopwise.finetune_plan import predicted_paths
 from stopwise.gram_assembly import read_gram
-from stopwise.samples import read_sample
+from stopwise.samples import SPLITS, read_sample
 
 with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
-    from stopwise.tasks import batch_from_table
-
     from stopwise.finetune import FinetuneSettings, remove_sweep, sweep
+    from stopwise.tasks import batch_from_table
 
     params, sizes = snakemake.params, snakemake.params.sizes
     start, task, seed = job.wildcards["start"], job.wildcards["task"], int(job.wildcards["seed"])
@@ -34,10 +33,7 @@ with Job(snakemake) as job:
         paths[n] = predicted_paths(kernel, spectra[n], residual, step_filter, settings.steps, held_out)
 
     model, stamp = load_start(snakemake, start, seed, device)
-    batches = {
-        split: batch_from_table(sample.table, split, verbalizers=sample.verbalizers)
-        for split in ("train", "validation", "test")
-    }
+    batches = {split: batch_from_table(sample.table, split, verbalizers=sample.verbalizers) for split in SPLITS}
     folder = Path(snakemake.output.trajectory).parent
     checkpoints = Path(*folder.parts[:2], "checkpoints", *folder.parts[2:])
     rows, outputs, index = [], [], []

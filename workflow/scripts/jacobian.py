@@ -5,10 +5,9 @@ from stopwise.samples import read_sample
 
 with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
-    from stopwise.tasks import batch_from_table
-
     from stopwise.gram import kernel_layers, layer_costs, split_layers, train_and_new_kernels
     from stopwise.gram_assembly import shard_rows
+    from stopwise.tasks import batch_from_table
 
     sample = read_sample(snakemake.input.data)
     kernel = snakemake.params.kernel

@@ -17,11 +17,8 @@ with Job(snakemake) as job:
     rows, evaluations = [], []
     for wildcards, table in pairs(files.gram, "gram"):
         kernel, sample = read_gram(table), samples[wildcards["task"], wildcards["seed"]]
-        stopping = params.stopping
         for n in params.sizes:
-            found = summary.baselines(
-                kernel, sample, params.outputs, stopping["target_scale"], stopping["intercept"], n
-            )
+            found = summary.baselines(kernel, sample, params.outputs, n=n, **params.stopping)
             rows += [{**wildcards, **row} for row in found]
     for wildcards, table in pairs(files.evaluation, "evaluation"):
         evaluations += table.to_pylist()

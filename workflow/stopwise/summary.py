@@ -22,7 +22,7 @@ BASELINES = {
 
 
 def baselines(
-    kernel: AssembledKernel, sample: Sample, coding: str, scale: float, intercept: str, n: int
+    kernel: AssembledKernel, sample: Sample, coding: str, target_scale: float, intercept: str, n: int
 ) -> list[dict[str, Any]]:
     """Return accuracy and loss on the test set without any training: one row per method of ``BASELINES``.
 
@@ -30,7 +30,7 @@ def baselines(
     """
     leading = kernel.leading(n)
     spec = Spectrum.of(leading.train, leading.columns, intercept == "fitted")
-    residual = sample.targets("train", coding, scale, n) - leading.outputs
+    residual = sample.targets("train", coding, target_scale, n) - leading.outputs
     held_out = len(sample.labels("validation"))
     f0 = leading.outputs_new[held_out:]
     mu = estimate_noise(spec, residual, "gcv").mu
@@ -42,7 +42,7 @@ def baselines(
         "zero_shot_intercept": f0 + residual.mean(axis=0),
         "kernel_regression": f0 + fitted.reshape(f0.shape),
     }
-    labels, y = sample.labels("test"), sample.targets("test", coding, scale)
+    labels, y = sample.labels("test"), sample.targets("test", coding, target_scale)
     return [
         {
             "n": n,
@@ -57,7 +57,7 @@ def baselines(
 
 
 def averaged(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the mean over seeds of rows with start, task, n and method; a value that is missing anywhere is missing."""
+    """Return the mean over seeds of rows with start, task, n and method; a value missing in one is missing."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["start"], row["task"], row["n"], row["method"]), []).append(row)
@@ -104,7 +104,7 @@ def markdown(
         text += _line([start, task, n, *(_cell(found.get(method)) for method in methods)])
     text += [
         "",
-        "For the rules the step is in brackets. The rules over all runs, judged on the measured test curves:",
+        "The rules (their step is in brackets above) over all runs, judged on the measured test curves:",
         "",
     ]
     text += _line(["rule", "answered", "median regret", "hit rate (within 5 %)", "median T/T_oracle"])
