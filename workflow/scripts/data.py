@@ -3,21 +3,16 @@
 import json
 from pathlib import Path
 
-from stopwise.tasks import Task
-
 from job import Job
 from stopwise.models import load_tokenizer
+from stopwise.tasks import Task, verbalizers_of
 
 with Job(snakemake) as job:
     stamp = json.loads(Path(snakemake.input.model).read_text(encoding="utf-8"))
-    data = snakemake.params.data
-    name = job.wildcards["task"]
-    definition = {**(snakemake.params.task or {}), "name": name}
-    defaults = {**data, "train": max(snakemake.params.sizes), "assets": snakemake.params.assets}
-    task = Task.from_config(definition, defaults)
-    tokenizer = load_tokenizer(stamp["folder"])
-    table = task.sample(tokenizer, seed=int(job.wildcards["seed"]))
-    described = {"name": name, "classes": list(task.verbalizers), "verbalizers": task.verbalizer_ids(tokenizer)}
-    cut = sum(table["cut"].to_pylist())
-    metrics = {"examples": table.num_rows, "cut": cut}
+    params, name = snakemake.params, job.wildcards["task"]
+    defaults = {**params.data, "train": max(params.sizes)}
+    task = Task.from_config(params.task, defaults, name=name, assets=params.assets)
+    table = task.sample(load_tokenizer(stamp["folder"]), seed=int(job.wildcards["seed"]))
+    described = {"name": name, "classes": list(task.verbalizers), "verbalizers": verbalizers_of(table)}
+    metrics = {"examples": table.num_rows, "cut": sum(table["cut"].to_pylist())}
     job.write(snakemake.output[0], table, "data", task=described, metrics=metrics, tokenizer=stamp["tokenizer"])

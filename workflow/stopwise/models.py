@@ -70,7 +70,7 @@ def load_model(
         model = _pretrained(folder, kind, options)
         if start == "mixed":
             _copy_matching(model, _redrawn(folder, kind, seed, options), reinit)
-    return _frozen(model), _tokenizer(folder, trust_remote_code)
+    return _frozen(model), load_tokenizer(folder, trust_remote_code)
 
 
 def _frozen(model: PreTrainedModel) -> PreTrainedModel:
@@ -182,7 +182,8 @@ def _redrawn(folder: Path, dtype: torch.dtype, seed: int, options: dict[str, Any
     return model.to(dtype=dtype)
 
 
-def _tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: str | os.PathLike, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the fast tokenizer of a local folder, padding on the right; raises ModelError when there is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -243,7 +244,7 @@ def model_fingerprint(model: torch.nn.Module) -> str:
     for name, parameter in sorted(model.named_parameters()):
         tensor = parameter.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -251,6 +252,7 @@ __all__ = [
     "AssetError",
     "ModelError",
     "load_model",
+    "load_tokenizer",
     "model_fingerprint",
     "pico_model",
     "pico_tokenizer",
