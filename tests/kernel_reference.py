@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import transformers as tf
+
 from stopwise.outputs import coding_matrix
 
 VOCAB = 97
@@ -144,5 +146,5 @@ def plain_jacobian(model: torch.nn.Module, batch: dict, names: list[str], output
 
 def relative(found, wanted) -> float:
     """Return the relative Frobenius error."""
-    found, wanted = torch.as_tensor(found).double(), torch.as_tensor(wanted).double()
+    found, wanted = (torch.tensor(np.asarray(x), dtype=torch.float64) for x in (found, wanted))
     return float((found - wanted).norm() / wanted.norm())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from kernel_reference import VERBALIZERS, pico, plain_outputs, prompts, relative
 from stopwise.forward import attach_head, class_outputs, detach_head, length_buckets
 

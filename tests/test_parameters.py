@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from kernel_reference import pico, prompts
 from stopwise import lora
 from stopwise.forward import attach_head, class_outputs

@@ -10,7 +10,7 @@ from stopwise.layer_formulas import Outer
 if TYPE_CHECKING:
     from stopwise.tiles import Layout, Part
 
-# Cost of one entry of a factored product (multiply, add, write, read) in multiply-adds of a matrix product: memory-bound.
+# Cost of one entry of a factored product in multiply-adds of a matrix product: it is written, read and summed.
 ENTRY_COST = 40.0
 
 

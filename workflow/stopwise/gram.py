@@ -107,7 +107,13 @@ def empirical_ntk(
     """
     tasks = {"a": batch_a} if batch_b is None else {"a": batch_a, "b": batch_b}
     pair = ("a", "a") if batch_b is None else ("a", "b")
-    settings = {"parameters": parameters, "outputs": outputs, "formula": formula, "device": device, "dtype": dtype}
+    settings: dict[str, Any] = {
+        "parameters": parameters,
+        "outputs": outputs,
+        "formula": formula,
+        "device": device,
+        "dtype": dtype,
+    }
     found = _kernels(model, tasks, [pair], verbalizers, memory_gb=memory_gb, **settings, **options)
     return found[pair]
 

@@ -8,6 +8,7 @@ inputs of blocks and replays one block at a time from the top, so that only one 
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ def make_groups(
         order = torch.cat(buckets) if buckets else torch.zeros(0, dtype=torch.long)
         stops = torch.tensor([0, *(len(b) for b in buckets)]).cumsum(0).tolist()
         per_example = columns(len(verbalizers), outputs)
-        ranges = tuple(zip(stops[:-1], stops[1:], strict=True))
+        ranges = tuple(itertools.pairwise(stops))
         groups.append(Group(packed.rows(order), order, verbalizers, per_example, row, ranges))
         row += len(order) * per_example
     return groups
@@ -205,7 +206,8 @@ def whole_pass(run: Pass, batch: Batch, terms: Sequence[Term] | None = None) -> 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
     """Return the transformer blocks by layer name, in model order."""
     prefix = block_prefix(model)
-    return {f"{prefix}.{i}": block for i, block in enumerate(model.get_submodule(prefix))} if prefix else {}  # type: ignore[arg-type]
+    blocks: Any = model.get_submodule(prefix) if prefix else []
+    return {f"{prefix}.{i}": block for i, block in enumerate(blocks)}
 
 
 class _Stop(Exception):
@@ -277,7 +279,9 @@ class Sweep:
 
     def _forward(self, index: int, batch: Batch) -> _Saved:
         """Run a batch without a graph up to the last block's output, and differentiate what lies above."""
-        saved, top, outs = _Saved(), [], []
+        saved = _Saved()
+        top: list[torch.Tensor] = []
+        outs: list[torch.Tensor] = []
 
         def before(module: nn.Module, args: tuple, kwargs: dict) -> None:
             hidden = _hidden(args, kwargs)

@@ -164,9 +164,9 @@ def join(parts: Sequence[Features]) -> Features | None:
         ids = torch.cat([p.ids for p in parts], 1)  # type: ignore[union-attr]
         return Sparse(ids, torch.cat([p.vectors for p in parts], 2))  # type: ignore[union-attr]
     if all(isinstance(p, Dense) for p in parts):
-        sizes = [p.size for p in parts]  # type: ignore[union-attr]
-        rows = sum(p.rows for p in parts)  # type: ignore[union-attr]
-        return Dense(rows, None if any(s is None for s in sizes) else sum(sizes))  # type: ignore[arg-type]
+        sizes = [p.size for p in parts if isinstance(p, Dense) and p.size is not None]
+        rows = torch.stack([p.rows for p in parts]).sum(0)  # type: ignore[union-attr]
+        return Dense(rows, torch.stack(sizes).sum(0) if len(sizes) == len(parts) else None)
     raise ValueError("one parameter is used in ways that have no common form")
 
 

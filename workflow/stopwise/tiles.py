@@ -37,7 +37,7 @@ class Layout:
 
 
 class Blocks:
-    """Float64 Gram blocks [rows_a, rows_b] for the pairs of a layout, and squared row norms where no diagonal has them."""
+    """Float64 Gram blocks [rows_a, rows_b] for the pairs of a layout; squared row norms where no diagonal has them."""
 
     def __init__(self, layout: Layout, device: torch.device):
         self.layout, self.device = layout, device
@@ -53,14 +53,14 @@ class Blocks:
         for matrix, (a, b) in zip(self.matrices, self.layout.pairs, strict=True):
             left, right = (rows[self._slice(i)] for i in (a, b))
             if a != b:
-                matrix += left @ right.T
+                matrix.add_(left @ right.T)
                 continue
             size = -(-len(left) // PANELS)
             for start in range(0, len(left), size):
                 stop = min(start + size, len(left))
                 matrix[start:stop, :stop] += left[start:stop] @ left[:stop].T
         for i, squares in self.squares.items():
-            squares += rows[self._slice(i)].square().sum(1)
+            squares.add_(rows[self._slice(i)].square().sum(1))
 
     def add_pair(self, left: Batch, right: Batch, product: torch.Tensor) -> None:
         """Add the product of two batches [rows of left, rows of right] wherever the layout wants it."""
@@ -219,7 +219,7 @@ def _merged_entries(parts: Sequence[Part], rows: int) -> tuple[torch.Tensor, tor
     keys, vectors = [], []
     for batch, one in parts:
         assert isinstance(one, Sparse)
-        n, per_example, entries, _ = one.vectors.shape
+        n, per_example = one.vectors.shape[:2]
         where = torch.arange(batch.rows.start, batch.rows.stop, device=one.ids.device).view(n, per_example, 1)
         key = one.ids[:, None] * rows + where
         live = one.vectors.abs().amax(-1) > 0  # padding and prompts' unread ends carry no gradient
