@@ -1,0 +1,283 @@
+"""When to stop: nine rules behind one function, and the judgement of a stop on a measured curve.
+
+All but ``holdout`` and ``oracle`` are computed before the first training step, from the spectrum and the residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import rules as _rules
+from .filters import Filter, GradientDescent
+from .likelihood import Noise, estimate_noise, noise_intervals
+from .loo import loo_curve, loo_shortcut_curve
+from .rules import Choice, Moments, critical_eta, local_complexity, path_moments
+from .spectrum import Spectrum
+
+__all__ = [
+    "RULES",
+    "Noise",
+    "Stop",
+    "critical_eta",
+    "estimate_noise",
+    "judge",
+    "local_complexity",
+    "noise_intervals",
+    "stopping_table",
+    "stopping_time",
+    "stops",
+    "time_grid",
+]
+
+RULES = ("worst_case", "balance", "sure", "gcv", "loo", "loo_shortcut", "discrepancy", "holdout", "oracle")
+MEASURED = ("holdout", "oracle")
+NEED_SIGMA = ("worst_case", "balance", "sure", "discrepancy")
+# The width of a hit: test loss within 5 % of the oracle's.
+HIT = 0.05
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A stopping time and why.
+
+    ``t`` steps (None when the rule has no answer: see ``flags``), ``eta`` training time, ``epochs`` = t * batch_size /
+    n (full batch: t), ``sigma`` and ``rkhs_norm`` as used, ``predicted_risk`` = SURE at t (the estimated in-sample risk
+    (1/m)|f_t - f*|^2), ``curve`` over ``times`` (0..t_max unless other times were asked for), ``crossing`` = eta* and
+    ``bound`` = 12 R^2 / eta* of the worst-case rule (nan for the others).
+    """
+
+    rule: str
+    t: int | None
+    eta: float
+    epochs: float
+    sigma: float
+    rkhs_norm: float
+    predicted_risk: float
+    flags: tuple[str, ...]
+    curve: np.ndarray = field(repr=False)
+    times: np.ndarray = field(repr=False)
+    crossing: float = np.nan
+    bound: float = np.nan
+
+    def row(self) -> dict[str, object]:
+        """Return the plain row of a table: everything but the curve, flags joined by spaces."""
+        skip = ("curve", "times", "flags")
+        return {k: v for k, v in vars(self).items() if k not in skip} | {"flags": " ".join(self.flags)}
+
+
+def time_grid(t_max: int, points: int = 1000) -> np.ndarray:
+    """Return at most ``points`` whole times from 0 to t_max: every one when they fit, else spaced evenly in log t."""
+    if t_max + 1 <= points:
+        return np.arange(t_max + 1)
+    grid = np.unique(np.rint(np.geomspace(1, t_max, points - 1)).astype(np.int64))
+    return np.concatenate([[0], grid])
+
+
+def stopping_time(
+    spec: Spectrum,
+    residual: np.ndarray,
+    rule: str,
+    filter: Filter,
+    t_max: int,
+    batch_size: int | None = None,
+    sigma: float | None = None,
+    rkhs_norm: float | None = None,
+    **options: object,
+) -> Stop:
+    """Return where one rule stops a filter's path, before training; see ``stops`` for the options.
+
+    ``residual`` is y - f0, [m] or [examples, columns]; ``t_max`` the last step considered; ``sigma`` and ``rkhs_norm``
+    None are estimated. Raises ValueError for an unknown rule, a diverging step size, or a measured rule without its
+    curve. Cost O(t_max m) beside the decomposition; ``loo`` O(n m^3), ``loo_shortcut`` O(t_max m^2).
+    """
+    return stops(spec, residual, filter, t_max, [rule], batch_size, sigma, rkhs_norm, **options)[0]  # type: ignore[arg-type]
+
+
+def stops(
+    spec: Spectrum,
+    residual: np.ndarray,
+    filter: Filter,
+    t_max: int,
+    rules: Sequence[str],
+    batch_size: int | None = None,
+    sigma: float | None = None,
+    rkhs_norm: float | None = None,
+    *,
+    noise: str | Noise = "reml",
+    radius: str = "prior",
+    curves: dict[str, tuple[Sequence[int], Sequence[float]]] | None = None,
+    curve: tuple[Sequence[int], Sequence[float]] | None = None,
+    patience: int | None = None,
+    min_delta: float = 0.0,
+    times: np.ndarray | None = None,
+    folds: int | None = None,
+    seed: int = 0,
+    targets: np.ndarray | None = None,
+    kernel: object = None,
+) -> list[Stop]:
+    """Return the stops of several rules on one path, which share one noise estimate and one sweep over time.
+
+    ``noise``: ``reml``, ``gcv`` or a Noise; ``radius``: ``prior`` or ``fit``. ``curves``: measured (times, values) of
+    ``holdout`` and ``oracle`` by rule (``curve`` serves one rule alone). ``times``: evaluate at these steps only
+    (``time_grid``). ``folds``, ``seed``: refits of ``loo``. ``targets`` y, when given, are checked for a single class.
+    ``kernel`` is accepted for callers that hold it; the spectrum keeps its matrix.
+    """
+    _check(spec, filter, t_max, rules)
+    steps = np.arange(t_max + 1) if times is None else np.unique(np.asarray(times))
+    estimate = noise if isinstance(noise, Noise) else None
+    if estimate is None and (sigma is None or rkhs_norm is None):
+        estimate = estimate_noise(spec, residual, str(noise), sigma)
+    s = sigma if sigma is not None else estimate.sigma  # type: ignore[union-attr]
+    radius_ = rkhs_norm if rkhs_norm is not None else estimate.radius(radius)  # type: ignore[union-attr]
+    path = path_moments(spec, residual, filter, steps)
+    common = [*spec.flags, *(estimate.flags if estimate else ())]
+    if targets is not None and _single_class(spec, targets):
+        common.append("one_class")
+    usable = sigma is not None or estimate is None or estimate.usable
+    out = []
+    for rule in rules:
+        if rule not in MEASURED and {"zero_residual", "zero_kernel"} & set(common):
+            choice = Choice(0, np.zeros(steps.size), ("do_not_train",))
+        elif rule in NEED_SIGMA and not usable:
+            choice = Choice(None, np.full(steps.size, np.nan), ("no_answer",))
+        elif rule in MEASURED:
+            measured = (curves or {}).get(rule) or curve
+            choice, measured_times = _measured(rule, measured, patience, min_delta)
+        else:
+            choice = _computed(rule, spec, residual, filter, path, s, radius_, folds, seed)
+        risk = _risk_at(choice.t, spec, residual, filter, s if usable else np.nan)
+        eta = np.nan if choice.t is None else float(filter.eta(choice.t))
+        epochs = np.nan if choice.t is None else choice.t * min(1.0, (batch_size or spec.examples) / spec.examples)
+        bound = 12 * radius_**2 / choice.crossing if choice.crossing > 0 else np.nan
+        out.append(
+            Stop(rule, choice.t, eta, epochs, s, radius_, risk, tuple(dict.fromkeys([*choice.flags, *common])),
+                 choice.curve, measured_times if rule in MEASURED else steps, choice.crossing, bound)
+        )  # fmt: skip
+    return out
+
+
+def stopping_table(
+    spec: Spectrum,
+    residual: np.ndarray,
+    filter: Filter,
+    t_max: int,
+    rules: Sequence[str],
+    batch_size: int | None = None,
+    **options: object,
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Return (one row per rule, one row per rule and time) for the tables of a pipeline; options as in ``stops``."""
+    found = stops(spec, residual, filter, t_max, rules, batch_size, **options)  # type: ignore[arg-type]
+    curves = [
+        {"rule": stop.rule, "t": int(t), "eta": float(eta), "value": float(value)}
+        for stop in found
+        for t, eta, value in zip(stop.times, filter.eta(stop.times), stop.curve, strict=True)
+    ]
+    return [stop.row() for stop in found], curves
+
+
+def judge(t_hat: float | None, curve_t: Iterable[float], curve_loss: Iterable[float], hit: float = HIT) -> dict:
+    """Judge a stop on a measured loss curve: regret, relative regret, hit and ratio to the oracle's time.
+
+    ``regret`` = loss at t_hat minus the best loss (absolute; ``relative_regret`` over the best), read off by linear
+    interpolation; ``hit``: that loss is within 5 % of the best; ``low``, ``high``: the measured times around the oracle
+    within 5 %; ``ratio`` = t_hat / t_oracle (nan when the oracle does not train). t_hat None: nan, and no hit.
+    """
+    t, loss = np.asarray(list(curve_t), dtype=np.float64), np.asarray(list(curve_loss), dtype=np.float64)
+    if t.shape != loss.shape or not t.size or (np.diff(t) <= 0).any():
+        raise ValueError("a measured curve needs ascending times and one loss for each")
+    finite = np.where(np.isfinite(loss), loss, np.inf)
+    best = int(np.argmin(finite))
+    inside = finite <= (1 + hit) * finite[best]
+    low, high = best, best
+    while low > 0 and inside[low - 1]:
+        low -= 1
+    while high < t.size - 1 and inside[high + 1]:
+        high += 1
+    out = {"t_oracle": t[best], "loss_oracle": finite[best], "low": t[low], "high": t[high]}
+    if t_hat is None or not np.isfinite(t_hat):
+        return out | {"loss": np.nan, "regret": np.nan, "relative_regret": np.nan, "hit": False, "ratio": np.nan}
+    reached = float(np.interp(t_hat, t, finite))
+    regret = reached - finite[best]
+    relative = regret / finite[best] if finite[best] > 0 else np.nan
+    ratio = t_hat / t[best] if t[best] > 0 else np.nan
+    return {k: float(v) for k, v in out.items()} | {
+        "loss": reached,
+        "regret": float(regret),
+        "relative_regret": float(relative),
+        "hit": bool(reached <= (1 + hit) * finite[best]),
+        "ratio": float(ratio),
+    }
+
+
+def _check(spec: Spectrum, filter: Filter, t_max: int, rules: Sequence[str]) -> None:
+    unknown = [rule for rule in rules if rule not in RULES]
+    if unknown:
+        raise ValueError(f"stopping.rules: {unknown[0]!r} is not one of {', '.join(RULES)}")
+    if t_max < 0:
+        raise ValueError(f"stopping.t_max must not be negative, found {t_max}")
+    largest = float(filter.step_sizes(max(t_max, 1)).max()) * spec.lambda_max
+    if largest >= filter.stability:
+        raise ValueError(
+            f"the step size diverges: lr * lambda_1 = {largest:.4g} must stay below {filter.stability:.4g} "
+            f"(lambda_1 of K/m = {spec.lambda_max:.6g}); lower finetune.step_size"
+        )
+
+
+def _single_class(spec: Spectrum, targets: np.ndarray) -> bool:
+    y = np.asarray(targets, dtype=np.float64).reshape(-1, spec.columns)
+    return len(spec.layout) == 1 and bool((y == y[0]).all())
+
+
+def _measured(rule: str, curve: tuple | None, patience: int | None, min_delta: float) -> tuple[Choice, np.ndarray]:
+    if curve is None:
+        raise ValueError(f"the rule {rule!r} reads a measured curve: pass curve=(times, values)")
+    times = np.asarray(curve[0])
+    if rule == "oracle":
+        return _rules.oracle(times, curve[1]), times
+    return _rules.holdout(times, curve[1], patience, min_delta), times
+
+
+def _computed(
+    rule: str,
+    spec: Spectrum,
+    residual: np.ndarray,
+    filter: Filter,
+    path: Moments,
+    sigma: float,
+    rkhs_norm: float,
+    folds: int | None,
+    seed: int,
+) -> Choice:
+    if rule == "worst_case":
+        return _rules.worst_case(spec, path, filter, sigma, rkhs_norm)
+    if rule == "balance":
+        return _rules.balance(path, sigma, rkhs_norm)
+    if rule == "sure":
+        return _rules.sure(path, spec.m, sigma)
+    if rule == "gcv":
+        return _rules.gcv(path, spec.m)
+    if rule == "discrepancy":
+        return _rules.discrepancy(path, sigma)
+    if spec.examples < 2 + spec.intercept:
+        return Choice(None, np.full(path.times.size, np.nan), ("too_few_examples",))
+    curve = (
+        loo_curve(spec, residual, filter, path.times, folds, seed)
+        if rule == "loo"
+        else loo_shortcut_curve(spec, residual, filter, path.times)
+    )
+    return _rules._minimum(path, curve)
+
+
+def _risk_at(t: int | None, spec: Spectrum, residual: np.ndarray, filter: Filter, sigma: float) -> float:
+    """SURE at one time."""
+    if t is None or not np.isfinite(sigma):
+        return np.nan
+    return float(_rules.sure(path_moments(spec, residual, filter, np.array([t])), spec.m, sigma).curve[0])
+
+
+def default_filter(spec: Spectrum, c: float = 1.0) -> GradientDescent:
+    """Return gradient descent at alpha = c / lambda_1 of K_n."""
+    return GradientDescent(lr=c / spec.lambda_max)
