@@ -52,7 +52,7 @@ def runs(tasks=3, seeds=2, sizes=(16, 32, 64), starts=("pretrained",), steps=24,
                     step = np.arange(0, steps + 1, max(1, steps // 12))
                     best = steps * (0.3 + 0.3 * rng.random())
                     train = 0.5 * np.exp(-step / (0.3 * steps)) + 0.01
-                    test = 0.25 + 4 / n * (np.log1p(step) - np.log1p(best)) ** 2 / 5 + 0.1 * k
+                    test = 0.25 + 2 / n + 4 / n * (np.log1p(step) - np.log1p(best)) ** 2 / 5 + 0.1 * k
                     for j, s in enumerate(step):
                         a, b, c = train[j], test[j] * 1.1, test[j]
                         near = 1 + 0.02 * rng.standard_normal()
@@ -138,3 +138,83 @@ def arithmetic(tasks=3, coefficients=(0.2, 0.4, 0.6, 0.8, 1.0)):
     return tuple(
         [(kind, table(rows, names))] if rows else [] for kind, rows in zip(schema, (added, negated), strict=True)
     )
+
+
+def stopping(evaluations, sigma=0.45):
+    """Pairs of `stopping` artifacts (the columns that figures read) of the runs of `evaluations`."""
+    keep = [(w, t.select(["n", "rule", "t", "eta"])) for w, t in evaluations]
+    return [(w, t.append_column("sigma", pa.array([sigma] * t.num_rows))) for w, t in keep]
+
+
+def along_the_run(trajectories, layers=6, directions=10):
+    """Pairs of the measurements along the runs: residual by direction, kernel drift by layer."""
+    residuals, drifts = [], []
+    for wildcards, run in trajectories:
+        rows, moved = [], []
+        for n, step in zip(run["n"].to_pylist(), run["step"].to_pylist(), strict=True):
+            for i in range(directions + 1):
+                filtered = float(np.exp(-0.4 * step / (i + 1))) if i else float(np.exp(-0.01 * step))
+                rows.append((n, step, i, filtered * (1 + 0.05 * np.sin(step)), filtered))
+            moved.append((n, step, None, 0.01 * np.sqrt(step), 1e-4 * step))
+            for layer in range(layers):
+                moved.append((n, step, f"model.layers.{layer}", 0.004 * layer * np.sqrt(step), 2e-5 * layer * step))
+        residuals.append((wildcards, table(rows, "n step direction measured predicted")))
+        drifts.append((wildcards, table(moved, "n step layer drift relative_distance")))
+    return residuals, drifts
+
+
+def pairs_of_tasks(tasks=3, seeds=2):
+    """Pairs of predicted and measured cosine and interference."""
+    out = []
+    for seed in range(seeds):
+        rng, rows = np.random.default_rng(seed), []
+        for i, a in enumerate(TASKS[:tasks]):
+            for j, b in enumerate(TASKS[:tasks]):
+                value = 0.6 / (1 + abs(i - j)) - 0.1
+                if i < j:
+                    rows.append(("cosine", a, b, value, value + 0.05 * rng.standard_normal()))
+                if i != j:
+                    rows.append(("interference", a, b, value / 2, value / 2 + 0.03 * rng.standard_normal()))
+        out.append(({"seed": str(seed)}, table(rows, "quantity task_a task_b predicted measured")))
+    return [(w, t) for w, t in out if t.num_rows]
+
+
+def layer_shares(tasks=3, seeds=2, sizes=(16, 32, 64), starts=("pretrained",), blocks=30, modules=()):
+    """Pairs of `layer_share` artifacts, by block or by module."""
+    out = []
+    for start in starts:
+        for i, task in enumerate(TASKS[:tasks]):
+            for seed in range(seeds):
+                rng = np.random.default_rng([i, seed])
+                names = [
+                    f"model.layers.{k}" + (f".self_attn.{m}" if m else "")
+                    for k in range(blocks)
+                    for m in modules or [""]
+                ]
+                share = np.exp(rng.normal(np.linspace(0, 2, len(names)), 0.1))
+                share /= share.sum()
+                rows = [
+                    (n, name, s, 0.1 + 0.01 * i, 5 + 3 * s) for n in sizes for name, s in zip(names, share, strict=True)
+                ]
+                wildcards = {"start": start, "task": task, "seed": str(seed)}
+                out.append((wildcards, table(rows, "n layer trace_share alignment effective_dimension")))
+    return out
+
+
+def upstream(figure, **shape):
+    """The arguments of a figure's `table` function for a made-up run of this shape."""
+    few = {k: v for k, v in shape.items() if k in ("tasks", "seeds")}
+    if figure == "F1":
+        return spectra(**shape)
+    if figure == "F7":
+        return (pairs_of_tasks(**few),)
+    if figure == "F8":
+        return arithmetic(shape.get("tasks", 3))
+    if figure == "F9":
+        return (layer_shares(**shape),)
+    trajectories, evaluations = runs(**shape)
+    if figure == "F4":
+        return evaluations, spectra(**shape)[1], stopping(evaluations)
+    if figure == "F6":
+        return trajectories, *along_the_run(trajectories)
+    return (trajectories, evaluations) if figure == "F2" else (evaluations,)

@@ -1,35 +1,40 @@
 """Figures: pure functions of their table, with equal bytes, readable from one task to many."""
 
+import functools
 import os
 import subprocess
 import sys
 import warnings
 
-import made_up_tables as made_up
 import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from matplotlib.text import Text
-from stopwise import plots
+
+import made_up_tables as made_up
+from stopwise import artifacts, plots
 from stopwise.plots import intervals, style, tables
 
 SMALL = {"tasks": 1, "seeds": 1, "sizes": (16,)}
 LARGE = {"tasks": 6, "seeds": 3, "sizes": (16, 32, 64, 128, 256)}
 STARTS = {"tasks": 2, "seeds": 2, "starts": ("pretrained", "mixed", "random")}
-SHAPES = {"small": SMALL, "default": {}, "large": LARGE, "starts": STARTS}
-DRAWN = ("F1", "F2", "F3", "F8")
+SHAPES = {"small": SMALL, "large": LARGE, "starts": STARTS}
+DRAWN = ("F1", "F2", "F3", "F4", "F6", "F7", "F8", "F9")
 
 
 def make(name, **shape):
-    module = plots.figure(name)
-    if name == "F1":
-        return module.table(*made_up.spectra(**shape))
-    if name == "F8":
-        return module.table(*made_up.arithmetic(shape.get("tasks", 3)))
-    runs, evaluations = made_up.runs(**shape)
-    return module.table(runs, evaluations) if name == "F2" else module.table(evaluations)
+    return plots.figure(name).table(*made_up.upstream(name, **shape))
+
+
+@functools.cache
+def drawn(name, shape):
+    figure = plots.figure(name).draw(make(name, **SHAPES[shape]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # constrained layout warns when the panels do not fit
+        figure.draw_without_rendering()
+    return figure
 
 
 def texts(figure):
@@ -39,11 +44,10 @@ def texts(figure):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", DRAWN)
 def test_figure_has_no_empty_panel_and_no_small_text(name, shape):
-    figure = plots.figure(name).draw(make(name, **SHAPES[shape]))
+    figure = drawn(name, shape)
     for ax in figure.axes:
-        if ax.get_visible():
-            assert ax.lines or ax.collections
-            assert ax.get_xlim() != (0.0, 1.0) or name == "F8"  # the limits of axes without data
+        if ax.get_visible() and not (name == "F7" and shape == "small"):  # one task has no pair
+            assert any(len(line.get_xdata()) for line in ax.lines)
     assert min(t.get_fontsize() for t in texts(figure)) >= style.SMALL_FONT_SIZE
     assert figure.get_size_inches()[0] in style.WIDTHS.values()
 
@@ -51,18 +55,14 @@ def test_figure_has_no_empty_panel_and_no_small_text(name, shape):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", DRAWN)
 def test_no_two_labels_overlap_and_none_leaves_the_figure(name, shape):
-    figure = plots.figure(name).draw(make(name, **SHAPES[shape]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # constrained layout warns when the panels do not fit
-        figure.draw_without_rendering()
-    inside = [figure.bbox]
+    figure, inside = drawn(name, shape), drawn(name, shape).bbox
     boxes = [(t.get_text(), t.get_window_extent()) for t in shown(figure)]
     for text, box in boxes:
         # one pixel of tolerance: extents are rounded to pixels
-        assert box.x0 >= inside[0].x0 - 1, text
-        assert box.x1 <= inside[0].x1 + 1, text
-        assert box.y0 >= inside[0].y0 - 1, text
-        assert box.y1 <= inside[0].y1 + 1, text
+        assert box.x0 >= inside.x0 - 1, text
+        assert box.x1 <= inside.x1 + 1, text
+        assert box.y0 >= inside.y0 - 1, text
+        assert box.y1 <= inside.y1 + 1, text
     for i, (text, box) in enumerate(boxes):
         for other, b in boxes[i + 1 :]:
             width = min(box.x1, b.x1) - max(box.x0, b.x0)
@@ -86,16 +86,15 @@ def shown(figure):
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_equal_tables_give_equal_bytes(name, tmp_path):
-    table = make(name, **SMALL | {"tasks": 2})
+    table = make(name, **SMALL | {"tasks": 2 if name in ("F7", "F8") else 1})
     shuffled = table.take(pa.array(np.random.default_rng(0).permutation(table.num_rows)))
     first = style.save(plots.figure(name).draw(table), tmp_path / "a" / name)
     with mpl.rc_context({"font.size": 20, "axes.grid": False}):  # the caller's settings must not reach the figure
         second = style.save(plots.figure(name).draw(table), tmp_path / "b" / name)
     assert [p.suffix for p in first] == [".svg", ".png"]
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
-    if name in ("F1", "F2", "F8"):  # F3 spreads its dots in the order of the rows
-        third = style.save(plots.figure(name).draw(shuffled), tmp_path / "c" / name)
-        assert first[1].read_bytes() == third[1].read_bytes()
+    third = style.save(plots.figure(name).draw(shuffled), tmp_path / "c" / name)
+    assert first[1].read_bytes() == third[1].read_bytes()
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [f"{name}.png", f"{name}.svg"]
 
 
@@ -118,7 +117,9 @@ def test_an_empty_table_says_so_in_the_figure(name):
 
 
 def test_drawing_imports_neither_torch_nor_mlflow():
-    code = "import sys; from stopwise import plots; [plots.figure(n) for n in ('F1', 'F2', 'F3', 'F8')]; "
+    code = (
+        "import sys; from stopwise import plots; [plots.figure(n) for n in plots.FIGURES if n not in ('F5', 'F10')]; "
+    )
     code += "print({'torch', 'mlflow', 'transformers', 'matplotlib.pyplot'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
@@ -278,3 +279,81 @@ def test_spread_keeps_the_ends():
     assert tables.spread([16, 32, 64, 128, 256], 3) == [16, 64, 256]
     assert tables.spread([16, 32], 3) == [16, 32]
     assert tables.ordered(["b", None, "test", "a"], style.SPLITS) == ["test", "a", "b"]
+
+
+def test_slope_recovers_a_power_law_and_covers_it():
+    n = np.array([16, 32, 64, 128] * 3)
+    assert intervals.slope(n, 3.0 * n**-0.7) == pytest.approx((-0.7, -0.7, -0.7), abs=1e-12)
+    rng = np.random.default_rng(1)
+    runs = [intervals.slope(n, n**-0.7 * np.exp(0.3 * rng.normal(size=n.size))) for _ in range(1000)]
+    assert np.mean([low <= -0.7 <= high for _, low, high in runs]) == pytest.approx(
+        0.95, abs=0.03
+    )  # four standard errors
+    assert np.isnan(intervals.slope([16, 16], [1.0, 2.0])).all()
+    assert intervals.slope([16, 32, 64], [1.0, 0.5, -0.1])[0] == pytest.approx(-1.0)  # negative: no logarithm
+
+
+def test_rank_correlation_sees_order_only():
+    x = np.array([0.1, 0.4, 0.2, 0.9])
+    assert intervals.rank_correlation(x, np.exp(5 * x)) == pytest.approx(1.0)
+    assert intervals.rank_correlation(x, -x) == pytest.approx(-1.0)
+    assert np.isnan(intervals.rank_correlation(x, np.ones(4)))
+
+
+def test_f4_takes_the_noise_off_and_predicts_the_slope_of_the_largest_n():
+    args = made_up.upstream("F4", tasks=2, seeds=1)
+    rows = plots.figure("F4").table(*args).to_pandas()
+    assert set(rows["rule"]) == {"holdout"}
+    assert rows["excess"].to_numpy() == pytest.approx(rows["loss"].to_numpy() - 0.45**2)
+    movie = rows[rows["task"] == "movie"]
+    assert set(np.round(movie["predicted_slope"], 6)) == {round(-1.4 / 2.4, 6)}  # -e / (e + 1), e = 2 beta = 1.4
+    assert (rows["predicted_low"] < rows["predicted_slope"]).all()
+
+
+def test_f4_without_noise_or_law_still_shows_the_loss():
+    evaluations, _, _ = made_up.upstream("F4", tasks=1, seeds=1)
+    figure = plots.figure("F4").draw(plots.figure("F4").table(evaluations))
+    assert "no noise estimate" in [t.get_text() for t in figure.axes[1].texts]
+    assert len(figure.axes[0].lines) == 2
+
+
+def test_f6_keeps_measured_and_predicted_apart():
+    trajectories, directions, drifts = made_up.upstream("F6", **SMALL)
+    rows = plots.figure("F6").table(trajectories, directions, drifts).to_pandas()
+    loss = rows[rows["quantity"] == "loss"]
+    run = trajectories[0][1].to_pandas()
+    assert loss["measured"].to_numpy() == pytest.approx(run["train_loss"].to_numpy())
+    assert loss["predicted"].to_numpy() == pytest.approx(run["linearised_train_loss"].to_numpy())
+    assert rows.loc[rows["quantity"] == "drift", "predicted"].isna().all()
+    alone = plots.figure("F6").draw(plots.figure("F6").table(trajectories))
+    assert sum("not measured" in t.get_text() for t in texts(alone)) == 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        ("model.layers.3.self_attn.q_proj", (3, "q_proj")),
+        ("model.layers.12.self_attn.q_proj.weight", (12, "q_proj")),
+        ("transformer.h.0.attn.attention.out_proj", (0, "out_proj")),
+        ("model.layers.29", (29, "block")),
+        ("lm_head.weight", (None, "lm_head")),
+        ("model.embed_tokens", (None, "embed_tokens")),
+    ],
+)
+def test_f9_reads_block_and_module_from_a_name(layer, expected):
+    assert plots.figure("F9").place(layer) == expected
+
+
+def test_f9_draws_a_line_a_module_and_marks_what_is_outside_the_blocks():
+    shares = made_up.layer_shares(tasks=1, seeds=2, modules=("q_proj", "k_proj"))
+    wildcards, one = shares[0]
+    head = one.slice(0, 1).set_column(one.schema.get_field_index("layer"), "layer", pa.array(["lm_head"]))
+    head = head.set_column(head.schema.get_field_index("n"), "n", pa.array([64]))
+    figure = plots.figure("F9").draw(plots.figure("F9").table([*shares, (wildcards, head)]))
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert labels == ["k_proj", "q_proj", "outside the blocks"]
+
+
+@pytest.mark.parametrize("name", [kind for kind in artifacts.kinds() if kind in plots.FIGURES])
+def test_the_declared_artifact_has_the_columns_that_the_figure_draws(name):
+    assert artifacts.schema(name).equals(plots.figure(name).COLUMNS)

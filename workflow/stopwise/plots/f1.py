@@ -61,9 +61,11 @@ def largest(data: pd.DataFrame) -> pd.DataFrame:
 def law(data: pd.DataFrame) -> str:
     """Kind of the fitted law of one task with the mean exponent over seeds and the hull of the seeds' intervals."""
     fits = data.drop_duplicates("seed")
-    kinds = ordered(fits["fit_kind"])
+    kinds = [str(kind).replace("_", " ") for kind in ordered(fits["fit_kind"])]
     if not kinds:
         return "no fit"
+    if kinds == ["finite rank"]:  # a flat level and a cliff: there is no exponent to tell
+        return kinds[0]
     exponent, low, high = fits["exponent"].mean(), fits["exponent_low"].min(), fits["exponent_high"].max()
     if not np.isfinite(exponent):
         return "/".join(kinds)

@@ -86,10 +86,10 @@ def _scales(ax: Axes, rows: pd.DataFrame) -> None:
     losses = curves.loc[curves["loss"] > 0, "loss"]
     if not losses.empty and losses.max() > 10 * losses.min():
         ax.set_yscale("log")
-        style.plain_log(ax.yaxis)
         # a training loss that falls to nothing must not press the test curve flat
         floor = 0.2 * test[test > 0].min() if (test > 0).any() else losses.min()
         ax.set_ylim(bottom=max(0.8 * losses.min(), floor))
+        style.plain_log(ax.yaxis)
 
 
 def _marks(ax: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> None:

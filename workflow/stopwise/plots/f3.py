@@ -68,7 +68,7 @@ def _hit_rate(ax: Axes, y: float, rows: pd.DataFrame, **look: Any) -> None:
 
 
 def _strip(ax: Axes, y: float, values: pd.Series, width: float, **look: Any) -> None:
-    """Every value as a dot (spread evenly in height, in the order of the rows), the quartiles as a bar."""
+    """Every value as a dot (spread evenly in height), the quartiles as a bar."""
     values = values[np.isfinite(values)]
     if values.empty:
         return
@@ -104,7 +104,7 @@ def draw(table: pa.Table) -> Figure:
     A run for which a rule gave no answer is no trial of its hit rate; such runs are counted beside it.
     """
     data = frame(table, COLUMNS, "F3")
-    data = data[data["rule"] != "oracle"]
+    data = data[data["rule"] != "oracle"].sort_values(["start", "task", "seed", "n"])
     rules, starts = ordered(data["rule"], style.RULES), ordered(data["start"], style.STARTS)
     per_panel = 0.45 + max(2, len(rules)) * max(0.17, 0.12 * len(starts))
     figure, axes = style.new_figure(height=0.3 + 3 * per_panel, nrows=3, sharey=True)

@@ -67,6 +67,8 @@ def _panel(ax: Axes, rows: pd.DataFrame, looks: dict[str, style.Look], target: s
         one = test[test["task"] == task].groupby("coefficient", as_index=False).mean(numeric_only=True)
         color, thick = looks[task].color, 1.5 if target in (None, task) else 0.7
         x = one["coefficient"]
+        seeds = test[test["task"] == task].groupby("coefficient")["accuracy"].agg(["min", "max"])
+        ax.fill_between(seeds.index, seeds["min"], seeds["max"], color=color, alpha=0.15, linewidth=0)
         ax.plot(x, one["accuracy"], color=color, marker=looks[task].marker, markersize=2.2 * thick, linewidth=thick)
         if one["predicted_accuracy"].notna().any():
             ax.plot(x, one["predicted_accuracy"], color=color, linestyle=PREDICTED, linewidth=0.9)
@@ -94,7 +96,10 @@ def _keys(data: pd.DataFrame, looks: dict[str, style.Look]) -> list:
 
 @style.styled
 def draw(table: pa.Table) -> Figure:
-    """Draw test accuracy against the coefficient: one panel a pair, then one a negated task."""
+    """Draw test accuracy against the coefficient: one panel a pair, then one a negated task.
+
+    Rows that differ in nothing but their values are seeds: their mean is drawn, their range is a band.
+    """
     data = frame(table, COLUMNS, "F8")
     panels = experiments(data)
     if not panels:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
+from scipy.stats import rankdata
 
 
 def wilson(hits: int, trials: int, level: float = 0.95) -> tuple[float, float]:
@@ -31,3 +32,35 @@ def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> 
         return mean, math.nan, math.nan
     half = float(stdtrit(finite.size - 1, 0.5 + level / 2) * finite.std(ddof=1) / math.sqrt(finite.size))
     return mean, mean - half, mean + half
+
+
+def slope(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Least-squares slope of log y in log x and Student's interval for it, over the pairs of positive numbers.
+
+    NaN three times with fewer than two distinct x; a NaN interval with fewer than three pairs.
+    """
+    pairs = np.column_stack([np.asarray(x, dtype=float), np.asarray(y, dtype=float)])
+    pairs = np.log(pairs[np.isfinite(pairs).all(axis=1) & (pairs > 0).all(axis=1)])
+    if len(np.unique(pairs[:, 0])) < 2:
+        return math.nan, math.nan, math.nan
+    centred = pairs - pairs.mean(axis=0)
+    squares = float(centred[:, 0] @ centred[:, 0])
+    value = float(centred[:, 0] @ centred[:, 1]) / squares
+    if len(pairs) < 3:
+        return value, math.nan, math.nan
+    residual = centred[:, 1] - value * centred[:, 0]
+    error = math.sqrt(float(residual @ residual) / (len(pairs) - 2) / squares)
+    half = float(stdtrit(len(pairs) - 2, 0.5 + level / 2)) * error
+    return value, value - half, value + half
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rank correlation over the finite pairs; NaN with fewer than three or when one side is constant."""
+    pairs = np.column_stack([np.asarray(x, dtype=float), np.asarray(y, dtype=float)])
+    pairs = pairs[np.isfinite(pairs).all(axis=1)]
+    if len(pairs) < 3:
+        return math.nan
+    ranks = np.column_stack([rankdata(side) for side in pairs.T])
+    centred = ranks - ranks.mean(axis=0)
+    norms = np.linalg.norm(centred, axis=0)
+    return float(centred[:, 0] @ centred[:, 1] / norms.prod()) if norms.all() else math.nan

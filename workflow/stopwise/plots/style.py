@@ -197,9 +197,11 @@ def outside_legend(figure: Figure, handles: Sequence[Any], columns: int) -> None
         figure.legend(handles=list(handles), loc="outside lower center", ncols=min(columns, len(handles)))
 
 
-def plain_log(axis: Any, most: int = 6) -> None:
-    """Label a logarithmic axis with plain numbers at 1, 2 and 5 (fewer over many decades) and nothing in between."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=most))
+def plain_log(axis: Any) -> None:
+    """Label a logarithmic axis, its limits already set, with plain numbers: the more per decade, the fewer decades."""
+    low, high = axis.get_view_interval()
+    subs = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0) if high < 4 * low else (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -1,0 +1,153 @@
+"""F6: is training what the theory says? Residual by direction, loss, kernel drift and distance along a real run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from stopwise.plots import style
+from stopwise.plots.tables import Pairs, frame, gather, ordered, spread
+
+COLUMNS = pa.schema(
+    [
+        pa.field("start", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("n", pa.int64(), nullable=False),
+        pa.field("quantity", pa.string(), nullable=False),  # one of QUANTITIES
+        pa.field("direction", pa.int64()),  # residual: index of the eigenvector from 1; 0 for all the others together
+        pa.field("layer", pa.string()),  # drift, distance: the layer; empty for the whole model
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("measured", pa.float64()),
+        pa.field("predicted", pa.float64()),  # by the filter, or the guarantee; empty where the theory says nothing
+    ]
+)
+QUANTITIES = {
+    "residual": "residual left, |z(t)/z(0)|",
+    "loss": "training loss",
+    "drift": "kernel drift",
+    "distance": "distance from start",
+}
+DASHED = (0, (3, 1.5))
+MOST_ROWS = 8
+
+
+def table(trajectories: Pairs, directions: Pairs = (), drifts: Pairs = ()) -> pa.Table:
+    """Assemble the table from `trajectory` artifacts and the measurements along the same runs.
+
+    Each is a list of (wildcards with start, task and seed, table). Trajectories give the training loss (against the
+    linearised one, or against a column `guarantee` when there is one) and the relative distance. `directions` have the
+    columns n, step, direction, measured, predicted; `drifts` have n, step, layer, drift (relative Frobenius norm) and,
+    when known, relative_distance.
+    """
+    pairs: list[tuple[dict, pa.Table]] = []
+    for w, one in trajectories:
+        bound = "guarantee" if "guarantee" in one.column_names else "linearised_train_loss"
+        pairs.append(({**w, "quantity": "loss"}, _renamed(one, {"train_loss": "measured", bound: "predicted"})))
+        pairs.append(({**w, "quantity": "distance"}, _renamed(one, {"relative_distance": "measured"})))
+    pairs += [({**w, "quantity": "residual"}, one) for w, one in directions]
+    for w, one in drifts:
+        pairs.append(({**w, "quantity": "drift"}, _renamed(one, {"drift": "measured"})))
+        if "relative_distance" in one.column_names:
+            pairs.append(({**w, "quantity": "distance"}, _renamed(one, {"relative_distance": "measured"})))
+    return gather(pairs, COLUMNS, "F6")
+
+
+def _renamed(table: pa.Table, names: dict[str, str]) -> pa.Table:
+    return table.rename_columns([names.get(c, c) for c in table.column_names])
+
+
+def _shades(count: int) -> np.ndarray:
+    """Colours from dark to light that stay apart in greyscale and for all kinds of colour vision."""
+    return mpl.colormaps["viridis"](np.linspace(0.0, 0.85, count))
+
+
+def _in_model_order(layer: str) -> list[tuple[int, str]]:
+    """Sorting key that counts the numbers in a name: layer 10 comes after layer 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in layer.split(".")]
+
+
+def _lines(ax: Axes, rows: pd.DataFrame, **look: Any) -> None:
+    rows = rows.sort_values("step")
+    ax.plot(rows["step"], rows["measured"], **look)
+    if rows["predicted"].notna().any():
+        ax.plot(rows["step"], rows["predicted"], **{**look, "linestyle": DASHED, "marker": "", "linewidth": 0.9})
+
+
+def _panel(ax: Axes, rows: pd.DataFrame, quantity: str) -> None:
+    """Draw one quantity of one run; a panel without rows says so."""
+    rows = rows[rows["quantity"] == quantity]
+    if not rows["measured"].notna().any():
+        style.note(ax, "not measured")
+        return
+    if quantity == "residual":
+        directions = [d for d in ordered(rows["direction"]) if d > 0][:10]
+        for direction, color in zip(directions, _shades(len(directions)), strict=True):
+            _lines(ax, rows[rows["direction"] == direction], color=color, linewidth=0.9)
+        _lines(ax, rows[rows["direction"] == 0], color=style.COLORS["vermilion"], linewidth=1.4)
+        ax.set_yscale("symlog", linthresh=0.01, linscale=0.4)
+        ax.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
+        ax.set_ylim(bottom=0, top=1.3 * max(1.0, min(rows["measured"].max(), 3.0)))
+        return
+    layers = sorted(rows["layer"].dropna().unique(), key=_in_model_order)
+    for layer, color in zip(layers, _shades(len(layers)), strict=True):
+        _lines(ax, rows[rows["layer"] == layer], color=color, linewidth=0.6)
+    _lines(ax, rows[rows["layer"].isna()], color="black", marker="o", markersize=2)
+    ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_locator(MaxNLocator(4))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _keys(data: pd.DataFrame) -> list:
+    shades = _shades(10)
+    keys = [
+        style.line_key("measured", color="black"),
+        style.line_key("theory", color="black", linestyle=DASHED, linewidth=0.9),
+    ]
+    directions, layers = data["direction"].max(), data["layer"].dropna().nunique()
+    if directions > 0 or layers:
+        words = " / ".join(["direction 1"] * bool(directions > 0) + ["first layer"] * bool(layers))
+        keys.append(style.line_key(words, color=shades[0], linewidth=1.4))
+        words = " / ".join(
+            [f"direction {min(directions, 10):.0f}"] * bool(directions > 0) + ["last layer"] * bool(layers)
+        )
+        keys.append(style.line_key(words, color=shades[-1], linewidth=1.4))
+    if (data["direction"] == 0).any():
+        keys.append(style.line_key("all other directions", color=style.COLORS["vermilion"]))
+    return keys
+
+
+@style.styled
+def draw(table: pa.Table) -> Figure:
+    """Draw the first seed at the largest n: one row of panels a start and task, the first and last of many."""
+    data = frame(table, COLUMNS, "F6")
+    if data.empty:
+        figure, axes = style.new_figure(height=1.5)
+        style.note(axes[0, 0], "no training run")
+        return figure
+    group = data.groupby(["start", "task"])
+    data = data[(data["n"] == group["n"].transform("max")) & (data["seed"] == group["seed"].transform("min"))]
+    starts, tasks = ordered(data["start"], style.STARTS), ordered(data["task"], style.TASKS)
+    present = set(zip(data["start"], data["task"], strict=True))
+    runs = spread([(s, t) for s in starts for t in tasks if (s, t) in present], MOST_ROWS)
+    height = 0.7 + 1.35 * len(runs)
+    figure, axes = style.new_figure("two-column", height, nrows=len(runs), ncols=len(QUANTITIES))
+    for line, (start, task) in zip(axes, runs, strict=True):
+        rows = data[(data["start"] == start) & (data["task"] == task)]
+        for ax, quantity in zip(line, QUANTITIES, strict=True):
+            _panel(ax, rows, quantity)
+        who = style.plain(task, 18) if len(starts) == 1 else f"{style.plain(task, 18)}, {style.plain(start)}"
+        line[0].set_ylabel(f"{who}\nn = {rows['n'].max()}")
+    for ax, title in zip(axes[0], QUANTITIES.values(), strict=True):
+        ax.set_title(title)
+    for ax in axes[-1]:
+        ax.set_xlabel("optimizer step")
+    style.outside_legend(figure, _keys(data), 5)
+    return figure
