@@ -6,17 +6,18 @@ from pathlib import Path
 
 from job import Job
 from stopwise.tracking import ingest
-from stopwise.tracking_store import resolve_uri
+from stopwise.tracking_store import resolve_uri, without_credentials
 
 with Job(snakemake) as job:
-    output = Path(snakemake.output[0])
+    output, address = Path(snakemake.output[0]), snakemake.params.tracking_uri
+    shown = address and without_credentials(address)
     report = ingest(
         output.parent,
         list(snakemake.input.artifacts),
-        resolve_uri(snakemake.params.tracking_uri, output.parents[1] / "mlflow"),
+        resolve_uri(address, output.parents[1] / "mlflow"),
         name=snakemake.config["name"],
         config_digest=snakemake.params.config_digest,
-        config=snakemake.config,
+        config={**snakemake.config, "mlflow": {"tracking_uri": shown}},
         progress=sys.stderr.isatty(),
     )
     if report.warning():
@@ -24,5 +25,5 @@ with Job(snakemake) as job:
     recorded = sum(row["status"] == "recorded" for row in report.rows)
     logging.info("MLflow holds %d of %d artifacts", recorded, len(report.rows))
     metrics = {"recorded": recorded, "pending": len(report.pending)}
-    sections = {key: snakemake.params[key] for key in ("tracking_uri", "config_digest")}
+    sections = {"tracking_uri": shown, "config_digest": snakemake.params.config_digest}
     job.write(output, report.rows, "tracking", metrics=metrics, config=sections, attempt=snakemake.params.attempt)

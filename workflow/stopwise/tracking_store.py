@@ -28,6 +28,7 @@ DATABASE = "mlflow.db"
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 SQLITE = "sqlite:///"
 LOCK_SECONDS = 20.0  # MLflow's own busy timeout for sqlite: waiting longer would hold up a finished pipeline
+PEER_SECONDS = 120.0  # another pipeline of this folder that is recording right now: it ends by itself
 
 # These would send a run into another experiment or run, or to another server, behind the configuration's back.
 HIJACKING = (
@@ -90,7 +91,7 @@ def create_database(uri: str) -> Path | None:
     if path is None or path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(_lock_path(path), timeout=120), mlflow_environment():
+    with FileLock(_lock_path(path), timeout=PEER_SECONDS), mlflow_environment():
         for leftover in path.parent.glob(f"{TEMPORARY_PREFIX}*{path.name}*"):
             leftover.unlink()
         if not path.exists():
@@ -148,17 +149,18 @@ def open_store(uri: str) -> Iterator[Store]:
     """Yield an open store; for sqlite, one process at a time.
 
     Raises whatever says that it cannot be used now (filelock.Timeout, sqlite3.Error, MlflowException), within about
-    ``LOCK_SECONDS`` for a database that someone else has locked and two connection attempts for a server that is down.
+    ``LOCK_SECONDS`` for a database that a stranger has locked and two connection attempts for a server that is down.
     """
     path = create_database(uri)
-    lock = FileLock(_lock_path(path), timeout=LOCK_SECONDS) if path else contextlib.nullcontext()
-    with lock, mlflow_environment():
-        from mlflow import MlflowClient
-
+    lock = FileLock(_lock_path(path), timeout=PEER_SECONDS) if path else contextlib.nullcontext()
+    with lock:
         if path:
-            _check_database(path)
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        yield Store(client, _experiment(client, path))
+            _check_database(path)  # before the import, which takes longer
+        with mlflow_environment():
+            from mlflow import MlflowClient
+
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            yield Store(client, _experiment(client, path))
 
 
 def _lock_path(path: Path) -> str:
@@ -215,8 +217,13 @@ def is_unavailable(error: BaseException) -> bool:
     return "failed with exception" in str(error) and "API request to" in str(error)
 
 
+def without_credentials(text: str) -> str:
+    """Return a text without the user and password of the addresses in it."""
+    return re.sub(r"//[^/@\s]+@", "//", text)
+
+
 def reason(error: BaseException) -> str:
     """Return an error as one short line, without credentials of an address."""
     text = " ".join(str(error).split()) or type(error).__name__
-    text = re.sub(r"//[^/@\s]+@", "//", text)
+    text = without_credentials(text)
     return text if len(text) <= 300 else text[:297] + "..."
