@@ -36,7 +36,7 @@ def model():
 @pytest.fixture(scope="module")
 def tasks(model):
     config = FinetuneSettings.from_config(
-        {"optimizer": "heavy_ball", "learning_rate": 2.0, "steps": 12, "evaluate_every": 12, "stop": "none"}
+        {"optimizer": "heavy_ball", "learning_rate": 0.2, "steps": 12, "evaluate_every": 12, "stop": "none"}
     )
     found = {}
     for i, name in enumerate(["movie", "spam", "trec"]):

@@ -239,14 +239,13 @@ def test_adapters_become_a_vector_of_the_weights_they_adapt(data):
 
 
 def test_mini_batches_are_the_announced_ones(model, data):
-    """Against a loop over ``batch_indices``; epochs count examples drawn."""
-    from stopwise.batch_order import batch_indices
+    """Against a loop over ``draw_batches``; epochs count examples drawn."""
+    from stopwise.minibatch import draw_batches
 
     result = run(model, data, settings(batch_size=10, steps=3, learning_rate=0.2, evaluate_every=1), seed=7)
     reference = pico_model("llama")
     parameters = select_parameters(reference, "attention")
-    for step in range(3):
-        index = batch_indices(24, 10, step, 7)
+    for index in draw_batches(24, 10, 3, 7):
         part = {k: (v if k == "verbalizers" else v[index]) for k, v in data[0].items()}
         for p, g in zip(
             parameters.values(), plain_gradient(reference, parameters, part, result.intercept), strict=True
@@ -257,14 +256,6 @@ def test_mini_batches_are_the_announced_ones(model, data):
         expected = p.detach() - original[name].detach()
         assert torch.linalg.norm(result.vector[name] - expected) <= 1e-5 * torch.linalg.norm(expected)
     assert [row["epoch"] for row in result.trajectory] == pytest.approx([0, 10 / 24, 20 / 24, 30 / 24])
-
-
-def test_batches_cover_the_sample_before_they_repeat():
-    from stopwise.batch_order import batch_indices
-
-    drawn = np.concatenate([batch_indices(10, 4, step, seed=1) for step in range(5)])
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
-    assert not np.array_equal(drawn[:10], drawn[10:])
 
 
 def test_evaluation_interval_may_be_a_fraction_of_an_epoch():

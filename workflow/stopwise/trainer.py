@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from stopwise.batch_order import batch_indices
 from stopwise.early_stopping import Predicted
 from stopwise.finetune_settings import FinetuneSettings
 from stopwise.learner import Learner, Prompts
+from stopwise.minibatch import draw_batches
 from stopwise.objectives import Objective, fitted_intercept
 from stopwise.optimizers import make_optimizer
 from stopwise.task_vectors import layer_of
@@ -86,6 +86,9 @@ class Trainer:
         if self.stop.needs_validation and "validation" not in splits:
             raise ValueError("finetune.stop: rule 'holdout' needs validation data, found none")
         self.n = len(splits["train"].prompts)
+        self.full_batch = settings.batch_size is None or settings.batch_size >= self.n
+        # A function of the seed alone: nothing about the data order needs to be in a checkpoint.
+        self.batches = draw_batches(self.n, settings.batch_size, settings.steps, seed)
         self.progress = Progress(outputs={name: [] for name in splits})
         self.intercept = np.zeros(1)
         self._norms = [float(parameter.detach().double().norm()) for parameter in learner.parameters.values()]
@@ -144,11 +147,11 @@ class Trainer:
 
     def _gradient(self, step: int) -> tuple[dict[str, np.ndarray], list[torch.Tensor], float]:
         """Return (train outputs if this pass gave them, gradients, loss of the pass)."""
-        split, size = self.splits["train"], self.settings.batch_size
-        if size is None or size >= self.n:
+        split = self.splits["train"]
+        if self.full_batch:
             f, gradients = self.learner.gradient(split.prompts, split.objective.gradient)
             return {"train": f}, gradients, split.objective.loss(f)
-        index = batch_indices(self.n, size, step, self.seed)
+        index = self.batches[step]
         objective = split.objective.rows(index)
         prompts = split.prompts.rows(index, self.settings.tokens_per_batch)
         f, gradients = self.learner.gradient(prompts, objective.gradient)
@@ -189,7 +192,7 @@ class Trainer:
 
     def _position(self, step: int, gradients: list[torch.Tensor] | None) -> dict[str, Any]:
         """Return step, epoch, eta, gradient norm and distances; each layer's distances are kept beside."""
-        batch = self.n if self.settings.batch_size is None else min(self.n, self.settings.batch_size)
+        batch = self.n if self.full_batch else self.settings.batch_size
         row: dict[str, Any] = {"step": step, "epoch": step * batch / self.n, "eta": float(self.eta[step])}
         row |= dict.fromkeys(f"{name}_{value}" for name in SPLITS for value in ("loss", "accuracy"))
         row["gradient_norm"] = None if gradients is None else _norm([float(g.double().norm()) for g in gradients])
