@@ -11,7 +11,7 @@ rule arithmetic:
             n=config["arithmetic"]["size"],
         ),
         model=model_stamp(),
-        code=library("arithmetic", "task_vectors", "models", "tasks"),
+        code=library("arithmetic_table", "models", "tasks"),
     output:
         RESULTS + "/arithmetic/seed{seed}.parquet",
     log:
