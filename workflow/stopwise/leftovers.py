@@ -1,7 +1,7 @@
 """Removal of what a killed job left behind: half-written files beside its outputs, under their temporary names.
 
-A job that is killed while it writes leaves the temporary file, never a half-written output. The next run of the same job
-starts by removing the temporary files of its own outputs, and of nothing else.
+A job that is killed while it writes leaves the temporary file, never a half-written output. The next run of the same
+job starts by removing the temporary files of its own outputs, and of nothing else.
 """
 
 from __future__ import annotations

@@ -1,0 +1,127 @@
+"""A private copy of the workflow in which tests run, kill and damage Snakemake without touching the checkout."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from stopwise import artifacts
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("Snakefile", "config.yaml", "config", "profiles", "workflow", "envs", "tests/data", "pyproject.toml")
+# What differs between equal runs: times, run identifiers, and MLflow's own store.
+VOLATILE = ("logs", "benchmarks", "checkpoints", "mlflow", "tracking.parquet", "provenance.parquet", "provenance.csv")
+
+
+@dataclass
+class Outcome:
+    """How a Snakemake run ended and what it said."""
+
+    returncode: int
+    text: str
+
+    def jobs(self) -> dict[str, int]:
+        """Return how many jobs of each rule a dry run lists."""
+        lines = self.text.partition("Job stats:")[2].strip().splitlines()[2:]
+        counts: dict[str, int] = {}
+        for line in lines:
+            words = line.split()
+            if len(words) != 2 or not words[1].isdigit():
+                break
+            counts[words[0]] = int(words[1])
+        counts.pop("total", None)
+        return counts
+
+
+class Workshop:
+    """A folder with the workflow's sources, the results of its runs, and Snakemake's own state."""
+
+    def __init__(self, folder: Path, config: str = "config/test.yaml") -> None:
+        self.folder = folder
+        self.config = config
+
+    @classmethod
+    def fresh(cls, folder: Path) -> Workshop:
+        """Copy the checkout's sources into a new folder."""
+        for name in SOURCES:
+            source, target = ROOT / name, folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy2(source, target)
+        return cls(folder)
+
+    def clone(self, folder: Path) -> Workshop:
+        """Copy everything, results and times included, into a new folder."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Workshop(folder, self.config)
+
+    @property
+    def results(self) -> Path:
+        """The folder that all results lie under."""
+        return self.folder / "results"
+
+    def command(self, *options: str) -> list[str]:
+        """Return the command line of a plain run, as the README gives it."""
+        return [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", self.config, *options]
+
+    def start(self, *options: str, **environment: str) -> subprocess.Popen:
+        """Start Snakemake as the leader of a session of its own."""
+        known = {k: v for k, v in os.environ.items() if k not in {"STOPWISE_FAULT", "PYTHONPATH"}}
+        return subprocess.Popen(
+            self.command(*options),
+            cwd=self.folder,
+            env=known | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"} | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *options: str, timeout: float = 400, **environment: str) -> Outcome:
+        """Run Snakemake to its end. On a time-out the whole session is killed and the test fails."""
+        process = self.start(*options, **environment)
+        try:
+            text, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            said, _ = process.communicate()
+            raise AssertionError(f"snakemake {' '.join(options)} took over {timeout} s:\n{said[-3000:]}") from error
+        return Outcome(process.returncode, text)
+
+    def artifacts(self) -> list[Path]:
+        """Return every stable result of a run, relative to the results folder."""
+        found = (path.relative_to(self.results) for path in self.results.rglob("*") if path.is_file())
+        return sorted(path for path in found if not set(path.parts) & set(VOLATILE) and ".part" not in path.name)
+
+    def temporaries(self) -> list[Path]:
+        """Return temporary files and folders of interrupted writes."""
+        return sorted(path for path in self.results.rglob("*.part*"))
+
+    def different(self, reference: Workshop, *, complete: bool) -> list[str]:
+        """Return what is not equal to the reference run: tables and stable metadata, other files byte for byte.
+
+        With ``complete`` a missing file is a difference too.
+        """
+        mine, expected = set(self.artifacts()), set(reference.artifacts())
+        found = [f"{path}: not in the reference" for path in sorted(mine - expected)]
+        if complete:
+            found += [f"{path}: missing" for path in sorted(expected - mine)]
+        for path in sorted(mine & expected):
+            pair = (self.results / path, reference.results / path)
+            if path.suffix == ".parquet":
+                equal = artifacts.equal(*pair)
+            else:
+                equal = pair[0].read_bytes() == pair[1].read_bytes()
+            if not equal:
+                found.append(f"{path}: not equal")
+        return found
