@@ -10,7 +10,7 @@ rule figure_F1:
         table=RESULTS + "/figures/F1.parquet",
         svg=report(
             RESULTS + "/figures/F1.svg",
-            caption="../report/F1.rst",
+            caption="../report/f1.rst",
             category="Kernel",
             labels={"figure": "F1", "shows": "eigenvalue decay"},
         ),
@@ -40,7 +40,7 @@ rule figure_F2:
         table=RESULTS + "/figures/F2.parquet",
         svg=report(
             RESULTS + "/figures/F2.svg",
-            caption="../report/F2.rst",
+            caption="../report/f2.rst",
             category="Stopping",
             labels={"figure": "F2", "shows": "fine-tuning curves and rules"},
         ),
@@ -69,7 +69,7 @@ rule figure_F3:
         table=RESULTS + "/figures/F3.parquet",
         svg=report(
             RESULTS + "/figures/F3.svg",
-            caption="../report/F3.rst",
+            caption="../report/f3.rst",
             category="Stopping",
             labels={"figure": "F3", "shows": "stopping rules compared"},
         ),
@@ -98,7 +98,7 @@ rule figure_F8:
         table=RESULTS + "/figures/F8.parquet",
         svg=report(
             RESULTS + "/figures/F8.svg",
-            caption="../report/F8.rst",
+            caption="../report/f8.rst",
             category="Task arithmetic",
             labels={"figure": "F8", "shows": "addition and negation"},
         ),

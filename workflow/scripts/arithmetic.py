@@ -1,7 +1,6 @@
 """Add and negate the task vectors of one seed on the real network; the coefficient is chosen on validation."""
 
 from job import Job, load_start, use_device
-
 from stopwise import artifacts
 from stopwise.samples import read_sample
 
