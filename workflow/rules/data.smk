@@ -5,7 +5,7 @@ rule data:
     input:
         sources=lambda w: task_files(w.task),
         model=model_stamp(),
-        code=library("tasks"),
+        code=library("data"),
     output:
         RESULTS + "/data/{task}/seed{seed}.parquet",
     log:

@@ -5,7 +5,7 @@ rule figure_F1:
     input:
         spectrum=each("spectrum/{start}/{task}/seed{seed}.parquet"),
         decay=each("decay/{start}/{task}/seed{seed}.parquet"),
-        code=library("plots.f1"),
+        code=library("figure_F1", "plots.f1"),
     output:
         table=RESULTS + "/figures/F1.parquet",
         svg=report(
@@ -35,7 +35,7 @@ rule figure_F2:
     input:
         trajectory=each("finetune/{start}/{task}/seed{seed}/trajectory.parquet"),
         evaluation=each("evaluation/{start}/{task}/seed{seed}.parquet"),
-        code=library("plots.f2"),
+        code=library("figure_F2", "plots.f2"),
     output:
         table=RESULTS + "/figures/F2.parquet",
         svg=report(
@@ -64,7 +64,7 @@ rule figure_F2:
 rule figure_F3:
     input:
         evaluation=each("evaluation/{start}/{task}/seed{seed}.parquet"),
-        code=library("plots.f3"),
+        code=library("figure_F3", "plots.f3"),
     output:
         table=RESULTS + "/figures/F3.parquet",
         svg=report(
@@ -93,7 +93,7 @@ rule figure_F3:
 rule figure_F8:
     input:
         arithmetic=expand(RESULTS + "/arithmetic/seed{seed}.parquet", seed=config["arithmetic"]["seeds"]),
-        code=library("plots.f8"),
+        code=library("figure_F8", "plots.f8"),
     output:
         table=RESULTS + "/figures/F8.parquet",
         svg=report(

@@ -7,7 +7,7 @@ rule finetune:
         gram=RESULTS + "/gram/{start}/{task}/seed{seed}.parquet",
         stopping=RESULTS + "/stopping/{start}/{task}/seed{seed}.parquet",
         model=model_stamp(),
-        code=library("finetune", "finetune_plan", "models", "tasks"),
+        code=library("finetune", "models"),
     output:
         trajectory=RESULTS + "/finetune/{start}/{task}/seed{seed}/trajectory.parquet",
         outputs=RESULTS + "/finetune/{start}/{task}/seed{seed}/finetune_outputs.parquet",

@@ -9,7 +9,7 @@ rule gram:
             shards=SHARDS,
         ),
         data=RESULTS + "/data/{task}/seed{seed}.parquet",
-        code=library("gram_assembly", "tasks"),
+        code=library("gram"),
     output:
         gram=RESULTS + "/gram/{start}/{task}/seed{seed}.parquet",
         layer_share=RESULTS + "/layer_share/{start}/{task}/seed{seed}.parquet",

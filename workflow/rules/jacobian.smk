@@ -5,7 +5,7 @@ rule jacobian:
     input:
         data=RESULTS + "/data/{task}/seed{seed}.parquet",
         model=model_stamp(),
-        code=library("gram", "models", "tasks"),
+        code=library("jacobian", "models"),
     output:
         RESULTS + "/jacobian/{start}/{task}/seed{seed}/shard{shard}of{shards}.parquet",
     log:

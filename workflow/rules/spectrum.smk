@@ -5,7 +5,7 @@ rule spectrum:
     input:
         gram=RESULTS + "/gram/{start}/{task}/seed{seed}.parquet",
         data=RESULTS + "/data/{task}/seed{seed}.parquet",
-        code=library("spectrum", "decay", "outputs"),
+        code=library("spectrum"),
     output:
         spectrum=RESULTS + "/spectrum/{start}/{task}/seed{seed}.parquet",
         decay=RESULTS + "/decay/{start}/{task}/seed{seed}.parquet",
@@ -33,7 +33,7 @@ rule stopping:
     input:
         gram=RESULTS + "/gram/{start}/{task}/seed{seed}.parquet",
         data=RESULTS + "/data/{task}/seed{seed}.parquet",
-        code=library("stopping", "spectrum", "filters", "outputs"),
+        code=library("stopping"),
     output:
         stopping=RESULTS + "/stopping/{start}/{task}/seed{seed}.parquet",
         curve=RESULTS + "/stopping_curve/{start}/{task}/seed{seed}.parquet",

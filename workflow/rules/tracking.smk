@@ -43,7 +43,7 @@ rule track:
     input:
         artifacts=recorded_paths(),
         database=ancient("results/mlflow/database.json") if config["mlflow"]["tracking_uri"] is None else [],
-        code=library("tracking"),
+        code=library("track"),
     output:
         RESULTS + "/tracking.parquet",
     log:
@@ -66,7 +66,7 @@ rule track:
 rule provenance:
     input:
         artifacts=[*recorded_paths(), *vector_paths()],
-        code=library("provenance_table"),
+        code=library("provenance"),
     output:
         table=RESULTS + "/provenance.parquet",
         csv=RESULTS + "/provenance.csv",

@@ -60,10 +60,11 @@ class Job:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         if error is None:
             logging.info("done in %.1f s, peak memory %.0f MB", time.time() - self.started, peak_mb())
-        elif isinstance(error, (ValueError, OSError)):
-            if self.log_file is not None:
-                with self.log_file.open("a", encoding="utf-8") as log:
-                    log.write("".join(traceback.format_exception(kind, error, trace)))
+            return
+        if self.log_file is not None:
+            with self.log_file.open("a", encoding="utf-8") as log:
+                log.write("".join(traceback.format_exception(kind, error, trace)))
+        if isinstance(error, (ValueError, OSError)):
             print(f"stopwise: {self.snakemake.rule}: {error}", file=sys.stderr)
             sys.exit(1)
 
