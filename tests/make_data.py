@@ -1,4 +1,4 @@
-"""Write tests/data/*.csv: made-up sentences whose label can be learned from their words. Run: python tests/make_data.py."""
+"""Write tests/data/*.csv, made-up sentences with a label to be learned from their words: python tests/make_data.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent / "data"
 ROWS = 400
-NEUTRAL = "the a this that one very".split()
+NEUTRAL = ("the", "a", "this", "that", "one", "very")
 FRAMES = (
     "we saw {0} {1} and {2} {3}",
     "{0} {1} was near {2} {3}",
