@@ -25,7 +25,7 @@ from stopwise.jacobian import (
     make_groups,
     whole_pass,
 )
-from stopwise.layer_formulas import Features, Term
+from stopwise.layer_formulas import Features, Outer, Term
 from stopwise.tiles import Blocks, Layout, add_term
 
 log = logging.getLogger(__name__)
@@ -59,22 +59,75 @@ class Part:
     norms: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+@dataclass
+class Visit:
+    """One layer's features: for every term, in name order, (batch, features) of the batches that have any."""
+
+    layer: str
+    terms: list[tuple[Term, list[tuple[Batch, Features]]]]
+
+
+class Engine:
+    """Runs a job's passes once: ``layers()`` yields the features layer by layer, then ``f0`` holds the outputs."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.groups = make_groups(job.tasks, job.outputs, job.tokens_per_batch)
+        self.batches = batches_of(self.groups)
+        self.device = next(job.model.parameters()).device
+        self.run = Pass(job.model, job.terms, job.outputs)
+        filled = [group for group in self.groups if len(group.packed)]
+        self.probed = probe(self.run, filled[0]) if filled else Probe()
+        self.run.terms = [t for t in job.terms if t not in self.probed.broken]
+
+    def layers(self) -> Iterator[Visit]:
+        """Yield every layer's features, the top block first, what lies outside of blocks last."""
+        broken = self.probed.broken
+        extra = fallback_features(Pass(self.job.model, broken, self.job.outputs), self.batches, broken)
+        keep = _keeps(self.job, self.run, self.batches, self.probed)
+        top = next(reversed(blocks_of(self.job.model)), None)
+        for layer, found in _features(self.job, self.run, self.batches, keep):
+            terms: list[tuple[Term, list[tuple[Batch, Features]]]] = []
+            for term in self.job.terms:
+                if term.layer != layer:
+                    continue
+                parts = []
+                for batch, one, other in zip(self.batches, found, extra, strict=True):
+                    feature = one.pop(term.name, None) or other.pop(term.name, None)
+                    if feature is not None:
+                        parts.append((batch, trimmed(feature) if layer == top else feature))
+                terms.append((term, parts))
+            yield Visit(layer, terms)
+
+    @property
+    def f0(self) -> list[np.ndarray]:
+        """The outputs of every task in the order its batch was given, float64 [n, columns]."""
+        return [self.run.outputs_of(group).numpy() for group in self.groups]
+
+
 def kernel_parts(job: Job) -> tuple[list[Part], list[np.ndarray]]:
     """Return the parts of every pair's kernel in the order the batches were given, and f0 of every task."""
-    groups = make_groups(job.tasks, job.outputs, job.tokens_per_batch)
-    run = Pass(job.model, job.terms, job.outputs)
-    probed = probe(run, next(g for g in groups if len(g.packed))) if any(len(g.packed) for g in groups) else Probe()
-    run.terms = [t for t in job.terms if t not in probed.broken]
-    batches = batches_of(groups)
-    extra = fallback_features(Pass(job.model, probed.broken, job.outputs), batches, probed.broken)
-    layout = Layout(tuple(groups), tuple(job.pairs))
-    parts = [Part((len(groups[a].rows), len(groups[b].rows))) for a, b in job.pairs]
-    source = _features(job, run, batches, keep=_keeps(job, run, batches, probed))
-    device = next(job.model.parameters()).device
-    with torch.no_grad():
-        for layer, found in source:
-            _add_layer(job, layer, batches, [a | b for a, b in zip(found, extra, strict=True)], layout, parts, device)
-    return parts, [run.outputs_of(group).numpy() for group in groups]
+    engine = Engine(job)
+    layout = Layout(tuple(engine.groups), tuple(job.pairs))
+    parts = [Part((len(engine.groups[a].rows), len(engine.groups[b].rows))) for a, b in job.pairs]
+    for visit in engine.layers():
+        with torch.no_grad():
+            _add_layer(job, visit, layout, parts, engine.device)
+    return parts, engine.f0
+
+
+def trimmed(one: Features) -> Features:
+    """Drop tokens whose output gradients are all zero: in the top block only keys and values have more than one."""
+    if not isinstance(one, Outer):
+        return one
+    live = one.g.abs().amax((1, 3)) > 0
+    most = int(live.sum(1).max())
+    if 2 * most > live.shape[1]:
+        return one
+    index = torch.argsort(~live, dim=1, stable=True)[:, : max(most, 1), None]
+    a = one.a.gather(1, index.expand(-1, -1, one.a.shape[-1]))
+    wide = index[:, None].expand(-1, one.g.shape[1], -1, one.g.shape[-1])
+    return Outer(a, one.g.gather(2, wide))
 
 
 def _keeps(job: Job, run: Pass, batches: Sequence[Batch], probed: Probe) -> bool:
@@ -137,35 +190,24 @@ def _swept(sweep: Sweep, layers: Sequence[str], step: Callable[[], Any]) -> Iter
         step()
 
 
-def _add_layer(
-    job: Job,
-    layer: str,
-    batches: Sequence[Batch],
-    found: list[dict[str, Features]],
-    layout: Layout,
-    parts: list[Part],
-    device: torch.device,
-) -> None:
+def _add_layer(job: Job, visit: Visit, layout: Layout, parts: list[Part], device: torch.device) -> None:
     """Add one layer's kernel, module by module in name order, to every pair's parts."""
-    modules: dict[str, list[Term]] = {}
-    for term in job.terms:
-        if term.layer == layer:
-            modules.setdefault(term.module, []).append(term)
+    modules: dict[str, list[tuple[Term, list[tuple[Batch, Features]]]]] = {}
+    for term, rows in visit.terms:
+        modules.setdefault(term.module, []).append((term, rows))
     for module, terms in sorted(modules.items()):
         blocks = Blocks(layout, device)
-        for term in terms:
-            rows = [(batch, one.pop(term.name)) for batch, one in zip(batches, found, strict=True) if term.name in one]
-            add_term(blocks, rows, job.signed)
+        while terms:
+            add_term(blocks, terms.pop(0)[1], job.signed)
         blocks.finish()
-        key = layer if job.by == "layer" else module
+        key = visit.layer if job.by == "layer" else module
         for part, (a, b), matrix in zip(parts, layout.pairs, blocks.matrices, strict=True):
             ordered = _as_given(matrix, layout, a, b)
             part.matrices[key] = part.matrices[key] + ordered if key in part.matrices else ordered
             squares = matrix.diagonal() if a == b else blocks.squares.get(a)
             if squares is not None:
-                rows_given = _row_order(layout, a)
-                norms = np.empty(len(rows_given))
-                norms[rows_given] = squares.clamp(min=0).sqrt().cpu().numpy()
+                norms = np.empty(len(squares))
+                norms[_row_order(layout, a)] = squares.clamp(min=0).sqrt().cpu().numpy()
                 part.norms[module] = norms
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import nn
 from stopwise import lora
 from stopwise.batches import pack, verbalizers_of
 from stopwise.engine import Job, kernel_parts
+from stopwise.jacobian import TOKENS_PER_BATCH
 from stopwise.layer_formulas import Term, plan_terms
 from stopwise.outputs import coding_matrix, columns
 from stopwise.parameters import Subset, select_parameters
@@ -100,7 +101,8 @@ def empirical_ntk(
     ``parameters``: see ``select_parameters``. ``formula``: ``sgd`` (inner products of gradients) or ``signgd`` (of
     their signs). ``dtype``: compute in another type than the model's (bfloat16 costs about 2.5e-2 of K). ``memory_gb``:
     memory that may be used beside the model; decides whether activations are kept or recomputed. Further options:
-    ``layers`` (names from ``kernel_layers``: a shard), ``by`` (``layer`` or ``module``), ``progress``.
+    ``layers`` (names from ``kernel_layers``: a shard), ``by`` (``layer`` or ``module``), ``progress``,
+    ``tokens_per_batch`` (padded tokens in one pass).
     Raises ValueError for anything malformed. Cost: one forward pass, one backward pass per column (no weight
     gradients), and about m^2 P multiply-adds for m rows and P parameters; memory grows with n through K, block inputs
     and one tile.
@@ -240,6 +242,24 @@ def _placed(model: nn.Module, device: str | torch.device, dtype: torch.dtype | s
         yield model
 
 
+@contextmanager
+def prepared(
+    model: nn.Module,
+    tasks: Mapping[str, Examples],
+    verbalizers: Sequence[int] | torch.Tensor | None,
+    parameters: Subset,
+    outputs: str,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str | None = None,
+    layers: Sequence[str] | None = None,
+) -> Iterator[Job]:
+    """Yield a job over the frozen model with its terms and packed tasks, for the time of a block."""
+    coding_matrix(2, outputs)
+    packed = [(pack(batch), verbalizers_of(batch, verbalizers)) for batch in tasks.values()]
+    with _placed(model, device, dtype) as placed, _frozen(placed), _adapters(placed, parameters) as subset:
+        yield Job(placed, _chosen_terms(placed, subset, layers), packed, [], outputs)
+
+
 def _kernels(
     model: nn.Module,
     tasks: Mapping[str, Examples],
@@ -254,25 +274,25 @@ def _kernels(
     layers: Sequence[str] | None = None,
     by: str = "layer",
     progress: bool = False,
+    tokens_per_batch: int | None = None,
 ) -> dict[tuple[str, str], Kernel]:
     """Return the kernels of pairs of named batches."""
     for key, value, allowed in (("formula", formula, FORMULAS), ("by", by, PARTS)):
         if value not in allowed:
             raise ValueError(f"kernel.{key}: {value!r} is not one of {', '.join(allowed)}")
-    coding_matrix(2, outputs)
-    packed = [(pack(batch), verbalizers_of(batch, verbalizers)) for batch in tasks.values()]
     names = list(tasks)
-    with _placed(model, device, dtype) as placed, _frozen(placed), _adapters(placed, parameters) as subset:
-        terms = _chosen_terms(placed, subset, layers)
-        job = Job(placed, terms, packed, [(names.index(a), names.index(b)) for a, b in pairs], outputs)
-        job.signed, job.by, job.memory_gb, job.progress = formula == "signgd", by, memory_gb, progress
+    limits = {"memory_gb": memory_gb, "tokens_per_batch": tokens_per_batch or TOKENS_PER_BATCH}
+    numbers = [(names.index(a), names.index(b)) for a, b in pairs]
+    with prepared(model, tasks, verbalizers, parameters, outputs, device, dtype, layers) as job:
+        job = replace(job, pairs=numbers, signed=formula == "signgd", by=by, progress=progress, **limits)
         parts, f0 = kernel_parts(job)
+        classes = [len(tokens) for _, tokens in job.tasks]
     found = {}
     for (a, b), part in zip(pairs, parts, strict=True):
         i, j = names.index(a), names.index(b)
         matrices = {name: part.matrices[name] for name in sorted(part.matrices)}
         total = sum_in_name_order(matrices, part.shape)
-        widths = [columns(len(packed[k][1]), outputs) for k in (i, j)]
+        widths = [columns(classes[k], outputs) for k in (i, j)]
         found[a, b] = Kernel(total, widths[0], matrices, f0[i], f0[j], part.norms, a == b, widths[1])
     return found
 
