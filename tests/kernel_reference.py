@@ -123,8 +123,12 @@ def plain_outputs(model: torch.nn.Module, batch: dict, outputs: str = "contrast"
     for row in range(len(batch["input_ids"])):
         keep = batch["attention_mask"][row].bool()
         position = -1 if "positions" not in batch else int(keep[: int(batch["positions"][row])].sum())
-        logits = model(input_ids=batch["input_ids"][row, keep][None]).logits[0, position]
-        rows.append(coding.to(logits.dtype) @ logits[batch["verbalizers"]])
+        result = model(input_ids=batch["input_ids"][row, keep][None], output_hidden_states=outputs == "head")
+        if outputs == "head":
+            logits = model.class_head(result.hidden_states[-1][0, position])
+        else:
+            logits = result.logits[0, position, batch["verbalizers"]]
+        rows.append(coding.to(logits.dtype) @ logits)
     return rows
 
 

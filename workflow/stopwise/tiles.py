@@ -6,11 +6,12 @@ reduce over at most ``TILE`` entries and are added in float64 are right to about
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from stopwise.cost_model import factored_is_cheaper
 from stopwise.jacobian import Batch, Group
 from stopwise.layer_formulas import Dense, Features, Outer, Sparse
 
@@ -110,8 +111,6 @@ def add_term(blocks: Blocks, parts: Sequence[Part], signed: bool = False, factor
         return
     first = parts[0][1]
     if isinstance(first, Outer):
-        from stopwise.cost_model import factored_is_cheaper
-
         if factored is None:
             factored = factored_is_cheaper(parts, blocks.layout)
         if factored and not signed:
@@ -250,6 +249,3 @@ def _scatter(blocks: Blocks, rows: torch.Tensor, vectors: torch.Tensor) -> None:
             matrix[index] += (vectors[left] @ vectors[right].T).double()
     for i, squares in blocks.squares.items():
         squares[rows[inside[i]] - groups[i].rows.start] += vectors[inside[i]].double().square().sum(1)
-
-
-Tiles = Callable[[Sequence[Part], int], Iterator[torch.Tensor]]
