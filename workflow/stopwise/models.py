@@ -112,7 +112,7 @@ def prepare_model(
             with atomic_folder(folder) as temporary:
                 _convert_builtin(temporary, assets) if source == BUILTIN else _save_pico(source, temporary)
         return _checked(folder)
-    if Path(source).expanduser().is_dir():
+    if source and Path(source).expanduser().is_dir():
         _refuse_revision(source, revision)
         return _checked(Path(source).expanduser())
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
