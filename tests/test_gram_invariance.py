@@ -1,4 +1,4 @@
-"""A row of the kernel does not depend on its company: batches, padding, attention kernels, order, subsets of examples."""
+"""A row of the kernel does not depend on its company: batches, padding, attention kernels, order of examples."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from stopwise.fallback import Probe, fallback_features, probe
 from stopwise.jacobian import (
     TOKENS_PER_BATCH,
     Batch,
+    Group,
     Pass,
     Sweep,
     Unswept,
@@ -207,18 +208,17 @@ def _add_layer(job: Job, visit: Visit, layout: Layout, parts: list[Part], device
             squares = matrix.diagonal() if a == b else blocks.squares.get(a)
             if squares is not None:
                 norms = np.empty(len(squares))
-                norms[_row_order(layout, a)] = squares.clamp(min=0).sqrt().cpu().numpy()
+                norms[row_order(layout.groups[a])] = squares.clamp(min=0).sqrt().cpu().numpy()
                 part.norms[module] = norms
 
 
-def _row_order(layout: Layout, group: int) -> np.ndarray:
+def row_order(group: Group) -> np.ndarray:
     """Return, for the sorted rows of a group, their places in the order its batch was given."""
-    one = layout.groups[group]
-    return (one.order[:, None] * one.columns + torch.arange(one.columns)).flatten().numpy()
+    return (group.order[:, None] * group.columns + torch.arange(group.columns)).flatten().numpy()
 
 
 def _as_given(matrix: torch.Tensor, layout: Layout, a: int, b: int) -> np.ndarray:
     """Undo the sorting by length of both sides."""
     found = np.empty(matrix.shape)
-    found[np.ix_(_row_order(layout, a), _row_order(layout, b))] = matrix.cpu().numpy()
+    found[np.ix_(row_order(layout.groups[a]), row_order(layout.groups[b]))] = matrix.cpu().numpy()
     return found

@@ -254,7 +254,7 @@ def weighted_gradient(term: Term, found: Features | None, weights: torch.Tensor)
     out = torch.zeros_like(term.parameter)
     if isinstance(found, Outer):
         whole = torch.einsum("nctd,nte,nc->de", found.g, found.a, weights)
-        return whole if whole.shape == out.shape and isinstance_linear(term) else whole.T
+        return whole.T if stored_transposed(term) else whole
     if isinstance(found, Dense):
         return torch.einsum("ncp,nc->p", found.rows, weights).reshape(out.shape)
     if isinstance(found, Sparse):
@@ -264,6 +264,6 @@ def weighted_gradient(term: Term, found: Features | None, weights: torch.Tensor)
     return out
 
 
-def isinstance_linear(term: Term) -> bool:
-    """Whether a weight is stored [d_out, d_in]: all but those of Conv1D."""
-    return not any(use.formula == "weight" and not isinstance(use.module, nn.Linear) for use in term.uses)
+def stored_transposed(term: Term) -> bool:
+    """Whether a weight is stored [d_in, d_out], as Conv1D does."""
+    return any(use.formula == "weight" and not isinstance(use.module, nn.Linear) for use in term.uses)

@@ -118,7 +118,7 @@ def add_term(blocks: Blocks, parts: Sequence[Part], signed: bool = False, factor
             return
         tiles = _direct_tiles(parts, blocks.layout.rows)
     elif isinstance(first, Dense):
-        tiles = _dense_tiles(parts, blocks.layout.rows, signed)
+        tiles = dense_tiles(parts, blocks.layout.rows, signed)
     else:
         _sparse(blocks, parts, signed)
         return
@@ -133,6 +133,12 @@ def _working(dtype: torch.dtype) -> torch.dtype:
 
 def _direct_tiles(parts: Sequence[Part], rows: int) -> Iterator[torch.Tensor]:
     """Yield per-example weight gradients [rows, k], a slab of output (or input) features at a time."""
+    for tile, _, _ in weight_tiles(parts, rows):
+        yield tile
+
+
+def weight_tiles(parts: Sequence[Part], rows: int) -> Iterator[tuple[torch.Tensor, slice, slice]]:
+    """Yield (gradient rows [rows, outs * ins], output features, input features) of a linear layer's weight."""
     ready = []
     for batch, one in parts:
         assert isinstance(one, Outer)
@@ -148,7 +154,7 @@ def _direct_tiles(parts: Sequence[Part], rows: int) -> Iterator[torch.Tensor]:
             for where, g, a in ready:
                 shape = (len(g), outs.stop - outs.start, ins.stop - ins.start)
                 torch.bmm(g[:, :, outs].transpose(1, 2), a[:, :, ins], out=tile[where].view(shape))
-            yield tile
+            yield tile, outs, ins
 
 
 def _slabs(size: int, limit: int) -> list[slice]:
@@ -158,7 +164,7 @@ def _slabs(size: int, limit: int) -> list[slice]:
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
-def _dense_tiles(parts: Sequence[Part], rows: int, signed: bool) -> Iterator[torch.Tensor]:
+def dense_tiles(parts: Sequence[Part], rows: int, signed: bool) -> Iterator[torch.Tensor]:
     """Yield whole gradients [rows, k]. For signs, a sum that cancels to rounding noise is the zero it stands for."""
     flat = []
     for batch, one in parts:
@@ -205,15 +211,15 @@ def _factored_product(left: Outer, right: Outer) -> torch.Tensor:
 
 def _sparse(blocks: Blocks, parts: Sequence[Part], signed: bool) -> None:
     """Add products of table gradients: for every table row, those of the outputs whose prompts hold it."""
-    keys, vectors = _merged_entries(parts, blocks.layout.rows)
+    keys, vectors = merged_entries(parts, blocks.layout.rows)
     tables, rows = keys // blocks.layout.rows, keys % blocks.layout.rows
     if signed:
         vectors = vectors.sign()
-    for found in _runs(tables):
+    for found in runs_of(tables):
         _scatter(blocks, rows[found], vectors[found])
 
 
-def _merged_entries(parts: Sequence[Part], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+def merged_entries(parts: Sequence[Part], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return keys (table row * rows + output row), ascending and unique, and their summed vectors [entries, d]."""
     keys, vectors = [], []
     for batch, one in parts:
@@ -229,7 +235,7 @@ def _merged_entries(parts: Sequence[Part], rows: int) -> tuple[torch.Tensor, tor
     return unique, stacked.new_zeros(len(unique), stacked.shape[1]).index_add_(0, index, stacked)
 
 
-def _runs(values: torch.Tensor) -> Iterator[slice]:
+def runs_of(values: torch.Tensor) -> Iterator[slice]:
     """Yield the slices of equal values in an ascending list."""
     counts = torch.unique_consecutive(values, return_counts=True)[1].tolist()
     start = 0
