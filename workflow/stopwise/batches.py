@@ -76,20 +76,23 @@ def verbalizers_of(batch: Mapping[str, torch.Tensor], verbalizers: Sequence[int]
     return found
 
 
-def length_buckets(batch: Mapping[str, torch.Tensor] | Packed, tokens_per_batch: int = 1024) -> list[torch.Tensor]:
+def length_buckets(
+    batch: Mapping[str, torch.Tensor] | Packed, tokens_per_batch: int = 1024, max_padding: float = MAX_PADDING
+) -> list[torch.Tensor]:
     """Return example indices grouped by length, each group at most ``tokens_per_batch`` padded tokens (or one example).
 
-    Long [n_b] each, longest first, together a permutation of the examples; at most 5 % of the computed tokens are
-    padding. Fewest groups first: a small dynamic programme over the sorted lengths, O(n * group size).
+    Long [n_b] each, longest first, together a permutation of the examples; at most ``max_padding`` (5 %) of the
+    computed tokens are padding. A dynamic programme over the sorted lengths, O(n * group size).
     """
     lengths = batch.lengths if isinstance(batch, Packed) else torch.as_tensor(batch["attention_mask"]).cpu().sum(1)
     order = torch.argsort(lengths, descending=True, stable=True)
     ordered = lengths[order].tolist()
-    overhead = 256.0  # what starting one more batch costs, in tokens; halved until the padding is small enough
+    # What starting one more batch costs, in tokens; halved until the padding is small enough.
+    overhead = 256.0 if max_padding < 1 else 1e12
     while True:
         cuts = _cuts(ordered, tokens_per_batch, overhead)
         padded = sum((stop - start) * ordered[start] for start, stop in cuts)
-        if padded * (1 - MAX_PADDING) <= sum(ordered) or overhead < 0.5:
+        if padded * (1 - max_padding) <= sum(ordered) or overhead < 0.5:
             return [order[start:stop] for start, stop in cuts]
         overhead /= 2
 

@@ -12,7 +12,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from stopwise.batches import Packed
+from stopwise.batches import MAX_PADDING, Packed
 from stopwise.fallback import Probe, fallback_features, probe
 from stopwise.jacobian import (
     TOKENS_PER_BATCH,
@@ -49,6 +49,7 @@ class Job:
     progress: bool = False
     schedule: str = "auto"  # keep | sweep | auto
     tokens_per_batch: int = TOKENS_PER_BATCH
+    max_padding: float = MAX_PADDING
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Engine:
 
     def __init__(self, job: Job):
         self.job = job
-        self.groups = make_groups(job.tasks, job.outputs, job.tokens_per_batch)
+        self.groups = make_groups(job.tasks, job.outputs, job.tokens_per_batch, job.max_padding)
         self.batches = batches_of(self.groups)
         self.device = next(job.model.parameters()).device
         self.run = Pass(job.model, job.terms, job.outputs)

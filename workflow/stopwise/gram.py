@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from stopwise import lora
-from stopwise.batches import pack, verbalizers_of
+from stopwise.backend import float32_products
+from stopwise.batches import MAX_PADDING, pack, verbalizers_of
 from stopwise.engine import Job, kernel_parts
 from stopwise.jacobian import TOKENS_PER_BATCH
 from stopwise.layer_formulas import Term, plan_terms
@@ -102,7 +103,7 @@ def empirical_ntk(
     their signs). ``dtype``: compute in another type than the model's (bfloat16 costs about 2.5e-2 of K). ``memory_gb``:
     memory that may be used beside the model; decides whether activations are kept or recomputed. Further options:
     ``layers`` (names from ``kernel_layers``: a shard), ``by`` (``layer`` or ``module``), ``progress``,
-    ``tokens_per_batch`` (padded tokens in one pass).
+    ``tokens_per_batch`` (padded tokens in one pass), ``max_padding`` (the share of them that may be padding).
     Raises ValueError for anything malformed. Cost: one forward pass, one backward pass per column (no weight
     gradients), and about m^2 P multiply-adds for m rows and P parameters; memory grows with n through K, block inputs
     and one tile.
@@ -257,7 +258,8 @@ def prepared(
     coding_matrix(2, outputs)
     packed = [(pack(batch), verbalizers_of(batch, verbalizers)) for batch in tasks.values()]
     with _placed(model, device, dtype) as placed, _frozen(placed), _adapters(placed, parameters) as subset:
-        yield Job(placed, _chosen_terms(placed, subset, layers), packed, [], outputs)
+        with float32_products(next(placed.parameters()).device):
+            yield Job(placed, _chosen_terms(placed, subset, layers), packed, [], outputs)
 
 
 def _kernels(
@@ -275,16 +277,18 @@ def _kernels(
     by: str = "layer",
     progress: bool = False,
     tokens_per_batch: int | None = None,
+    max_padding: float = MAX_PADDING,
 ) -> dict[tuple[str, str], Kernel]:
     """Return the kernels of pairs of named batches."""
     for key, value, allowed in (("formula", formula, FORMULAS), ("by", by, PARTS)):
         if value not in allowed:
             raise ValueError(f"kernel.{key}: {value!r} is not one of {', '.join(allowed)}")
     names = list(tasks)
-    limits = {"memory_gb": memory_gb, "tokens_per_batch": tokens_per_batch or TOKENS_PER_BATCH}
+    limits: dict[str, Any] = {"memory_gb": memory_gb, "tokens_per_batch": tokens_per_batch or TOKENS_PER_BATCH}
+    limits["max_padding"] = max_padding
     numbers = [(names.index(a), names.index(b)) for a, b in pairs]
-    with prepared(model, tasks, verbalizers, parameters, outputs, device, dtype, layers) as job:
-        job = replace(job, pairs=numbers, signed=formula == "signgd", by=by, progress=progress, **limits)
+    with prepared(model, tasks, verbalizers, parameters, outputs, device, dtype, layers) as bare:
+        job = replace(bare, pairs=numbers, signed=formula == "signgd", by=by, progress=progress, **limits)
         parts, f0 = kernel_parts(job)
         classes = [len(tokens) for _, tokens in job.tasks]
     found = {}

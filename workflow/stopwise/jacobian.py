@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stopwise.batches import Packed, length_buckets
+from stopwise.batches import MAX_PADDING, Packed, length_buckets
 from stopwise.forward import HeadCall, packed_outputs
 from stopwise.layer_formulas import Call, Features, Term, block_prefix, features, join, record_input
 from stopwise.outputs import columns
@@ -46,13 +46,16 @@ class Group:
 
 
 def make_groups(
-    tasks: Sequence[tuple[Packed, torch.Tensor]], outputs: str, tokens_per_batch: int = TOKENS_PER_BATCH
+    tasks: Sequence[tuple[Packed, torch.Tensor]],
+    outputs: str,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    max_padding: float = MAX_PADDING,
 ) -> list[Group]:
     """Return tasks (prompts, verbalizers) as groups with their examples sorted by length and cut into batches."""
     groups: list[Group] = []
     row = 0
     for packed, verbalizers in tasks:
-        buckets = length_buckets(packed, tokens_per_batch)
+        buckets = length_buckets(packed, tokens_per_batch, max_padding)
         order = torch.cat(buckets) if buckets else torch.zeros(0, dtype=torch.long)
         stops = torch.tensor([0, *(len(b) for b in buckets)]).cumsum(0).tolist()
         per_example = columns(len(verbalizers), outputs)
