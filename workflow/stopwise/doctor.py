@@ -77,9 +77,7 @@ def doctor(
     equal, two = shortest(batch), first(batch, 2)
     findings = [
         _formulas(model, batch, tokens, parameters, outputs, limit),
-        _against(
-            "autograd", kernel(first(batch, 2)), _plain(model, first(batch, 2), tokens, parameters, outputs), limit
-        ),
+        _against("autograd", kernel(two), _plain(model, two, tokens, parameters, outputs), limit),
         _against("batch size", kernel(equal), kernel(equal, 1), limit, "one pass or one for each"),
         _against("padding", kernel(batch, 1), kernel(batch), limit, "each its own length or all the longest's"),
     ]

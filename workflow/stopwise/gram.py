@@ -257,9 +257,13 @@ def prepared(
     """Yield a job over the frozen model with its terms and packed tasks, for the time of a block."""
     coding_matrix(2, outputs)
     packed = [(pack(batch), verbalizers_of(batch, verbalizers)) for batch in tasks.values()]
-    with _placed(model, device, dtype) as placed, _frozen(placed), _adapters(placed, parameters) as subset:
-        with float32_products(next(placed.parameters()).device):
-            yield Job(placed, _chosen_terms(placed, subset, layers), packed, [], outputs)
+    with (
+        _placed(model, device, dtype) as placed,
+        _frozen(placed),
+        _adapters(placed, parameters) as subset,
+        float32_products(next(placed.parameters()).device),
+    ):
+        yield Job(placed, _chosen_terms(placed, subset, layers), packed, [], outputs)
 
 
 def _kernels(
