@@ -28,6 +28,7 @@ import yaml
 
 SCHEMA_FILE = Path(__file__).resolve().parents[1] / "schemas" / "artifacts.yaml"
 METADATA_KEY = b"stopwise"
+SEAL_KEY = b"stopwise.sha256"  # of the record's bytes: Parquet's own checksums cover the pages only
 TEMPORARY_PREFIX = ".part-"
 
 _TYPES = {
@@ -147,7 +148,8 @@ def write_table(
     table = conform(table, kind) if isinstance(table, pa.Table) else table_of(table, kind)
     record = {**(provenance or {}), "kind": kind, "content": content_digest(table)}
     record.setdefault("volatile", {})
-    metadata = {METADATA_KEY: json.dumps(record, sort_keys=True, allow_nan=False, default=_plain).encode()}
+    text = json.dumps(record, sort_keys=True, allow_nan=False, default=_plain).encode()
+    metadata = {METADATA_KEY: text, SEAL_KEY: hashlib.sha256(text).hexdigest().encode()}
     with atomic_path(path) as temporary:
         pq.write_table(
             table.replace_schema_metadata(metadata),
@@ -171,11 +173,17 @@ def _plain(value: Any) -> Any:
 
 
 def read_provenance(path: str | os.PathLike) -> dict[str, Any]:
-    """Return the provenance of an artifact from its metadata alone. Raises ArtifactError for a file that has none."""
-    metadata = _open(path).schema_arrow.metadata or {}
+    """Return the provenance of an artifact from its metadata alone.
+
+    Raises ArtifactError for a file that has none, or whose record is not the one that was written.
+    """
+    metadata = _open(path).metadata.metadata or {}
     if METADATA_KEY not in metadata:
         raise ArtifactError(f"{path}: a Parquet file without stopwise provenance; remove it and run again")
-    return json.loads(metadata[METADATA_KEY])
+    text = metadata[METADATA_KEY]
+    if hashlib.sha256(text).hexdigest().encode() != metadata.get(SEAL_KEY):
+        raise ArtifactError(f"{path}: the provenance is damaged; remove it and run again")
+    return json.loads(text)
 
 
 def _open(path: str | os.PathLike) -> pq.ParquetFile:
@@ -183,7 +191,7 @@ def _open(path: str | os.PathLike) -> pq.ParquetFile:
         raise ArtifactError(f"{path}: no such artifact")
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise ArtifactError(f"{path}: damaged or not a Parquet file ({error}); remove it and run again") from error
 
 

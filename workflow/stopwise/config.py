@@ -34,7 +34,8 @@ def validated(config: Mapping[str, Any]) -> dict[str, Any]:
     a name that could leave the results folder, or sections that contradict each other.
     """
     config = copy.deepcopy(dict(config))
-    errors = sorted(jsonschema.Draft202012Validator(schema()).iter_errors(config), key=lambda e: list(map(str, e.path)))
+    validator = jsonschema.Draft202012Validator(schema(), format_checker=jsonschema.FormatChecker(["regex"]))
+    errors = sorted(validator.iter_errors(config), key=lambda e: list(map(str, e.path)))
     if errors:
         raise ConfigError(_message(jsonschema.exceptions.best_match(errors)))
     _fill(config, schema())
