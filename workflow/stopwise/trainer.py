@@ -192,7 +192,7 @@ class Trainer:
 
     def _position(self, step: int, gradients: list[torch.Tensor] | None) -> dict[str, Any]:
         """Return step, epoch, eta, gradient norm and distances; each layer's distances are kept beside."""
-        batch = self.n if self.full_batch else self.settings.batch_size
+        batch = len(self.batches[0])
         row: dict[str, Any] = {"step": step, "epoch": step * batch / self.n, "eta": float(self.eta[step])}
         row |= dict.fromkeys(f"{name}_{value}" for name in SPLITS for value in ("loss", "accuracy"))
         row["gradient_norm"] = None if gradients is None else _norm([float(g.double().norm()) for g in gradients])
