@@ -1,25 +1,10 @@
 # The record: MLflow (sqlite under results/mlflow, or a server) and one table of where every artifact comes from.
 
 
-def recorded_paths():
-    """Return every table and picture of a complete run."""
-    return [*artifact_paths(), *figure_tables(), *figure_paths()]
+from stopwise.tracking import next_attempt
 
-
-def vector_paths():
-    """Return the weights of all fine-tuning runs."""
-    return [
-        path
-        for n in sorted(config["sizes"])
-        for path in each(f"finetune/{{start}}/{{task}}/seed{{seed}}/n{n}.safetensors")
-    ]
-
-
-def tracking_attempt(wildcards):
-    """Return a token that changes when the last recording left something pending: then the rule runs again."""
-    from stopwise.tracking import next_attempt
-
-    return next_attempt(RESULTS + "/tracking.parquet")
+RECORDED = [*artifact_paths(), *figure_tables(), *figure_paths()]
+VECTORS = [path for n in config["sizes"] for path in each(f"finetune/{{start}}/{{task}}/seed{{seed}}/n{n}.safetensors")]
 
 
 # Once, before anything can race it: two processes that initialise one MLflow database break it for good.
@@ -41,22 +26,23 @@ rule mlflow_database:
 
 rule track:
     input:
-        artifacts=recorded_paths(),
+        artifacts=RECORDED,
         database=ancient("results/mlflow/database.json") if config["mlflow"]["tracking_uri"] is None else [],
         code=library("track"),
     output:
-        RESULTS + "/tracking.parquet",
+        f"{RESULTS}/tracking.parquet",
     log:
-        RESULTS + "/logs/track.log",
+        f"{RESULTS}/logs/track.log",
     benchmark:
-        RESULTS + "/benchmarks/track.tsv"
+        f"{RESULTS}/benchmarks/track.tsv"
     localrule: True
     conda:
         ENVIRONMENT
     params:
         tracking_uri=config["mlflow"]["tracking_uri"],
         config_digest=CONFIG_DIGEST,
-        attempt=tracking_attempt,
+        # Changes while something is pending, so that the rule runs again.
+        attempt=lambda wildcards: next_attempt(f"{RESULTS}/tracking.parquet"),
     message:
         "Recording the run in MLflow"
     script:
@@ -65,15 +51,15 @@ rule track:
 
 rule provenance:
     input:
-        artifacts=[*recorded_paths(), *vector_paths()],
+        artifacts=[*RECORDED, *VECTORS],
         code=library("provenance"),
     output:
-        table=RESULTS + "/provenance.parquet",
-        csv=RESULTS + "/provenance.csv",
+        table=f"{RESULTS}/provenance.parquet",
+        csv=f"{RESULTS}/provenance.csv",
     log:
-        RESULTS + "/logs/provenance.log",
+        f"{RESULTS}/logs/provenance.log",
     benchmark:
-        RESULTS + "/benchmarks/provenance.tsv"
+        f"{RESULTS}/benchmarks/provenance.tsv"
     localrule: True
     conda:
         ENVIRONMENT
