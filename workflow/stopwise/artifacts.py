@@ -207,7 +207,10 @@ def read_table(path: str | os.PathLike, kind: str) -> pa.Table:
         table = _open(path).read()
     except (pa.ArrowException, OSError) as error:
         raise ArtifactError(f"{path}: damaged ({error}); remove it and run again") from error
-    table = conform(table, kind)
+    try:
+        table = conform(table, kind)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}; remove it and run again") from error
     if content_digest(table) != record["content"]:
         raise ArtifactError(f"{path}: the content does not match its recorded digest; remove it and run again")
     return table
