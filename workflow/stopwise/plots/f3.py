@@ -50,14 +50,19 @@ def _rows(data: pd.DataFrame) -> list[tuple[float, str, str, pd.DataFrame]]:
     return lines
 
 
-def _hit_rate(ax: Axes, y: float, rows: pd.DataFrame, **look: Any) -> None:
+def runs(data: pd.DataFrame) -> int:
+    """Number of training runs in the table: a rule without a row for one of them gave no answer there."""
+    return len(data.drop_duplicates(["start", "task", "seed", "n"]))
+
+
+def _hit_rate(ax: Axes, y: float, rows: pd.DataFrame, total: int, **look: Any) -> None:
     answered = rows["hit"].dropna().astype(bool)
     hits, trials = int(answered.sum()), len(answered)
     if trials:
         low, high = wilson(hits, trials)
         ax.plot([low, high], [y, y], color=look["color"], linewidth=1.6, solid_capstyle="butt")
         ax.plot(hits / trials, y, markeredgecolor="black", markeredgewidth=0.4, clip_on=False, zorder=3, **look)
-    silent = f" (+{len(rows) - trials})" if trials < len(rows) else ""
+    silent = f" (+{total - trials})" if trials < total else ""
     where: dict[str, Any] = {
         "xy": (1.0, y),
         "xycoords": ("axes fraction", "data"),
@@ -73,9 +78,9 @@ def _strip(ax: Axes, y: float, values: pd.Series, width: float, **look: Any) -> 
     if values.empty:
         return
     jitter = (np.arange(len(values)) * 0.618 % 1 - 0.5) * width  # the golden ratio fills the width evenly
-    size = 4.0 if len(values) < 4 else 2.5
+    size = 4.0 if len(values) < 12 else 2.5
     ax.plot(values, y + jitter, linestyle="", markersize=size, alpha=0.6, markeredgewidth=0, **look)
-    if len(values) < 4:  # too few for quartiles: the dots say it all
+    if len(values) < 6:  # too few for quartiles: the dots say it all
         return
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
     ax.plot([low, high], [y, y], color=look["color"], linewidth=2.2, alpha=0.6, solid_capstyle="butt")
@@ -104,6 +109,7 @@ def draw(table: pa.Table) -> Figure:
     A run for which a rule gave no answer is no trial of its hit rate; such runs are counted beside it.
     """
     data = frame(table, COLUMNS, "F3")
+    totals = {start: runs(rows) for start, rows in data.groupby("start")}
     data = data[data["rule"] != "oracle"].sort_values(["start", "task", "seed", "n"])
     rules, starts = ordered(data["rule"], style.RULES), ordered(data["start"], style.STARTS)
     per_panel = 0.45 + max(2, len(rules)) * max(0.17, 0.12 * len(starts))
@@ -116,7 +122,7 @@ def draw(table: pa.Table) -> Figure:
     shapes = style.looks(starts, style.STARTS)
     for y, rule, start, rows in _rows(data):
         look = {"color": looks[rule].color, "marker": shapes[start].marker if len(starts) > 1 else looks[rule].marker}
-        _hit_rate(axes[0, 0], y, rows, **look)
+        _hit_rate(axes[0, 0], y, rows, totals[start], **look)
         _strip(axes[1, 0], y, rows["relative_regret"], 0.5 / len(starts), **look)
         _strip(axes[2, 0], y, rows["ratio"], 0.5 / len(starts), **look)
     xlabel = "runs within 5 % of the oracle's loss (+: no answer)"

@@ -126,9 +126,13 @@ def _keys(data: pd.DataFrame) -> list:
 
 @style.styled
 def draw(table: pa.Table) -> Figure:
-    """Draw the first seed at the largest n: one row of panels a start and task, the first and last of many."""
+    """Draw the first seed at the largest n: one row of panels a start and task, eight of many.
+
+    A quantity that was measured in no run has no panel.
+    """
     data = frame(table, COLUMNS, "F6")
-    if data.empty:
+    data = data[data["quantity"].isin(QUANTITIES)]
+    if not data["measured"].notna().any():
         figure, axes = style.new_figure(height=1.5)
         style.note(axes[0, 0], "no training run")
         return figure
@@ -137,17 +141,19 @@ def draw(table: pa.Table) -> Figure:
     starts, tasks = ordered(data["start"], style.STARTS), ordered(data["task"], style.TASKS)
     present = set(zip(data["start"], data["task"], strict=True))
     runs = spread([(s, t) for s in starts for t in tasks if (s, t) in present], MOST_ROWS)
-    height = 0.7 + 1.35 * len(runs)
-    figure, axes = style.new_figure("two-column", height, nrows=len(runs), ncols=len(QUANTITIES))
+    shown = [q for q in QUANTITIES if data.loc[data["quantity"] == q, "measured"].notna().any()]
+    width = "two-column" if len(shown) > 2 else "one-column"
+    height = 0.7 + 1.35 * len(runs) + 0.15 * (width == "one-column")
+    figure, axes = style.new_figure(width, height, nrows=len(runs), ncols=len(shown))
     for line, (start, task) in zip(axes, runs, strict=True):
         rows = data[(data["start"] == start) & (data["task"] == task)]
-        for ax, quantity in zip(line, QUANTITIES, strict=True):
+        for ax, quantity in zip(line, shown, strict=True):
             _panel(ax, rows, quantity)
         who = style.plain(task, 18) if len(starts) == 1 else f"{style.plain(task, 18)}, {style.plain(start)}"
         line[0].set_ylabel(f"{who}\nn = {rows['n'].max()}")
-    for ax, title in zip(axes[0], QUANTITIES.values(), strict=True):
-        ax.set_title(title)
+    for ax, quantity in zip(axes[0], shown, strict=True):
+        ax.set_title(QUANTITIES[quantity])
     for ax in axes[-1]:
         ax.set_xlabel("optimizer step")
-    style.outside_legend(figure, _keys(data), 5)
+    style.outside_legend(figure, _keys(data), 5 if width == "two-column" else 2)
     return figure

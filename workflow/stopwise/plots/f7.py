@@ -71,7 +71,8 @@ def draw(table: pa.Table) -> Figure:
     looks = style.looks(tasks)
     figure, axes = style.new_figure(height=5.4 + 0.14 * -(-len(tasks) // 3), nrows=2)
     for ax, quantity in zip(axes[:, 0], QUANTITIES, strict=True):
-        rows = data[data["quantity"] == quantity].dropna(subset=["predicted", "measured"])
+        finite = np.isfinite(data[["predicted", "measured"]]).all(axis=1)
+        rows = data[finite & (data["quantity"] == quantity)]
         _panel(ax, rows, looks)
         ax.set_title(_title(quantity, rows))
     keys = [style.line_key(style.plain(t, 16), color=looks[t].color, marker="o", linestyle="") for t in tasks]

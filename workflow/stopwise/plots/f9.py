@@ -103,7 +103,8 @@ def draw(table: pa.Table) -> Figure:
     for ax in axes[:, 1:].flat:
         ax.set_ylabel("")
     for row in axes:  # only now: fixed limits would cut what a later start draws
-        row[0].set_ylim(0, 1.08 * max(ax.dataLim.y1 for ax in row))
+        top = max(ax.dataLim.y1 for ax in row)
+        row[0].set_ylim(0, 1.08 * top if np.isfinite(top) and top > 0 else 1.0)
     keys = [style.line_key(style.plain(name, 20), markersize=2.5, **look) for name, _, look in lines]
     if np.any(data["position"].isna()):
         keys.append(style.line_key("outside the blocks", color=style.COLORS["grey"], marker="_", linestyle=""))

@@ -179,6 +179,7 @@ def _run(rows: pd.DataFrame, label: str, value: str, looks: dict[str, style.Look
 def rules(table: pa.Table) -> Section:
     """F3: the stopping rules compared, for a start and one of three measures."""
     data = frame(table, f3.COLUMNS, "F3")
+    totals = {start: f3.runs(rows) for start, rows in data.groupby("start")}
     data = data[data["rule"] != "oracle"]
     measures = {
         "runs within 5 % of the oracle's loss": "hit",
@@ -193,21 +194,25 @@ def rules(table: pa.Table) -> Section:
         traces = []
         for rule in reversed(ordered(rows["rule"], style.RULES)):
             one = rows[rows["rule"] == rule].dropna(subset=[measures[label]])
-            make = _hits if measures[label] == "hit" else _dots
-            traces.append(make(one, shown(rule.replace("_", " ")), measures[label], looks[rule]))
+            name = shown(rule.replace("_", " "))
+            if measures[label] == "hit":
+                traces.append(_hits(one, name, totals[rows["start"].iloc[0]], looks[rule]))
+            else:
+                traces.append(_dots(one, name, measures[label], looks[rule]))
         axes = {"xaxis": {"tickformat": ".0%", "range": [-0.02, 1.02]} if measures[label] == "hit" else {}}
         return {"data": traces, "layout": layout(label, "", showlegend=False, **axes)}
 
     return section(data, [("measure", "measure", list(measures)), ("start", "start", list(style.STARTS))], draw)
 
 
-def _hits(rows: pd.DataFrame, name: str, _: str, look: style.Look) -> dict[str, Any]:
+def _hits(rows: pd.DataFrame, name: str, total: int, look: style.Look) -> dict[str, Any]:
     """Hit rate of one rule with Wilson's interval."""
     hits, trials = int(rows["hit"].sum()), len(rows)
     low, high = wilson(hits, trials)
     rate = hits / trials if trials else math.nan
     error = {"type": "data", "symmetric": False, "array": numbers([high - rate]), "arrayminus": numbers([rate - low])}
-    more = {"mode": "markers", "error_x": error, "hovertemplate": f"{hits} of {trials} runs<extra></extra>"}
+    silent = f", {total - trials} without an answer" if trials < total else ""
+    more = {"mode": "markers", "error_x": error, "hovertemplate": f"{hits} of {trials} runs{silent}<extra></extra>"}
     made = curve(name, [rate], [0], look, **more)
     return {**made, "y": [name], "marker": {**made["marker"], "size": 10}}
 

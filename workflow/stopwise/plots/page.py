@@ -9,6 +9,7 @@ import base64
 import html
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,7 @@ SUMMARY = pa.schema(
     ]
 )
 METHODS = ("zero_shot", "zero_shot_intercept", "kernel_regression", *style.RULES)
+SCREEN = 2.0  # pixels on the page for a point of a printed figure: its smallest text is then 14 pixels high
 TITLES = {
     "F1": (
         "Eigenvalue decay",
@@ -145,7 +147,9 @@ def _heading(name: str) -> str:
 
 def _image(name: str, svg: bytes) -> str:
     data = base64.b64encode(svg).decode("ascii")
-    picture = f'<img alt="{_text(TITLES[name][0])}" src="data:image/svg+xml;base64,{data}">'
+    size = re.search(rb'<svg[^>]*? width="([\d.]+)pt"', svg)
+    width = f' width="{SCREEN * float(size[1]):.0f}"' if size else ""
+    picture = f'<img{width} alt="{_text(TITLES[name][0])}" src="data:image/svg+xml;base64,{data}">'
     return f'<section id="{name}">{_heading(name)}{picture}</section>'
 
 

@@ -19,9 +19,10 @@ p { max-width: 46rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 caption { text-align: left; padding-bottom: .4rem; color: #555; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #e6e6e6; text-align: right; overflow-wrap: anywhere; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #e6e6e6; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #999; vertical-align: bottom; }
+td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; max-width: 22rem; }
+thead th { white-space: normal; border-bottom: 2px solid #999; vertical-align: bottom; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .9rem; }
 dt { color: #555; }
 dd { margin: 0; overflow-wrap: anywhere; }

@@ -132,7 +132,9 @@ def looks(names: Iterable[str], known: Mapping[str, Look] = TASKS) -> dict[str, 
     palette = [
         color for key, color in COLORS.items() if key not in ("grey", "yellow")
     ]  # yellow lines are faint on white
-    choices = [Look(c, m) for m in _MARKERS for c in palette]
+    count = len(palette)
+    pairs = [(i % count, (i % count + i // count) % len(_MARKERS)) for i in range(count * len(_MARKERS))]
+    choices = [Look(palette[color], _MARKERS[marker]) for color, marker in pairs]
     for name in wanted:
         if name in chosen:
             continue
@@ -140,7 +142,7 @@ def looks(names: Iterable[str], known: Mapping[str, Look] = TASKS) -> dict[str, 
         colors = {look.color for look in taken}
         free = [c for c in choices if c.color not in colors] or [c for c in choices if c not in taken]
         free = free or choices
-        chosen[name] = free[zlib.crc32(name.encode()) % min(len(free), len(palette))]
+        chosen[name] = free[zlib.crc32(name.encode()) % min(len(free), count)]
     return chosen
 
 
