@@ -146,9 +146,7 @@ def test_a_hub_data_set_is_fetched_once_at_a_recorded_commit_with_its_label_name
 
 def test_another_revision_of_a_held_data_set_is_refused(tmp_path, fake_hub):
     read_rows({"hub": "owner/reviews"}, ["text"], assets=tmp_path)
-    with pytest.raises(
-        AssetError, match=r"source.hub.revision: 'owner/reviews' is held at commit a{40}.*'v2' is commit b"
-    ):
+    with pytest.raises(AssetError, match=r"source.revision: 'owner/reviews' is held at commit a{40}.*'v2' is commit b"):
         read_rows({"hub": "owner/reviews", "revision": "v2"}, ["text"], assets=tmp_path)
 
 

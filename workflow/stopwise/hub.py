@@ -13,7 +13,7 @@ from stopwise.assets import AssetError, atomic_folder, hub_folder_name
 
 RESOLVED = "resolved.json"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_TIMEOUT = 8.0  # seconds: a machine without a network gets its one clear error within ten
+_TIMEOUT = 5.0  # seconds: a machine without a network gets its one clear error within ten
 # Weights only as safetensors; the rest is configuration and tokenizer files. Code comes only when asked for.
 _MODEL_FILES = [
     "*.safetensors",
@@ -46,7 +46,7 @@ def resolve(kind: str, hub_id: str, revision: str | None, key: str) -> tuple[str
             raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
         info = ask(hub_id, revision=revision or "main", timeout=_TIMEOUT)
     except RevisionNotFoundError:
-        raise AssetError(f"{key}: the hub has no revision {revision!r} of {hub_id!r}") from None
+        raise AssetError(f"{_revision_key(key)}: the hub has no revision {revision!r} of {hub_id!r}") from None
     except GatedRepoError:
         raise AssetError(f"{key}: {hub_id!r} asks for an accepted licence and a login") from None
     except RepositoryNotFoundError:
@@ -59,6 +59,11 @@ def resolve(kind: str, hub_id: str, revision: str | None, key: str) -> tuple[str
     if not info.sha or not _COMMIT.fullmatch(info.sha):
         raise AssetError(f"{key}: the hub gave no commit for {hub_id!r} at {revision or 'main'!r}")
     return info.sha, [sibling.rfilename for sibling in info.siblings or []]
+
+
+def _revision_key(key: str) -> str:
+    """Return the key of the revision that stands beside the id's key: model.source has model.revision."""
+    return f"{key.rsplit('.', 1)[0]}.revision"
 
 
 def _first_line(error: BaseException) -> str:
@@ -89,8 +94,8 @@ def check_held(record: dict[str, Any], kind: str, hub_id: str, revision: str | N
     commit = wanted if _COMMIT.fullmatch(wanted) else resolve(kind, hub_id, revision, key)[0]
     if commit != record["commit"]:
         raise AssetError(
-            f"{key}: {hub_id!r} is held at commit {record['commit']} (fetched as {record['revision']!r}), but"
-            f" {wanted!r} is commit {commit}; remove its folder in the assets to change revisions"
+            f"{_revision_key(key)}: {hub_id!r} is held at commit {record['commit']} (fetched as"
+            f" {record['revision']!r}), but {wanted!r} is commit {commit}; remove its folder in the assets to change revisions"
         )
 
 
@@ -103,7 +108,7 @@ def fetch_model(hub_id: str, revision: str | None, assets: Path, trust_remote_co
     folder = assets / "models" / hub_folder_name(hub_id, "model.source")
     record = held(folder)
     if record is not None:
-        check_held(record, "model", hub_id, revision, "model.revision")
+        check_held(record, "model", hub_id, revision, "model.source")
         return folder
     from huggingface_hub import snapshot_download
 
@@ -142,7 +147,7 @@ def fetch_dataset(source: dict[str, Any], assets: Path, key: str) -> Path:
     folder = assets / "datasets" / re.sub(r"[^A-Za-z0-9._-]", "_", "--".join(parts))
     record = held(folder)
     if record is not None:
-        check_held(record, "dataset", hub_id, revision, f"{key}.revision")
+        check_held(record, "dataset", hub_id, revision, key)
         return folder / "rows.parquet"
     commit, _ = resolve("dataset", hub_id, revision, key)
     import datasets
