@@ -95,7 +95,7 @@ def check_held(record: dict[str, Any], kind: str, hub_id: str, revision: str | N
     if commit != record["commit"]:
         raise AssetError(
             f"{_revision_key(key)}: {hub_id!r} is held at commit {record['commit']} (fetched as"
-            f" {record['revision']!r}), but {wanted!r} is commit {commit}; remove its folder in the assets to change revisions"
+            f" {record['revision']!r}), but {wanted!r} is commit {commit}; remove its folder in the assets to change"
         )
 
 
