@@ -162,11 +162,14 @@ class Browser:
                 return
             except urllib.error.URLError:
                 time.sleep(0.1)
+        self.driver.kill()
         raise RuntimeError("chromedriver does not answer")
 
     def post(self, path, body):
         where = f"{self.base}/session" + (f"/{self.session}{path}" if path else "")
-        request = urllib.request.Request(where, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        return self.send(urllib.request.Request(where, json.dumps(body).encode(), {"Content-Type": "application/json"}))
+
+    def send(self, request):
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)["value"]
 
@@ -184,6 +187,8 @@ class Browser:
         return [entry for entry in self.post("/se/log", {"type": "browser"}) if entry["level"] != "INFO"]
 
     def close(self):
+        # the browser outlives a driver that is stopped before its session
+        self.send(urllib.request.Request(f"{self.base}/session/{self.session}", method="DELETE"))
         self.driver.terminate()
         self.driver.wait(timeout=20)
 
