@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import rules as _rules
-from .filters import Filter, GradientDescent
+from .filters import Filter
 from .likelihood import Noise, estimate_noise, noise_intervals
 from .loo import loo_curve, loo_shortcut_curve
 from .rules import Choice, Moments, critical_eta, local_complexity, path_moments
@@ -276,8 +276,3 @@ def _risk_at(t: int | None, spec: Spectrum, residual: np.ndarray, filter: Filter
     if t is None or not np.isfinite(sigma):
         return np.nan
     return float(_rules.sure(path_moments(spec, residual, filter, np.array([t])), spec.m, sigma).curve[0])
-
-
-def default_filter(spec: Spectrum, c: float = 1.0) -> GradientDescent:
-    """Return gradient descent at alpha = c / lambda_1 of K_n."""
-    return GradientDescent(lr=c / spec.lambda_max)

@@ -1,0 +1,167 @@
+# What the theory says, checked where the truth is known: `snakemake --cores 2 theory` (figures F5 and F10).
+
+DECAYS = ["finite_rank", "beta1", "beta2", "exponential"]
+# (width, scale of the targets): training grows linear as either the width grows or the distance travelled shrinks.
+LINEARITY = [(32, 1.0), (32, 0.1), (32, 0.01), (128, 1.0), (128, 0.1), (128, 0.01), (512, 0.1)]
+
+
+wildcard_constraints:
+    decay="|".join(DECAYS),
+
+
+rule theory_study:
+    input:
+        code=library("theory_study"),
+    output:
+        RESULTS + "/theory/study/{decay}.parquet",
+    log:
+        RESULTS + "/logs/theory/study-{decay}.log",
+    benchmark:
+        RESULTS + "/benchmarks/theory/study-{decay}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    params:
+        theory=config["theory"],
+    message:
+        "Synthetic study: {wildcards.decay}"
+    script:
+        "../scripts/theory_study.py"
+
+
+rule theory_ridge:
+    input:
+        code=library("theory_ridge"),
+    output:
+        RESULTS + "/theory/ridge/{decay}.parquet",
+    log:
+        RESULTS + "/logs/theory/ridge-{decay}.log",
+    benchmark:
+        RESULTS + "/benchmarks/theory/ridge-{decay}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=15,
+    params:
+        theory=config["theory"],
+    message:
+        "Ridge and early stopping: {wildcards.decay}"
+    script:
+        "../scripts/theory_ridge.py"
+
+
+rule theory_linear:
+    input:
+        code=library("theory_linear", "linearity"),
+    output:
+        RESULTS + "/theory/linear.parquet",
+    log:
+        RESULTS + "/logs/theory/linear.log",
+    benchmark:
+        RESULTS + "/benchmarks/theory/linear.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=15,
+    params:
+        cells=LINEARITY,
+        seed=config["theory"]["seed"],
+    message:
+        "Training pico transformers beside their linearised paths"
+    script:
+        "../scripts/theory_linear.py"
+
+
+rule figure_F5:
+    input:
+        ridge=expand(RESULTS + "/theory/ridge/{decay}.parquet", decay=DECAYS),
+        code=library("figure_F5", "plots.f5"),
+    output:
+        table=RESULTS + "/figures/F5.parquet",
+        svg=report(
+            RESULTS + "/figures/F5.svg",
+            caption="../report/f5.rst",
+            category="Theory",
+            labels={"figure": "F5", "shows": "ridge and early stopping"},
+        ),
+        png=RESULTS + "/figures/F5.png",
+    log:
+        RESULTS + "/logs/figures/F5.log",
+    benchmark:
+        RESULTS + "/benchmarks/figures/F5.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Drawing F5: ridge and early stopping"
+    script:
+        "../scripts/figure_F5.py"
+
+
+rule figure_F10:
+    input:
+        study=expand(RESULTS + "/theory/study/{decay}.parquet", decay=DECAYS),
+        code=library("figure_F10", "plots.f10"),
+    output:
+        table=RESULTS + "/figures/F10.parquet",
+        svg=report(
+            RESULTS + "/figures/F10.svg",
+            caption="../report/f10.rst",
+            category="Theory",
+            labels={"figure": "F10", "shows": "rates and regret, synthetic"},
+        ),
+        png=RESULTS + "/figures/F10.png",
+    log:
+        RESULTS + "/logs/figures/F10.log",
+    benchmark:
+        RESULTS + "/benchmarks/figures/F10.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Drawing F10: the synthetic check"
+    script:
+        "../scripts/figure_F10.py"
+
+
+rule theory_summary:
+    input:
+        figure=RESULTS + "/figures/F10.parquet",
+        linear=RESULTS + "/theory/linear.parquet",
+        code=library("theory_summary"),
+    output:
+        RESULTS + "/theory/summary.md",
+    log:
+        RESULTS + "/logs/theory/summary.log",
+    benchmark:
+        RESULTS + "/benchmarks/theory/summary.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Writing the tables of the theory check"
+    script:
+        "../scripts/theory_summary.py"
+
+
+rule theory:
+    input:
+        expand(RESULTS + "/figures/{figure}.{kind}", figure=["F5", "F10"], kind=["svg", "png"]),
+        RESULTS + "/theory/summary.md",
+    localrule: True
