@@ -70,7 +70,7 @@ class Workshop:
 
     def command(self, *options: str) -> list[str]:
         """Return the command line of a plain run, as the README gives it."""
-        return [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", self.config, *options]
+        return [sys.executable, "-m", "snakemake", *options, "--cores", "2", "--configfile", self.config]
 
     def start(self, *options: str, **environment: str) -> subprocess.Popen:
         """Start Snakemake as the leader of a session of its own."""
