@@ -53,7 +53,7 @@ def packed_outputs(
     ids = packed.ids.to(device)
     mask = torch.ones_like(ids) if is_causal(model) else packed.mask.to(device)
     arguments = {"input_ids": ids, "attention_mask": mask, **_optional_arguments(model, ids)}
-    with _verbalizer_head(model, packed.positions.to(device), verbalizers.to(device), call):
+    with verbalizer_head(model, packed.positions.to(device), verbalizers.to(device), call):
         result = model(**arguments)
     logits = result.logits[:, 0] if outputs != "head" else _class_head(model, len(verbalizers))(call.hidden)[:, 0]
     coding = torch.as_tensor(coding_matrix(len(verbalizers), outputs), dtype=logits.dtype, device=device)
@@ -111,7 +111,7 @@ def _optional_arguments(model: nn.Module, ids: torch.Tensor) -> dict[str, object
 
 
 @contextmanager
-def _verbalizer_head(model: nn.Module, positions: torch.Tensor, tokens: torch.Tensor, call: HeadCall) -> Iterator[None]:
+def verbalizer_head(model: nn.Module, positions: torch.Tensor, tokens: torch.Tensor, call: HeadCall) -> Iterator[None]:
     """Let the output head gather the output positions and multiply only the rows of the verbalizer tokens."""
     head = output_head(model)
     size = head.weight.shape[0]
