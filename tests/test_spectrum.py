@@ -142,3 +142,27 @@ def test_residuals_of_the_wrong_size_or_not_finite_are_refused():
         spec.coefficients(np.zeros(3))
     with pytest.raises(ValueError, match="not finite"):
         spec.coefficients(np.array([0.0, np.inf]))
+
+
+def test_an_indefinite_kernel_hidden_by_the_intercept_is_refused_when_it_would_train():
+    # Negative along the column mean only: P K P does not see it, training does.
+    n = 6
+    k = np.diag(np.arange(1.0, n + 1)) - 2.0 * np.ones((n, n))
+    p = projector(n, 1)
+    assert np.linalg.eigvalsh(p @ k @ p)[0] > -1e-12
+    spec = Spectrum.of(k, intercept=True)
+    with pytest.raises(KernelError, match="not positive semi-definite"):
+        _ = spec.lambda_max
+
+
+@pytest.mark.parametrize("intercept", [False, True])
+def test_large_matrices_are_worked_on_in_blocks_with_equal_results(intercept, monkeypatch):
+    k = random_kernel(np.random.default_rng(9), 40)
+    k[39], k[:, 39] = k[3], k[:, 3]
+    k[39, 39] = k[3, 39] = k[39, 3] = k[3, 3]
+    whole = Spectrum.of(k, columns=2, intercept=intercept)
+    monkeypatch.setattr("stopwise.spectrum.BLOCK_ROWS", 7)
+    parts = Spectrum.of(k, columns=2, intercept=intercept)
+    np.testing.assert_allclose(parts.eigenvalues, whole.eigenvalues, atol=1e-12)
+    np.testing.assert_allclose(np.abs(parts.vectors[:, :10]), np.abs(whole.vectors[:, :10]), atol=1e-8)
+    assert parts.flags == whole.flags

@@ -34,6 +34,7 @@ NEGATIVE_TOLERANCE = 1e-5
 DUPLICATE_TOLERANCE = 1e-7
 # Relative spread of the eigenvalues under which the spectrum is called flat: sigma and tau cannot be told apart.
 FLAT_TOLERANCE = 1e-8
+BLOCK_ROWS = 512
 
 
 class KernelError(ValueError):
@@ -61,6 +62,7 @@ class Spectrum:
     smallest: float
     flags: tuple[str, ...]
     matrix: np.ndarray = field(repr=False)
+    tolerance: float = NEGATIVE_TOLERANCE
 
     @classmethod
     def of(
@@ -91,7 +93,7 @@ class Spectrum:
         nuisance = sum(q for _, q in layout) if intercept else 0
         if m - nuisance < 1:
             raise KernelError(f"a fitted intercept of {nuisance} columns leaves no degrees of freedom in {m} rows")
-        eigenvalues, vectors = _decompose(matrix / m, layout, intercept)
+        eigenvalues, vectors = _decompose(matrix, layout, intercept)
         smallest, largest = float(eigenvalues[m - nuisance - 1]), float(np.abs(eigenvalues).max())
         if smallest < -tolerance * largest:
             raise KernelError(
@@ -101,7 +103,7 @@ class Spectrum:
         eigenvalues = np.maximum(eigenvalues, 0.0)
         flags = _flags(eigenvalues[: m - nuisance], matrix, layout)
         q = layout[0][1]
-        return cls(eigenvalues, vectors, m, q, intercept, m - nuisance, layout, smallest, flags, matrix)
+        return cls(eigenvalues, vectors, m, q, intercept, m - nuisance, layout, smallest, flags, matrix, tolerance)
 
     @property
     def examples(self) -> int:
@@ -111,7 +113,7 @@ class Spectrum:
     @cached_property
     def raw(self) -> Spectrum:
         """The spectrum of K_n itself, which drives training on the targets y - b_hat (self without an intercept)."""
-        return Spectrum.of(self.matrix, layout=self.layout, tolerance=np.inf) if self.intercept else self
+        return Spectrum.of(self.matrix, layout=self.layout, tolerance=self.tolerance) if self.intercept else self
 
     @property
     def lambda_max(self) -> float:
@@ -224,9 +226,14 @@ def _check_square(matrix: np.ndarray) -> None:
         raise KernelError(f"a training kernel must be a square matrix, found shape {matrix.shape}")
     if not np.isfinite(matrix).all():
         raise KernelError("the kernel has entries that are not finite")
-    asymmetry = float(np.abs(matrix - matrix.T).max())
+    asymmetry = max(float(np.abs(matrix[rows] - matrix[:, rows].T).max()) for rows in _blocks(matrix.shape[0]))
     if asymmetry > 1e-6 * float(np.abs(matrix).max()):
         raise KernelError(f"the kernel is not symmetric: K and its transpose differ by {asymmetry:.3g}")
+
+
+def _blocks(m: int) -> list[slice]:
+    """Slices of rows, so that what is computed beside the matrix stays small."""
+    return [slice(start, min(start + BLOCK_ROWS, m)) for start in range(0, m, BLOCK_ROWS)]
 
 
 def _pieces(layout: tuple[tuple[int, int], ...]) -> list[tuple[slice, int, int]]:
@@ -246,22 +253,26 @@ def _reflect(x: np.ndarray, layout: tuple[tuple[int, int], ...]) -> None:
     for rows, n, q in _pieces(layout):
         w = np.full(n, 1 / np.sqrt(n))
         w[0] += 1.0
-        piece = x[rows].reshape(n, q, -1)
-        x[rows] = (piece - np.multiply.outer(w * (2 / (w @ w)), np.tensordot(w, piece, 1))).reshape(x[rows].shape)
+        for columns in _blocks(x.shape[1]):
+            piece = x[rows, columns].reshape(n, q, -1)
+            change = np.multiply.outer(w * (2 / (w @ w)), np.tensordot(w, piece, 1))
+            x[rows, columns] -= change.reshape(n * q, -1)
 
 
-def _decompose(a: np.ndarray, layout: tuple[tuple[int, int], ...], intercept: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues (descending) and vectors of P a P; nuisance directions are split off exactly, not by rounding."""
-    m = a.shape[0]
+def _decompose(k: np.ndarray, layout: tuple[tuple[int, int], ...], intercept: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues (descending) and vectors of P K/m P; nuisance directions are split off exactly, not by rounding."""
+    m = k.shape[0]
+    b = k + k.T
+    b /= 2 * m
     if not intercept:
-        return _eigh((a + a.T) / 2)
-    b = (a + a.T) / 2
+        return _eigh(b)
     _reflect(b, layout)
     b = np.ascontiguousarray(b.T)
     _reflect(b, layout)
     first = np.concatenate([np.arange(rows.start, rows.start + q) for rows, _, q in _pieces(layout)])
     keep = np.setdiff1d(np.arange(m), first)
-    values, inner = _eigh((b[np.ix_(keep, keep)] + b[np.ix_(keep, keep)].T) / 2)
+    b = b[np.ix_(keep, keep)]
+    values, inner = _eigh(b)
     vectors = np.zeros((m, m))
     vectors[keep, : keep.size] = inner
     vectors[first, np.arange(keep.size, m)] = 1.0
@@ -270,7 +281,7 @@ def _decompose(a: np.ndarray, layout: tuple[tuple[int, int], ...], intercept: bo
 
 
 def _eigh(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues in descending order and their vectors, by divide and conquer."""
+    """Eigenvalues in descending order and their vectors, by divide and conquer; reads one triangle, overwrites a."""
     values, vectors = scipy.linalg.eigh(a.T, driver="evd", overwrite_a=True, check_finite=False)
     return values[::-1].copy(), np.ascontiguousarray(vectors[:, ::-1])
 
@@ -284,9 +295,12 @@ def _flags(eigenvalues: np.ndarray, matrix: np.ndarray, layout: tuple[tuple[int,
     diagonal = np.diag(matrix)
     for rows, n, q in _pieces(layout):
         index = np.arange(rows.start, rows.stop, q)
-        scale = np.add.outer(diagonal[index], diagonal[index])
-        close = scale - 2 * matrix[np.ix_(index, index)] <= DUPLICATE_TOLERANCE * scale
-        if n > 1 and bool((close & (scale > 0)).sum() > n):
+        close = 0
+        for block in _blocks(n):
+            scale = np.add.outer(diagonal[index[block]], diagonal[index])
+            distance = scale - 2 * matrix[np.ix_(index[block], index)]
+            close += int(((distance <= DUPLICATE_TOLERANCE * scale) & (scale > 0)).sum())
+        if close > int((diagonal[index] > 0).sum()):
             flags.append("duplicated_examples")
             break
     return tuple(flags)
