@@ -80,7 +80,7 @@ def test_one_parent_and_one_child_per_artifact_with_all_that_it_says(results, ur
     assert parent.info.status == "FINISHED"
     assert parent.info.run_name == "demo c0ffee"
     child = children(uri)["finetune/pretrained/movie/seed0/trajectory.parquet"]
-    assert child.info.run_name == "finetune pretrained movie seed0"
+    assert child.info.run_name == "finetune pretrained movie seed0 (trajectory)"
     assert child.info.status == "FINISHED"
     assert child.info.end_time - child.info.start_time == 2500
     assert child.data.params["config.finetune.momentum"] == "0.9"
@@ -96,6 +96,15 @@ def test_one_parent_and_one_child_per_artifact_with_all_that_it_says(results, ur
     assert "n32/test_loss" not in child.data.metrics  # null in the table
     inputs = {(i.dataset.name, i.dataset.digest, i.tags[0].value) for i in child.inputs.dataset_inputs}
     assert inputs == {("movie", "d" * 36, "data"), ("model", "m" * 36, "model")}
+
+
+def test_every_one_of_several_fingerprints_is_an_input(tmp_path, uri):
+    results = tmp_path / "results" / "demo"
+    several = [letter * 16 for letter in "abc"]  # together longer than the 36 letters that MLflow keeps
+    decay(results / "pairs.parquet", wildcards={"seed": "0"}, data=",".join(several))
+    assert not ingest(results, uri).pending
+    inputs = children(uri)["pairs.parquet"].inputs.dataset_inputs
+    assert {i.dataset.digest for i in inputs if i.dataset.name == "data"} == set(several)
 
 
 def test_small_files_go_to_mlflow_and_weights_stay_on_disk(results, uri, monkeypatch):

@@ -49,11 +49,12 @@ class Step:
 
     @property
     def title(self) -> str:
-        """The rule and its wildcards: names as they are, numbers after what they count."""
+        """The rule, its wildcards (names as they are, numbers after what they count) and which of its tables."""
         wildcards = {name: str(value) for name, value in (self.provenance.get("wildcards") or {}).items()}
         names = [value for value in wildcards.values() if not value.isdigit()]
         numbers = [name + value for name, value in wildcards.items() if value.isdigit()]
-        return " ".join([str(self.provenance.get("rule") or self.artifact), *names, *numbers])
+        rule, kind = self.provenance.get("rule") or self.artifact, self.provenance.get("kind")
+        return " ".join([str(rule), *names, *numbers, *([] if kind in (None, rule) else [f"({kind})"])])
 
 
 def safe_key(name: str) -> str:
@@ -149,17 +150,21 @@ def inputs_of(step: Step) -> list[Any]:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     task = str((step.provenance.get("wildcards") or {}).get("task", "data"))
+    own = step.digest if step.provenance.get("kind") == "data" else None  # a data table is its own fingerprint
     inputs = []
-    for context, default in (("data", task), ("model", "model")):
-        for name, fingerprint in _fingerprints(step.provenance.get(context), default).items():
+    for context, value, default in (
+        ("data", step.provenance.get("data") or own, task),
+        ("model", step.provenance.get("model"), "model"),
+    ):
+        for name, fingerprint in _fingerprints(value, default):
             source = json.dumps({"fingerprint": fingerprint, "of": context})
             dataset = Dataset(cut(name, NAME_LENGTH), fingerprint[:FINGERPRINT_LENGTH], "stopwise", source)
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
     return inputs
 
 
-def _fingerprints(value: Any, name: str) -> dict[str, str]:
-    """Return name -> fingerprint from one fingerprint or a mapping of several."""
+def _fingerprints(value: Any, name: str) -> list[tuple[str, str]]:
+    """Return (name, fingerprint) from one fingerprint, several with commas between, or a mapping of them."""
     if isinstance(value, Mapping):
-        return {str(part): str(item) for part, item in value.items() if item}
-    return {name: str(value)} if value else {}
+        return [(str(part), str(item)) for part, item in value.items() if item]
+    return [(name, part) for part in str(value).split(",")] if value else []
