@@ -22,6 +22,7 @@ include: "workflow/rules/finetune.smk"
 include: "workflow/rules/arithmetic.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/tracking.smk"
+include: "workflow/rules/theory.smk"
 
 
 rule all:

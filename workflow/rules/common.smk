@@ -120,7 +120,8 @@ def artifact_paths():
         paths += each(stage + "/{start}/{task}/seed{seed}.parquet")
     for table in ("trajectory", "vector_index", "finetune_outputs"):
         paths += each("finetune/{start}/{task}/seed{seed}/" + table + ".parquet")
-    paths += each("evaluation/{start}/{task}/seed{seed}.parquet")
+    for stage in ("evaluation", "directions"):
+        paths += each(stage + "/{start}/{task}/seed{seed}.parquet")
     if arithmetic_runs():
         paths += [f"{RESULTS}/arithmetic/seed{seed}.parquet" for seed in config["arithmetic"]["seeds"]]
     return paths
@@ -133,7 +134,8 @@ def arithmetic_runs():
 
 def figure_ids():
     """Return the figures that this configuration allows."""
-    return ["F1", "F2", "F3", *(["F8"] if arithmetic_runs() else [])]
+    sized = ["F4"] if len(config["sizes"]) > 1 else []
+    return ["F1", "F2", "F3", *sized, "F6", *(["F8"] if arithmetic_runs() else []), "F9"]
 
 
 def figure_paths():

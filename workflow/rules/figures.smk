@@ -119,6 +119,96 @@ rule figure_F8:
         "../scripts/figure_F8.py"
 
 
+rule figure_F4:
+    input:
+        evaluation=each("evaluation/{start}/{task}/seed{seed}.parquet"),
+        decay=each("decay/{start}/{task}/seed{seed}.parquet"),
+        stopping=each("stopping/{start}/{task}/seed{seed}.parquet"),
+        code=library("figure_F4", "plots.f4"),
+    output:
+        table=RESULTS + "/figures/F4.parquet",
+        svg=report(
+            RESULTS + "/figures/F4.svg",
+            caption="../report/f4.rst",
+            category="Kernel",
+            labels={"figure": "F4", "shows": "test error against n"},
+        ),
+        png=RESULTS + "/figures/F4.png",
+    log:
+        RESULTS + "/logs/figures/F4.log",
+    benchmark:
+        RESULTS + "/benchmarks/figures/F4.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Drawing F4: test error against sample size"
+    script:
+        "../scripts/figure_F4.py"
+
+
+rule figure_F6:
+    input:
+        trajectory=each("finetune/{start}/{task}/seed{seed}/trajectory.parquet"),
+        directions=each("directions/{start}/{task}/seed{seed}.parquet"),
+        code=library("figure_F6", "plots.f6"),
+    output:
+        table=RESULTS + "/figures/F6.parquet",
+        svg=report(
+            RESULTS + "/figures/F6.svg",
+            caption="../report/f6.rst",
+            category="Stopping",
+            labels={"figure": "F6", "shows": "training beside its theory"},
+        ),
+        png=RESULTS + "/figures/F6.png",
+    log:
+        RESULTS + "/logs/figures/F6.log",
+    benchmark:
+        RESULTS + "/benchmarks/figures/F6.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Drawing F6: is training what the theory says?"
+    script:
+        "../scripts/figure_F6.py"
+
+
+rule figure_F9:
+    input:
+        share=each("layer_share/{start}/{task}/seed{seed}.parquet"),
+        code=library("figure_F9", "plots.f9"),
+    output:
+        table=RESULTS + "/figures/F9.parquet",
+        svg=report(
+            RESULTS + "/figures/F9.svg",
+            caption="../report/f9.rst",
+            category="Kernel",
+            labels={"figure": "F9", "shows": "the kernel by layer"},
+        ),
+        png=RESULTS + "/figures/F9.png",
+    log:
+        RESULTS + "/logs/figures/F9.log",
+    benchmark:
+        RESULTS + "/benchmarks/figures/F9.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Drawing F9: the kernel by layer"
+    script:
+        "../scripts/figure_F9.py"
+
+
 rule summary:
     input:
         data=[f"{RESULTS}/data/{task}/seed{seed}.parquet" for task in TASKS for seed in config["seeds"]],

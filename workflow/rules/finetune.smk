@@ -63,3 +63,34 @@ rule evaluation:
         "Judging the rules: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
     script:
         "../scripts/evaluation.py"
+
+
+rule directions:
+    input:
+        data=RESULTS + "/data/{task}/seed{seed}.parquet",
+        gram=RESULTS + "/gram/{start}/{task}/seed{seed}.parquet",
+        outputs=RESULTS + "/finetune/{start}/{task}/seed{seed}/finetune_outputs.parquet",
+        code=library("directions"),
+    output:
+        RESULTS + "/directions/{start}/{task}/seed{seed}.parquet",
+    log:
+        RESULTS + "/logs/directions/{start}-{task}-seed{seed}.log",
+    benchmark:
+        RESULTS + "/benchmarks/directions/{start}-{task}-seed{seed}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        outputs=config["kernel"]["outputs"],
+        stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
+        finetune={
+            key: config["finetune"][key]
+            for key in ("objective", "optimizer", "momentum", "step_size", "steps", "batch_size", "learning_rate")
+        },
+    message:
+        "Residual by eigen-direction: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
+    script:
+        "../scripts/directions.py"

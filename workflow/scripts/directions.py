@@ -1,0 +1,26 @@
+"""Project the real training residual on the kernel's eigenvectors, beside what the filter predicts."""
+
+from job import Job
+from stopwise import artifacts
+from stopwise.finetune_settings import FinetuneSettings
+from stopwise.gram_assembly import read_gram
+from stopwise.residual_decay import residual_decay
+from stopwise.samples import read_sample
+
+with Job(snakemake) as job:
+    params = snakemake.params
+    sample = read_sample(snakemake.input.data)
+    gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram"))
+    table = artifacts.read_table(snakemake.input.outputs, "finetune_outputs")
+    settings = FinetuneSettings.from_config(params.finetune, outputs=params.outputs)
+    kept = table.filter((table["split"].to_pandas() == "train").to_numpy())
+    rows = []
+    for n in sorted(set(kept["n"].to_pylist())):
+        kernel = gram.leading(n)
+        spec = kernel.spectrum(params.stopping["intercept"])
+        residual = sample.targets("train", params.outputs, params.stopping["target_scale"], n) - kernel.outputs
+        steps = sorted({row["step"] for row in kept.select(["n", "step"]).to_pylist() if row["n"] == n})
+        outputs = {step: artifacts.read_matrix(kept, n=n, step=step) for step in steps}
+        found = residual_decay(spec, residual, outputs, settings.filter(spec.lambda_max))
+        rows += [{"n": n, **row} for row in found]
+    job.write(snakemake.output[0], rows, "directions", data=sample.digest)

@@ -1,0 +1,37 @@
+"""Is training what the theory says? The real training residual in the eigen-directions of the kernel, along a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stopwise.filters import Filter
+from stopwise.spectrum import Spectrum
+
+TOP = 10  # directions shown one by one; the others are summed
+
+
+def residual_decay(
+    spec: Spectrum, residual: np.ndarray, outputs: dict[int, np.ndarray], filter: Filter, top: int = TOP
+) -> list[dict[str, Any]]:
+    """Return what is left of the training residual by direction: rows with step, direction, measured and predicted.
+
+    ``residual`` is y - f0 [n, columns]; ``outputs`` maps a step to the real f_t on the training rows, without the
+    intercept. Directions are the eigenvectors of K_n, from 1; direction 0 is the norm over all the others. Measured is
+    |u_i'(y - b_hat - f_t)| over its value at the start, predicted |1 - s_i(t)|.
+    """
+    steps = sorted(outputs)
+    z0 = spec.training_coefficients(residual)
+    moved = {step: spec.raw.vectors.T @ np.ravel(outputs[step] - outputs[steps[0]]) for step in steps}
+    left = np.stack([z0 - moved[step] for step in steps])
+    expected = (1 - filter.shrinkage(spec.raw.eigenvalues, np.array(steps))) * z0
+    rows = []
+    for k, step in enumerate(steps):
+        for i in range(min(top, spec.m)):
+            share = [abs(values[k, i] / z0[i]) if z0[i] else None for values in (left, expected)]
+            rows.append({"step": step, "direction": i + 1, "measured": share[0], "predicted": share[1]})
+        if spec.m > top and (rest := float(np.linalg.norm(z0[top:]))) > 0:
+            share = [float(np.linalg.norm(values[k, top:])) / rest for values in (left, expected)]
+            rows.append({"step": step, "direction": 0, "measured": share[0], "predicted": share[1]})
+    return rows
