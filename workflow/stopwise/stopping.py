@@ -122,7 +122,7 @@ def stops(
 
     ``noise``: ``reml``, ``gcv`` or a Noise; ``radius``: ``prior`` or ``fit``. ``curves``: measured (times, values) of
     ``holdout`` and ``oracle`` by rule (``curve`` serves one rule alone). ``times``: evaluate at these steps only
-    (``time_grid``). ``folds``, ``seed``: refits of ``loo``. ``targets`` y, when given, are checked for a single class.
+    (``time_grid``); the last of them then stands for t_max. ``folds``, ``seed``: refits of ``loo``. ``targets`` y, when given, are checked for a single class.
     ``kernel`` is accepted for callers that hold it; the spectrum keeps its matrix.
     """
     _check(spec, filter, t_max, rules)
@@ -261,7 +261,7 @@ def _computed(
         return _rules.gcv(path, spec.m)
     if rule == "discrepancy":
         return _rules.discrepancy(path, sigma)
-    if spec.examples < 2 + spec.intercept:
+    if spec.examples < 2 or (spec.intercept and min(n for n, _ in spec.layout) < 2):
         return Choice(None, np.full(path.times.size, np.nan), ("too_few_examples",))
     curve = (
         loo_curve(spec, residual, filter, path.times, folds, seed)

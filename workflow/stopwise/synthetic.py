@@ -45,8 +45,9 @@ class Problem:
     def of(cls, decay: str, sigma: float | None = None, radius: float = RADIUS) -> Problem:
         """Return the problem of a named decay: ``finite_rank``, ``beta1``, ``beta2`` (k^-2 beta) or ``exponential``.
 
-        The target's weights a_k^2 fall like 1/k (equal for finite rank): at the edge of the RKHS, where the worst-case
-        rate is attained. ``sigma`` None is 0.25 (0.1 for finite rank). Raises ValueError for another name.
+        The target's weights a_k^2 fall like 1/k (equal over the rank, and over the first 16 directions of the
+        exponential): at the edge of the RKHS, where the bias is of the order R^2/eta and the worst-case rate shows.
+        ``sigma`` None is 0.25 (0.1 for finite rank). Raises ValueError for another name.
         """
         k = np.arange(1, FEATURES + 1, dtype=np.float64)
         laws = {
@@ -58,7 +59,8 @@ class Problem:
         if decay not in laws:
             raise ValueError(f"decay {decay!r} is not one of {', '.join(DECAYS)}")
         lam = laws[decay]
-        share = np.where(lam > 0, 1.0 if decay == "finite_rank" else 1 / k, 0.0)
+        flat = {"finite_rank": RANK, "exponential": 16}
+        share = np.where(k <= flat[decay], 1.0, 0.0) if decay in flat else 1 / k
         signs = np.where(np.arange(k.size) % 3 == 1, -1.0, 1.0)
         sigma = sigma if sigma is not None else FINITE_RANK_SIGMA if decay == "finite_rank" else SIGMA
         return cls(decay, lam, signs * radius * np.sqrt(share / share.sum()), sigma)

@@ -137,14 +137,17 @@ def markdown(summary: list[dict[str, Any]]) -> str:
     """Return the tables of the README: slopes against theory, and every rule against the oracle, pooled."""
     pick = {(r["quantity"], r["decay"], r["rule"], bool(r["known"])): r for r in summary if r["m"] is None}
     lines = [
-        "| decay | slope of risk in m, worst_case | theory | R²ε̂² of the samples | at the oracle | sure, σ̂ |",
-        "|---|---|---|---|---|---|",
+        "| decay | slope of risk in m, worst_case | theory | R²ε̂² of the samples | at the oracle | sure, σ̂ "
+        "| risk / bound: median (largest) |",
+        "|---|---|---|---|---|---|---|",
     ]
     for decay in dict.fromkeys(r["decay"] for r in summary if r["quantity"] == "theory_slope"):
         cells = [_interval(pick["slope", decay, rule, known], 2) for rule, known in SLOPES_OF]
         theory = pick["theory_slope", decay, "worst_case", True]["value"]
         critical = pick["critical_slope", decay, "worst_case", True]["value"]
-        lines.append(f"| {decay} | {cells[0]} | {theory:.2f} | {critical:.2f} | {cells[1]} | {cells[2]} |")
+        share = pick["bound_share", decay, "worst_case", True]
+        cells += [f"{share['value']:.3f} ({share['high']:.2f})"]
+        lines.append(f"| {decay} | {cells[0]} | {theory:.2f} | {critical:.2f} | {' | '.join(cells[1:])} |")
     head = ["", "| rule | σ, R | median regret | 90th percentile | hit rate | median T̂/T_oracle | answers |"]
     lines += [*head, "|---|---|---|---|---|---|---|"]
     for rule in dict.fromkeys(r["rule"] for r in summary):
