@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from kernel_reference import pico, plain_jacobian, plain_outputs, prompts, relative
-from stopwise import engine
+from stopwise import engine, memory_plan
 from stopwise.gram import (
     Kernel,
     empirical_ntk,
@@ -88,7 +89,7 @@ def test_float32_kernel_is_near_the_float64_one(arch):
 
 
 def schedule(name: str):
-    return patch.object(engine, "_keeps", lambda *args, **kwargs: name == "keep")
+    return patch.object(engine.Engine, "keeps", lambda self: name == "keep")
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -128,3 +129,35 @@ def test_train_and_new_share_passes_and_equal_separate_calls():
     assert relative(squares, (jacobians[0] ** 2).sum(1)) < 5e-6
     squares = sum(norm**2 for norm in own.row_norms.values())
     assert relative(squares, np.diag(own.matrix)) < 1e-12
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_tiles_of_examples_give_the_same_kernels(arch, size):
+    model = pico(arch)
+    tasks = [sample(arch), sample(arch, [4, 6, 2], seed=1)]
+    for subset in ("attention", "all"):
+        whole = train_and_new_kernels(model, *tasks, parameters=subset)
+        with patch.object(engine.Engine, "tile", lambda self: size):
+            tiled = train_and_new_kernels(model, *tasks, parameters=subset)
+        for one, other in zip(whole, tiled, strict=True):
+            assert relative(other.matrix, one.matrix) < bound(arch)
+            assert relative(other.outputs, one.outputs) < bound(arch)
+            assert other.row_norms.keys() == one.row_norms.keys()
+            for module, norms in one.row_norms.items():
+                assert relative(other.row_norms[module], norms) < bound(arch)
+        assert np.array_equal(tiled[0].matrix, tiled[0].matrix.T)
+
+
+def test_memory_decides_between_keeping_recomputing_and_tiling():
+    needs = memory_plan.Needs(keep=8e9, sweep_token=1e5, sweep_fixed=1e8, room=9e9, tokens=50_000)
+    assert needs.keeps
+    assert needs.tile(1000) is None
+    tighter = replace(needs, room=6e9)
+    assert not tighter.keeps
+    assert tighter.tile(1000) is None
+    tight = replace(needs, room=2e9)
+    size = tight.tile(1000)
+    assert 2 * size * 50 * tight.sweep_token + tight.sweep_fixed <= tight.room
+    assert replace(needs, room=0.0).tile(1000) == memory_plan.SMALLEST_TILE
+    assert replace(needs, room=0.0).tile(memory_plan.SMALLEST_TILE) is None

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from tqdm import tqdm
 
@@ -27,11 +26,10 @@ from stopwise.jacobian import (
     whole_pass,
 )
 from stopwise.layer_formulas import Features, Outer, Term
+from stopwise.memory_plan import Needs, needs
 from stopwise.tiles import Blocks, Layout, add_term
 
 log = logging.getLogger(__name__)
-
-MEMORY_SHARE = 0.5  # of the memory that is free, when no limit is given
 
 
 @dataclass
@@ -86,7 +84,7 @@ class Engine:
         """Yield every layer's features, the top block first, what lies outside of blocks last."""
         broken = self.probed.broken
         extra = fallback_features(Pass(self.job.model, broken, self.job.outputs), self.batches, broken)
-        keep = _keeps(self.job, self.run, self.batches, self.probed)
+        keep = self.keeps()
         top = next(reversed(blocks_of(self.job.model)), None)
         for layer, found in _features(self.job, self.run, self.batches, keep):
             terms: list[tuple[Term, list[tuple[Batch, Features]]]] = []
@@ -101,15 +99,29 @@ class Engine:
                 terms.append((term, parts))
             yield Visit(layer, terms)
 
+    def keeps(self) -> bool:
+        """Whether all inputs and output gradients are kept (fast) or blocks replayed (frugal)."""
+        if self.job.schedule != "auto" or not blocks_of(self.job.model):
+            return self.job.schedule != "sweep"
+        return self._needs().keeps
+
+    def tile(self) -> int | None:
+        """Return how many examples make a tile that fits in memory, None where all do."""
+        examples = sum(len(group.packed) for group in self.groups)
+        return self._needs().tile(examples) if self.job.schedule == "auto" and examples else None
+
+    def _needs(self) -> Needs:
+        return needs(self.job.model, self.run, self.batches, self.probed, self.job.memory_gb)
+
     @property
     def f0(self) -> list[np.ndarray]:
         """The outputs of every task in the order its batch was given, float64 [n, columns]."""
         return [self.run.outputs_of(group).numpy() for group in self.groups]
 
 
-def kernel_parts(job: Job) -> tuple[list[Part], list[np.ndarray]]:
+def engine_parts(engine: Engine) -> tuple[list[Part], list[np.ndarray]]:
     """Return the parts of every pair's kernel in the order the batches were given, and f0 of every task."""
-    engine = Engine(job)
+    job = engine.job
     layout = Layout(tuple(engine.groups), tuple(job.pairs))
     parts = [Part((len(engine.groups[a].rows), len(engine.groups[b].rows))) for a, b in job.pairs]
     for visit in engine.layers():
@@ -130,20 +142,6 @@ def trimmed(one: Features) -> Features:
     a = one.a.gather(1, index.expand(-1, -1, one.a.shape[-1]))
     wide = index[:, None].expand(-1, one.g.shape[1], -1, one.g.shape[-1])
     return Outer(a, one.g.gather(2, wide))
-
-
-def _keeps(job: Job, run: Pass, batches: Sequence[Batch], probed: Probe) -> bool:
-    """Whether all inputs and output gradients are kept (fast) or blocks replayed (frugal), by the memory allowed."""
-    if job.schedule != "auto" or not blocks_of(job.model):
-        return job.schedule != "sweep"
-    tokens = [b.size * int(b.packed.lengths.max()) for b in batches]
-    need = probed.feature_bytes * sum(tokens) + probed.graph_bytes * max(tokens, default=0)
-    free = psutil.virtual_memory().available
-    if next(job.model.parameters()).device.type == "cuda":
-        free = torch.cuda.mem_get_info()[0]
-    room = MEMORY_SHARE * free if job.memory_gb is None else job.memory_gb * 1e9
-    log.debug("keeping activations would take %.2f GB of %.2f GB", need / 1e9, room / 1e9)
-    return need <= room
 
 
 def _layers(run: Pass, extra: Sequence[Term] = ()) -> list[str]:
@@ -206,11 +204,9 @@ def _add_layer(job: Job, visit: Visit, layout: Layout, parts: list[Part], device
         for part, (a, b), matrix in zip(parts, layout.pairs, blocks.matrices, strict=True):
             ordered = _as_given(matrix, layout, a, b)
             part.matrices[key] = part.matrices[key] + ordered if key in part.matrices else ordered
-            squares = matrix.diagonal() if a == b else blocks.squares.get(a)
-            if squares is not None:
-                norms = np.empty(len(squares))
-                norms[row_order(layout.groups[a])] = squares.clamp(min=0).sqrt().cpu().numpy()
-                part.norms[module] = norms
+            squares = blocks.row_squares(a).clamp(min=0).cpu().numpy()
+            part.norms[module] = np.empty(len(squares))
+            part.norms[module][row_order(layout.groups[a])] = np.sqrt(squares)
 
 
 def row_order(group: Group) -> np.ndarray:

@@ -21,7 +21,8 @@ from torch import nn
 from stopwise import lora
 from stopwise.backend import float32_products
 from stopwise.batches import MAX_PADDING, pack, verbalizers_of
-from stopwise.engine import Job, kernel_parts
+from stopwise.engine import Job
+from stopwise.example_tiles import kernel_parts
 from stopwise.jacobian import TOKENS_PER_BATCH
 from stopwise.layer_formulas import Term, plan_terms
 from stopwise.outputs import coding_matrix, columns
@@ -101,7 +102,8 @@ def empirical_ntk(
     ``input_ids`` and ``attention_mask`` [n, T] (see ``batches``); without b the kernel is the symmetric K(a, a).
     ``parameters``: see ``select_parameters``. ``formula``: ``sgd`` (inner products of gradients) or ``signgd`` (of
     their signs). ``dtype``: compute in another type than the model's (bfloat16 costs about 2.5e-2 of K). ``memory_gb``:
-    memory that may be used beside the model; decides whether activations are kept or recomputed. Further options:
+    memory that may be used beside the model; decides whether activations are kept or recomputed, or examples tiled.
+    Further options:
     ``layers`` (names from ``kernel_layers``: a shard), ``by`` (``layer`` or ``module``), ``progress``,
     ``tokens_per_batch`` (padded tokens in one pass), ``max_padding`` (the share of them that may be padding).
     Raises ValueError for anything malformed. Cost: one forward pass, one backward pass per column (no weight

@@ -85,6 +85,12 @@ class Blocks:
             if batch.group is group and i in self.squares:
                 self.squares[i][self._within(batch)] += squares
 
+    def row_squares(self, group: int) -> torch.Tensor:
+        """Return the squared norms of a group's rows of J."""
+        if group in self.squares:
+            return self.squares[group]
+        return self.matrices[self.layout.pairs.index((group, group))].diagonal()
+
     def finish(self) -> None:
         """Mirror symmetric blocks, always from the lower half, so that they are symmetric to the last bit."""
         for matrix, (a, b) in zip(self.matrices, self.layout.pairs, strict=True):
