@@ -39,7 +39,8 @@ def loo_curve(
     Exact for every filter: for each group the kernel without its rows (all columns of an example go together), divided
     by its own m, is decomposed, its own intercept fitted, and the path of the same step sizes followed:
     e_i(t) = r_i - b_hat_{-i} - K(i, -i) c_t^{-i}. Cost: one decomposition of m - |group| rows per group, O(n m^3) for
-    leave-one-out (measured at m = 256 and 1,000 times: 2.3 s of one core for descent, 3.2 s for heavy ball). Stone (1974); refitting early-stopped descent: Patil, Wu & Tibshirani (2024).
+    leave-one-out (measured at m = 256 and 1,000 times: 2.3 s of one core for descent, 3.2 s for heavy ball).
+    Stone (1974); refitting early-stopped descent: Patil, Wu & Tibshirani (2024).
     """
     total = np.zeros(len(times))
     for errors, _ in refit_errors(spec, residual, filter, times, leave_out_groups(spec.examples, folds, seed)):

@@ -122,7 +122,8 @@ def stops(
 
     ``noise``: ``reml``, ``gcv`` or a Noise; ``radius``: ``prior`` or ``fit``. ``curves``: measured (times, values) of
     ``holdout`` and ``oracle`` by rule (``curve`` serves one rule alone). ``times``: evaluate at these steps only
-    (``time_grid``); the last of them then stands for t_max. ``folds``, ``seed``: refits of ``loo``. ``targets`` y, when given, are checked for a single class.
+    (``time_grid``); the last of them then stands for t_max.
+    ``folds``, ``seed``: refits of ``loo``. ``targets`` y, when given, are checked for a single class.
     ``kernel`` is accepted for callers that hold it; the spectrum keeps its matrix.
     """
     _check(spec, filter, t_max, rules)
