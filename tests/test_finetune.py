@@ -370,3 +370,52 @@ def test_what_a_run_lacks_is_named(model, data):
         run(model, data, settings(stop="sure"))
     with pytest.raises(ValueError, match="sizes: 30 training examples wanted, the sample has 24"):
         first_examples(data[0], 30)
+
+
+def joint_data():
+    return [
+        {"a": made_up_batch(n, seed=10 + n, classes=2), "b": made_up_batch(n + 5, seed=20 + n, classes=3)}
+        for n in (10, 6, 8)
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_joint_training_descends_the_mean_over_all_rows(model, batch_size):
+    """The first step against the weighted sum of the tasks' own gradients."""
+    train = joint_data()[0]
+    config = settings(steps=1, learning_rate=0.5, batch_size=batch_size)
+    result = finetune(model, train, None, None, config, progress=False, seed=3)
+    index = np.arange(25)
+    if batch_size:
+        from stopwise.minibatch import draw_batches
+
+        index = draw_batches(25, batch_size, 1, 3)[0]
+    parameters = select_parameters(model, "attention")
+    expected, rows = [0.0] * len(parameters), 0
+    intercepts = result.vector.metadata["intercepts"]
+    for task, first, last in (("a", 0, 10), ("b", 10, 25)):
+        own = index[(index >= first) & (index < last)] - first
+        part = {key: value if key == "verbalizers" else value[own] for key, value in train[task].items()}
+        size = len(own) * len(intercepts[task])
+        gradient = plain_gradient(model, parameters, part, intercepts[task])
+        expected = [total + size * g for total, g in zip(expected, gradient, strict=True)]
+        rows += size
+    for name, total in zip(parameters, expected, strict=True):
+        step = -0.5 * total / rows
+        assert torch.linalg.norm(result.vector[name] - step) <= 1e-6 * torch.linalg.norm(step)
+
+
+def test_joint_training_reports_each_task(model, tmp_path):
+    train, validation, test = joint_data()
+    config = settings(stop="holdout", steps=4, learning_rate=0.3)
+    path = tmp_path / "run.safetensors"
+    result = finetune(model, train, validation, test, config, progress=False, checkpoint=path)
+    for row in result.trajectory:
+        for split, batches in (("train", train), ("test", test)):
+            own = {r["task"]: r for r in result.tasks if r["step"] == row["step"] and r["split"] == split}
+            sizes = {"a": len(batches["a"]["labels"]), "b": 2 * len(batches["b"]["labels"])}
+            mean = sum(own[task]["loss"] * size for task, size in sizes.items()) / sum(sizes.values())
+            assert row[f"{split}_loss"] == pytest.approx(mean)
+    np.testing.assert_allclose(result.vector.intercept("b"), result.intercept[1:])
+    alone = outputs_one_by_one(model, test["b"])
+    np.testing.assert_allclose(result.outputs["test"][0][8:].reshape(-1, 2), alone, atol=1e-6)

@@ -21,6 +21,7 @@ import torch
 from stopwise import lora
 from stopwise.checkpoint import remove_checkpoint
 from stopwise.finetune_settings import FinetuneSettings
+from stopwise.joint import JointObjective, JointPrompts
 from stopwise.learner import Learner, Prompts, TangentLearner
 from stopwise.objectives import Objective
 from stopwise.parameters import is_linear, select_parameters
@@ -30,7 +31,8 @@ from stopwise.trainer import Split, Trainer
 
 __all__ = ["FinetuneResult", "FinetuneSettings", "finetune", "sweep"]
 
-Batch = Mapping[str, torch.Tensor]
+# One task's batch, or the batches of several tasks by name, which are then trained together.
+Batch = Mapping[str, Any]
 # Entries of a batch that belong to the task, not to one example.
 _SHARED = ("verbalizers",)
 
@@ -42,7 +44,8 @@ class FinetuneResult:
     ``trajectory``: one mapping per evaluation (steps, epochs, eta; losses are means over rows with b_hat included).
     ``best``: the step whose state was kept; ``stopped``: patience, predicted, steps or diverged; ``stop_step``: when
     the rule fired, None if it did not. ``vector``: theta_best - theta_0. ``intercept``: b_hat, float64 [columns].
-    ``outputs``: f along the run by split, [evaluations, n, columns], without b_hat. ``layers``: the distance moved by
+    ``outputs``: f along the run by split, [evaluations, n, columns], without b_hat. ``tasks``: of a joint training, the
+    loss and accuracy of each task at each evaluation. ``layers``: the distance moved by
     each layer at each evaluation. ``environment``: threads, device and torch version. ``seconds``: training time over
     all parts of an interrupted run.
     """
@@ -57,7 +60,8 @@ class FinetuneResult:
     layers: list[dict[str, Any]]
     environment: dict[str, Any]
     seconds: float
-    n: int = field(default=0)
+    n: int
+    tasks: list[dict[str, Any]] = field(default_factory=list)
 
     def table_rows(self) -> list[dict[str, Any]]:
         """Return the trajectory with the sample size in front and without wall-clock times: equal runs, equal rows."""
@@ -90,6 +94,8 @@ def finetune(
 ) -> FinetuneResult:
     """Fine-tune ``model`` on ``train`` and return the result; the model ends with the weights it came with.
 
+    A batch may be a mapping from task names to batches: these tasks are then trained together on the mean over all
+    rows, each with its own intercept (``intercept`` holds one after another, the vector's metadata by task).
     ``spectrum``: gives lambda_1 for the step size (its ``lambda_max``, else the largest of its ``eigenvalues``).
     ``predicted``: linearised paths by split, to sit beside the measured losses. ``start_outputs``: known f0 by split.
     ``checkpoint``: a file written at every evaluation, from which an interrupted call continues bit for bit on the same
@@ -99,9 +105,8 @@ def finetune(
     ValueError for a setting or batch that cannot be used.
     """
     path = Path(checkpoint) if checkpoint is not None else None
-    batches = {"train": train} | {
-        name: batch for name, batch in (("validation", validation), ("test", test)) if batch is not None
-    }
+    given = {"train": train, "validation": validation, "test": test}
+    batches = {name: batch for name, batch in given.items() if batch is not None}
     lambda_1 = None if spectrum is None else _largest(spectrum)
     identity = {} if path is None else _identity(model, batches, settings, predicted, start_outputs, lambda_1, seed)
     with _selected(model, settings) as parameters, torch.random.fork_rng(devices=[]):
@@ -174,8 +179,10 @@ def remove_sweep(checkpoints: str | Path, sizes: Iterable[int]) -> None:
         folder.rmdir()
 
 
-def first_examples(batch: Batch, n: int) -> dict[str, torch.Tensor]:
+def first_examples(batch: Batch, n: int) -> dict[str, Any]:
     """Return the first n examples of a batch; raises ValueError when it has fewer."""
+    if _is_joint(batch):
+        return {task: first_examples(own, n) for task, own in batch.items()}
     have = len(batch["input_ids"])
     if not 1 <= n <= have:
         raise ValueError(f"sizes: {n} training examples wanted, the sample has {have}")
@@ -217,7 +224,15 @@ class _selected:
             lora.detach(self.model)
 
 
+def _is_joint(batch: Batch) -> bool:
+    return "input_ids" not in batch
+
+
 def _split(batch: Batch, settings: FinetuneSettings) -> Split:
+    if _is_joint(batch):
+        parts = {task: _split(own, settings) for task, own in batch.items()}
+        prompts_of, objective_of = ([getattr(p, key) for p in parts.values()] for key in ("prompts", "objective"))
+        return Split(JointPrompts.joined(prompts_of), JointObjective(dict(zip(parts, objective_of, strict=True))))
     prompts = Prompts.of(batch, settings.tokens_per_batch)
     objective = Objective(
         settings.objective,
@@ -250,7 +265,10 @@ def _train(
 
 def _result(trainer: Trainer, model: Any, metadata: dict[str, Any]) -> FinetuneResult:
     state, stop = trainer.progress, trainer.stop
-    facts = {"n": trainer.n, "step": stop.best_step, "intercept": trainer.intercept.tolist()}
+    facts: dict[str, Any] = {"n": trainer.n, "step": stop.best_step, "intercept": trainer.intercept.tolist()}
+    objective = trainer.splits["train"].objective
+    if isinstance(objective, JointObjective):
+        facts["intercepts"] = {task: b_hat.tolist() for task, b_hat in objective.intercepts().items()}
     return FinetuneResult(
         trajectory=state.rows,
         best=stop.best_step,
@@ -263,7 +281,22 @@ def _result(trainer: Trainer, model: Any, metadata: dict[str, Any]) -> FinetuneR
         environment=environment(trainer.learner.device),
         seconds=state.seconds,
         n=trainer.n,
+        tasks=_task_rows(trainer),
     )
+
+
+def _task_rows(trainer: Trainer) -> list[dict[str, Any]]:
+    """Return the loss and accuracy of each task of a joint training at each evaluation."""
+    rows = []
+    for name, split in trainer.splits.items():
+        if not isinstance(split.objective, JointObjective):
+            continue
+        for at, f in zip(trainer.progress.rows, trainer.progress.outputs[name], strict=True):
+            for task, own in split.objective.split(f).items():
+                part = split.objective.parts[task]
+                values = {"loss": part.loss(own), "accuracy": part.accuracy(own)}
+                rows.append({"step": at["step"], "task": task, "split": name} | values)
+    return rows
 
 
 def _displacement(trainer: Trainer, model: Any) -> dict[str, torch.Tensor]:

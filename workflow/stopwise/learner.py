@@ -41,6 +41,17 @@ class Prompts:
         packed = self.packed.rows(torch.as_tensor(index))
         return Prompts(packed, self.verbalizers, length_buckets(packed, tokens_per_batch))
 
+    def part(self, index: torch.Tensor) -> tuple[Packed, torch.Tensor]:
+        """Return the packed rows of one group and the verbalizers that answer it."""
+        return self.packed.rows(index), self.verbalizers
+
+    def gather(self, pieces: list[torch.Tensor]) -> np.ndarray:
+        """Return the outputs of all groups, in the order of the batch, as one array [n, columns]."""
+        together = torch.cat(pieces).cpu()
+        f = torch.empty_like(together)
+        f[torch.cat(self.groups)] = together
+        return f.numpy()
+
     def __len__(self) -> int:
         return len(self.packed)
 
@@ -87,13 +98,13 @@ class Learner:
     def forward(self, prompts: Prompts, index: torch.Tensor) -> torch.Tensor:
         """Return f of some examples, differentiable."""
         with self._precision():
-            f = packed_outputs(self.model, prompts.packed.rows(index), prompts.verbalizers, self.outputs)
+            f = packed_outputs(self.model, *prompts.part(index), self.outputs)
         return f.float() if f.dtype in (torch.bfloat16, torch.float16) else f
 
     def predict(self, prompts: Prompts) -> np.ndarray:
         """Return f [n, columns] without gradients; float32, or float64 for a float64 model."""
         with torch.no_grad():
-            return _gathered(prompts, [self.forward(prompts, index) for index in prompts.groups])
+            return prompts.gather([self.forward(prompts, index) for index in prompts.groups])
 
     def gradient(self, prompts: Prompts, cotangent: Cotangent) -> tuple[np.ndarray, list[torch.Tensor]]:
         """Return (f [n, columns], gradients in the order of ``tensors``) of a batch, accumulated over its groups."""
@@ -104,7 +115,7 @@ class Learner:
             f = self.forward(prompts, index)
             _backward(f, cotangent(f.detach().cpu().numpy(), index.numpy()))
             pieces.append(f.detach())
-        return _gathered(prompts, pieces), self._gradients()
+        return prompts.gather(pieces), self._gradients()
 
     def _gradients(self) -> list[torch.Tensor]:
         return [
@@ -135,10 +146,9 @@ class TangentLearner(Learner):
 
     def forward(self, prompts: Prompts, index: torch.Tensor) -> torch.Tensor:
         """Return the linearised outputs of some examples (no graph)."""
-        rows = prompts.packed.rows(index)
+        arguments = (*prompts.part(index), self.outputs)
 
         def outputs(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-            arguments = (rows, prompts.verbalizers, self.outputs)
             return torch.func.functional_call(self._wrapped, parameters, arguments)
 
         primal = {f"model.{name}": parameter.detach() for name, parameter in self.parameters.items()}
@@ -158,7 +168,7 @@ class TangentLearner(Learner):
             at_start = super().forward(prompts, index)
             _backward(at_start, cotangent(linear.cpu().numpy(), index.numpy()))
             pieces.append(linear)
-        return _gathered(prompts, pieces), self._gradients()
+        return prompts.gather(pieces), self._gradients()
 
 
 class _Outputs(torch.nn.Module):
@@ -175,11 +185,3 @@ class _Outputs(torch.nn.Module):
 
 def _backward(f: torch.Tensor, cotangent: np.ndarray) -> None:
     f.backward(torch.as_tensor(cotangent, dtype=f.dtype, device=f.device))
-
-
-def _gathered(prompts: Prompts, pieces: list[torch.Tensor]) -> np.ndarray:
-    """Return the outputs of all groups in the order of the batch."""
-    together = torch.cat(pieces).cpu()
-    f = torch.empty_like(together)
-    f[torch.cat(prompts.groups)] = together
-    return f.numpy()

@@ -33,6 +33,15 @@ class Objective:
         """Regression targets y, float64 [n, columns]."""
         return targets(self.labels, self.classes, self.outputs, self.scale)
 
+    @property
+    def offset(self) -> np.ndarray:
+        """The intercept as an array that broadcasts against outputs."""
+        return self.intercept
+
+    def fitted_intercept(self, f0: np.ndarray) -> np.ndarray:
+        """Return b_hat, the column means of y - f0; float64 [columns]."""
+        return (self.targets - np.asarray(f0, dtype=np.float64)).mean(axis=0)
+
     def with_intercept(self, intercept: np.ndarray) -> Objective:
         """Return the same objective with another intercept."""
         return Objective(self.kind, self.labels, self.classes, self.outputs, self.scale, np.asarray(intercept))
@@ -70,8 +79,3 @@ class Objective:
         with np.errstate(invalid="ignore", over="ignore"):
             logits = logits - logits.max(axis=1, keepdims=True)
             return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-
-
-def fitted_intercept(y: np.ndarray, f0: np.ndarray) -> np.ndarray:
-    """Return b_hat, the column means of y - f0 over the training rows; float64 [columns]."""
-    return (np.asarray(y, dtype=np.float64) - np.asarray(f0, dtype=np.float64)).mean(axis=0)

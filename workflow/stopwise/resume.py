@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,29 @@ from stopwise.trainer import Progress, Trainer
 
 def run_identity(
     model: torch.nn.Module,
-    batches: Mapping[str, Mapping[str, torch.Tensor]],
+    batches: Mapping[str, Any],
     settings: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray],
     **numbers: Any,
 ) -> dict[str, Any]:
     """Return what a run is a function of, as a JSON-able mapping; costs one sha256 pass over the model (2 s a GB)."""
-    data = [
-        (f"{split}.{key}", value)
-        for split, batch in sorted(batches.items())
-        for key, value in sorted(batch.items())
-        if isinstance(value, torch.Tensor)
-    ]
     identity = {
         "settings": settings,
         "weights": digest_tensors((name, parameter) for name, parameter in sorted(model.named_parameters())),
-        "data": digest_tensors(data),
+        "data": digest_tensors(_tensors_in(batches)),
         "arrays": digest_tensors((name, torch.as_tensor(np.asarray(value))) for name, value in sorted(arrays.items())),
         **numbers,
     }
     return json.loads(json.dumps(identity))
+
+
+def _tensors_in(batch: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every tensor of nested batches with its path, in name order."""
+    for key, value in sorted(batch.items()):
+        if isinstance(value, Mapping):
+            yield from _tensors_in(value, f"{prefix}{key}.")
+        elif isinstance(value, torch.Tensor):
+            yield f"{prefix}{key}", value
 
 
 def environment(device: torch.device) -> dict[str, Any]:

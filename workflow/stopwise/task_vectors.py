@@ -215,6 +215,8 @@ class TaskVector(Mapping[str, torch.Tensor]):
     def intercept(self, task: str | None = None) -> list[float] | None:
         """Return the stored intercept b_hat of ``task`` (of the only term when None); None when there is none."""
         for term in self._described(1.0):
+            if task is not None and task in term.get("intercepts", {}):
+                return term["intercepts"][task]
             if task is None or term.get("task") == task:
                 return term.get("intercept")
         return None

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from stopwise.early_stopping import Predicted
 from stopwise.finetune_settings import FinetuneSettings
+from stopwise.joint import JointObjective
 from stopwise.learner import Learner, Prompts
 from stopwise.minibatch import draw_batches
-from stopwise.objectives import Objective, fitted_intercept
+from stopwise.objectives import Objective
 from stopwise.optimizers import make_optimizer
 from stopwise.task_vectors import layer_of
 
@@ -36,7 +37,7 @@ class Split:
     """One part of the data: prompts and the objective on them."""
 
     prompts: Prompts
-    objective: Objective
+    objective: Objective | JointObjective
 
 
 @dataclass
@@ -106,9 +107,8 @@ class Trainer:
         fit = self.settings.intercept == "fitted" and self.settings.objective == "squared"
         if fit and "train" not in self.start_outputs:
             self.start_outputs["train"] = self.learner.predict(self.splits["train"].prompts)
-        columns = objective.targets.shape[1]
-        b_hat = fitted_intercept(objective.targets, self.start_outputs["train"]) if fit else np.zeros(columns)
-        self.use_intercept(b_hat)
+        f0 = self.start_outputs["train"] if fit else objective.targets
+        self.use_intercept(objective.fitted_intercept(f0))
 
     def use_intercept(self, intercept: np.ndarray) -> None:
         """Train on targets y - b_hat and add b_hat in every evaluation."""
@@ -218,7 +218,7 @@ class Trainer:
                 values["linearised_distance"] = float(path[step])
                 continue
             f0, objective = self.progress.outputs[name][0], self.splits[name].objective
-            f = f0 + np.reshape(path[step], f0.shape) - self.intercept
+            f = f0 + np.reshape(path[step], f0.shape) - objective.offset
             values[f"linearised_{name}_loss"] = objective.loss(f)
             if name == "test":
                 values["linearised_test_accuracy"] = objective.accuracy(f)
