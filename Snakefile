@@ -23,6 +23,7 @@ include: "workflow/rules/arithmetic.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/tracking.smk"
 include: "workflow/rules/theory.smk"
+include: "workflow/rules/benchmark.smk"
 
 
 rule all:

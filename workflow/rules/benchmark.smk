@@ -1,0 +1,110 @@
+# Measurements of the kernel engine on this machine: `snakemake --cores 2 benchmark`. Nothing else should run meanwhile.
+
+BENCHMARK = "results/benchmark"
+LARGE_SHARDS = 4
+
+
+wildcard_constraints:
+    part="floor|peers|errors",
+
+
+rule benchmark_part:
+    input:
+        model=model_stamp(),
+        code=library("benchmark_part", "models"),
+    output:
+        BENCHMARK + "/{part}.parquet",
+    log:
+        BENCHMARK + "/logs/{part}.log",
+    benchmark:
+        BENCHMARK + "/logs/{part}.benchmark.tsv"
+    conda:
+        ENVIRONMENT
+    threads: workflow.cores
+    resources:
+        mem_mb=20000,
+        runtime=60,
+        gpu=gpus_per_job(),
+    params:
+        model=config["model"],
+        device=config["device"],
+        tokens=48,
+    message:
+        "Benchmark: {wildcards.part}"
+    script:
+        "../scripts/benchmark_part.py"
+
+
+rule benchmark_large:
+    input:
+        model=model_stamp(),
+        code=library("benchmark_large", "models"),
+    output:
+        BENCHMARK + "/large/shard{shard}of{shards}.parquet",
+    log:
+        BENCHMARK + "/logs/large-shard{shard}of{shards}.log",
+    benchmark:
+        BENCHMARK + "/logs/large-shard{shard}of{shards}.benchmark.tsv"
+    conda:
+        ENVIRONMENT
+    threads: workflow.cores
+    resources:
+        mem_mb=8000,
+        runtime=30,
+        gpu=gpus_per_job(),
+    params:
+        model=config["model"],
+        device=config["device"],
+        tokens=48,
+        n=1024,
+        memory_gb=4,
+    message:
+        "Benchmark: shard {wildcards.shard} of {wildcards.shards} of a kernel of 1,024 examples"
+    script:
+        "../scripts/benchmark_large.py"
+
+
+rule plan:
+    input:
+        code=library("plan"),
+    output:
+        table=RESULTS + "/plan.parquet",
+        text=RESULTS + "/plan.md",
+    log:
+        RESULTS + "/logs/plan.log",
+    benchmark:
+        RESULTS + "/benchmarks/plan.tsv"
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        config=config,
+        assets=ASSETS,
+    message:
+        "Estimating time and memory of the configured kernels, without loading weights"
+    script:
+        "../scripts/plan.py"
+
+
+rule benchmark:
+    input:
+        floor=BENCHMARK + "/floor.parquet",
+        peers=BENCHMARK + "/peers.parquet",
+        errors=BENCHMARK + "/errors.parquet",
+        large=expand(BENCHMARK + "/large/shard{k}of{n}.parquet", k=range(LARGE_SHARDS), n=LARGE_SHARDS),
+        code=library("benchmark", "plots.benchmark"),
+    output:
+        text=BENCHMARK + "/benchmark.md",
+        svg=BENCHMARK + "/benchmark.svg",
+        png=BENCHMARK + "/benchmark.png",
+    log:
+        BENCHMARK + "/logs/benchmark.log",
+    benchmark:
+        BENCHMARK + "/logs/benchmark.benchmark.tsv"
+    localrule: True
+    conda:
+        ENVIRONMENT
+    message:
+        "Writing the benchmark table and figure"
+    script:
+        "../scripts/benchmark.py"

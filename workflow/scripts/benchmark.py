@@ -1,0 +1,19 @@
+"""Write the benchmark's tables as text, and draw its figure."""
+
+from pathlib import Path
+
+from job import Job
+from stopwise import artifacts
+from stopwise.plots import benchmark, style
+
+with Job(snakemake) as job:
+    files = snakemake.input
+    floor, peers, errors = (
+        artifacts.read_table(files[part], f"benchmark_{part}") for part in ("floor", "peers", "errors")
+    )
+    large = [artifacts.read_table(path, "benchmark_large") for path in files.large]
+    text = benchmark.markdown(floor, peers, errors, large)
+    with artifacts.atomic_path(snakemake.output.text) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    style.save(benchmark.draw(floor, peers), Path(snakemake.output.svg).with_suffix(""))
+    print(text)

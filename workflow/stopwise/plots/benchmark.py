@@ -1,0 +1,86 @@
+"""The benchmark's figure and text: the kernel beside its floor and its peers."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from matplotlib.figure import Figure
+
+from stopwise.plots import style
+
+PEERS = {
+    "stopwise": "stopwise",
+    "vmap": "torch.func (vmap of jacrev)",
+    "loop": "autograd, one example at a time",
+    "pairwise": "pairwise Jacobian-vector products",
+}
+
+
+@style.styled
+def draw(floor: pa.Table, peers: pa.Table) -> Figure:
+    """Draw ratio to the floor against n, and the peers' seconds at their smallest common n."""
+    figure, axes = style.new_figure("two-column", height=2.6, ncols=2)
+    left, right = axes[0]
+    data = floor.to_pandas()
+    for (method, rows), color in zip(data.groupby("method"), ("blue", "orange", "green"), strict=False):
+        rows = rows.sort_values("n")
+        left.plot(
+            rows["n"], rows["ratio_to_floor"], marker="o", color=style.COLORS[color], label=style.plain(method, 40)
+        )
+    left.axhline(1.0, color=style.COLORS["grey"], linewidth=0.8, linestyle=":")
+    left.set_xlabel("examples n")
+    left.set_ylabel("seconds over the bare passes")
+    left.set_xticks(sorted(data["n"].unique()))
+    left.set_ylim(bottom=0)
+    left.legend(loc="lower right")
+    rows = peers.to_pandas()
+    rows = rows[rows["n"] == rows["n"].min()].sort_values("seconds", ascending=False)
+    names = [PEERS.get(method, method) for method in rows["method"]]
+    right.barh(names, rows["seconds"], color=style.COLORS["blue"], height=0.6)
+    for y, (seconds, speedup) in enumerate(zip(rows["seconds"], rows["speedup"], strict=True)):
+        right.annotate(
+            f"{seconds:.1f} s ({speedup:.1f}×)", (seconds, y), (3, 0), textcoords="offset points", va="center"
+        )
+    right.set_xscale("log")
+    right.set_xlim(right=rows["seconds"].max() * 8)
+    right.set_xlabel(f"seconds at n = {rows['n'].min()} (log)")
+    return figure
+
+
+def markdown(floor: pa.Table, peers: pa.Table, errors: pa.Table, large: list[pa.Table]) -> str:
+    """Return the benchmark as Markdown tables."""
+    text = [
+        "| n | schedule | seconds | floor, seconds | ratio | peak memory above the model |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in floor.to_pylist():
+        text.append(
+            f"| {row['n']} | {row['method'].split(', ')[-1]} | {row['seconds']:.1f} | {row['floor_seconds']:.1f} |"
+            f" {row['ratio_to_floor']:.2f} | {row['peak_gib']:.2f} GiB |"
+        )
+    text += [
+        "",
+        "| n | method | best setting | seconds | times slower | peak memory | difference |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in peers.to_pylist():
+        memory = "-" if row["peak_gib"] is None else f"{row['peak_gib']:.2f} GiB"
+        text.append(
+            f"| {row['n']} | {PEERS.get(row['method'], row['method'])} | {row['setting'] or '-'} |"
+            f" {row['seconds']:.1f} | {row['speedup']:.1f} | {memory} | {row['error']:.1e} |"
+        )
+    text += ["", *_head("kernel", "schedule", "relative error of fp32")]
+    for row in errors.to_pylist():
+        text.append(f"| {row['kernel']} | {row['schedule']} | {row['error']:.1e} |")
+    shards = [row for table in large for row in table.to_pylist()]
+    minutes = sum(row["seconds"] for row in shards) / 60
+    peak = max(row["peak_gib"] for row in shards)
+    text += [
+        "",
+        f"A kernel of n = {shards[0]['n']:,} in {len(shards)} shards, one after another: {minutes:.1f} minutes in all,"
+        f" at most {peak:.1f} GiB a process.",
+    ]
+    return "\n".join(text) + "\n"
+
+
+def _head(*names: str) -> list[str]:
+    return ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
