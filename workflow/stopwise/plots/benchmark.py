@@ -21,11 +21,9 @@ def draw(floor: pa.Table, peers: pa.Table) -> Figure:
     figure, axes = style.new_figure("two-column", height=2.6, ncols=2)
     left, right = axes[0]
     data = floor.to_pandas()
-    for (method, rows), color in zip(data.groupby("method"), ("blue", "orange", "green"), strict=False):
-        rows = rows.sort_values("n")
-        left.plot(
-            rows["n"], rows["ratio_to_floor"], marker="o", color=style.COLORS[color], label=style.plain(method, 40)
-        )
+    for (method, group), color in zip(data.groupby("method"), ("blue", "orange", "green"), strict=False):
+        one, label = group.sort_values("n"), style.plain(method, 40)
+        left.plot(one["n"], one["ratio_to_floor"], marker="o", color=style.COLORS[color], label=label)
     left.axhline(1.0, color=style.COLORS["grey"], linewidth=0.8, linestyle=":")
     left.set_xlabel("examples n")
     left.set_ylabel("seconds over the bare passes")
