@@ -32,6 +32,7 @@ rule arithmetic:
         target_scale=config["stopping"]["target_scale"],
         arithmetic={key: config["arithmetic"][key] for key in ("size", "coefficients", "control_tolerance")},
         device=config["device"],
+        packages=installed("torch", "transformers"),
     message:
         "Task arithmetic over all pairs, seed {wildcards.seed}"
     script:

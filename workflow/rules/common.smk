@@ -1,6 +1,7 @@
 # Functions shared by the rules: the checked configuration, paths, and which library files a rule depends on.
 import ast
 import hashlib
+import importlib.metadata
 import os
 import re
 import sys
@@ -79,6 +80,11 @@ def library(script, *modules):
             seen.add(path)
             waiting.extend(imported_modules(path))
     return sorted(relative(path) for path in seen)
+
+
+def installed(*packages):
+    """Return the versions of the packages that a rule's numbers come from: another version reruns the rule."""
+    return {package: importlib.metadata.version(package) for package in packages}
 
 
 def model_key():

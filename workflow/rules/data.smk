@@ -23,6 +23,7 @@ rule data:
         data=config["data"],
         sizes=sorted(config["sizes"]),
         assets=ASSETS,
+        packages=installed("tokenizers", "transformers"),
     message:
         "Sampling and tokenising {wildcards.task}, seed {wildcards.seed}"
     script:

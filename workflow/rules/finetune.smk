@@ -33,6 +33,7 @@ rule finetune:
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
         finetune=config["finetune"],
         device=config["device"],
+        packages=installed("torch", "transformers"),
     message:
         "Fine-tuning: {wildcards.start} {wildcards.task}, seed {wildcards.seed}, all sizes"
     script:
@@ -90,6 +91,7 @@ rule directions:
             key: config["finetune"][key]
             for key in ("objective", "optimizer", "momentum", "step_size", "steps", "batch_size", "learning_rate")
         },
+        packages=installed("numpy", "scipy"),
     message:
         "Residual by eigen-direction: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
     script:

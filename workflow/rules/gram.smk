@@ -26,6 +26,7 @@ rule gram:
     params:
         outputs=config["kernel"]["outputs"],
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
+        packages=installed("numpy"),
     message:
         "Assembling the Gram matrix: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
     script:

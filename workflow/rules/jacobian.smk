@@ -23,6 +23,7 @@ rule jacobian:
         model=config["model"],
         kernel={key: value for key, value in config["kernel"].items() if key != "shards"},
         device=config["device"],
+        packages=installed("torch", "transformers"),
     message:
         "Jacobian shard {wildcards.shard} of {wildcards.shards}: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
     script:

@@ -23,6 +23,7 @@ rule spectrum:
         sizes=sorted(config["sizes"]),
         outputs=config["kernel"]["outputs"],
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale", "noise")},
+        packages=installed("numpy", "scipy"),
     message:
         "Eigendecomposition: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
     script:
@@ -55,6 +56,7 @@ rule stopping:
             key: config["finetune"][key]
             for key in ("objective", "optimizer", "momentum", "step_size", "steps", "batch_size")
         },
+        packages=installed("numpy", "scipy"),
     message:
         "Predicting the stopping time: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
     script:
