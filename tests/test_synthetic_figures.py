@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pytest
 
+from stopwise import artifacts
 from stopwise.plots import f5, f10, style
 from stopwise.synthetic import DECAYS, ridge_and_descent, study
 from stopwise.synthetic_summary import linearity_markdown
@@ -16,8 +17,15 @@ def tables():
 
 
 def test_tables_have_the_declared_columns(tables):
-    assert tables[0].schema == f5.COLUMNS
-    assert tables[1].schema == f10.COLUMNS
+    assert tables[0].schema == f5.COLUMNS == artifacts.schema("F5")
+    assert tables[1].schema == f10.COLUMNS == artifacts.schema("F10")
+
+
+def test_rows_of_the_studies_fit_their_artifacts():
+    rows = study("beta2", [32], 2, loo=False)
+    assert artifacts.table_of(rows, "theory_study").num_rows == len(rows)
+    rows = ridge_and_descent("beta2", 32, 2, points=4)
+    assert artifacts.table_of(rows, "theory_ridge").num_rows == 8
 
 
 def test_figures_are_pure_functions_of_their_tables(tables, tmp_path):
