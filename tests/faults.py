@@ -51,13 +51,8 @@ class Chain:
 
 
 def rules_in_order(dry_run: Outcome) -> list[str]:
-    """Return the rules with a script in the order in which a run first starts them."""
-    seen: dict[str, None] = {}
-    for line in dry_run.text.splitlines():
-        words = line.removeprefix("local").removesuffix(":").split()
-        if len(words) == 2 and words[0] == "rule" and line.endswith(":"):
-            seen[words[1]] = None
-    return [rule for rule in seen if (ROOT / "workflow" / "scripts" / f"{rule}.py").is_file()]
+    """Return the rules with a script in the order of the pipeline, which is that of a dry run's table."""
+    return [rule for rule in dry_run.jobs() if (ROOT / "workflow" / "scripts" / f"{rule}.py").is_file()]
 
 
 def durations(reference: Workshop) -> dict[str, float]:
@@ -83,12 +78,20 @@ def plan(rng: Random, count: int, rules: Sequence[str], seconds: dict[str, float
     return kills
 
 
-def strike(workshop: Workshop, kill: Kill, reference: Workshop) -> list[str]:
-    """Run the pipeline with one kill planned; return what is wrong afterwards."""
-    order, fired = workshop.folder / "fault.json", workshop.folder / "fault.fired"
+def write_order(workshop: Workshop, kill: Kill) -> Path:
+    """Write the plan that the hook reads; a file with the suffix .fired appears beside it when the kill is done."""
+    order = workshop.folder / "fault.json"
+    fired = order.with_suffix(".fired")
     fired.unlink(missing_ok=True)
     known = {"rule": kill.rule, "moment": kill.moment, "after": kill.after, "victim": kill.victim, "fired": str(fired)}
     order.write_text(json.dumps(known), encoding="utf-8")
+    return order
+
+
+def strike(workshop: Workshop, kill: Kill, reference: Workshop) -> list[str]:
+    """Run the pipeline with one kill planned; return what is wrong afterwards."""
+    order = write_order(workshop, kill)
+    fired = order.with_suffix(".fired")
     began = time.monotonic()
     outcome = workshop.run(STOPWISE_FAULT=str(order), PYTHONPATH=str(HOOKS))
     kill.seconds, kill.fired = round(time.monotonic() - began, 1), fired.exists()

@@ -47,10 +47,10 @@ class Workshop:
         self.config = config
 
     @classmethod
-    def fresh(cls, folder: Path) -> Workshop:
-        """Copy the checkout's sources into a new folder."""
+    def fresh(cls, folder: Path, origin: Path = ROOT) -> Workshop:
+        """Copy the sources of the checkout, or of another workshop, into a new folder without results."""
         for name in SOURCES:
-            source, target = ROOT / name, folder / name
+            source, target = origin / name, folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,0 +1,186 @@
+"""Faults: a killed, damaged or starved run is completed by running it again, and nothing wrong is ever used."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from random import Random
+
+import pytest
+
+import faults
+from stopwise import artifacts
+from stopwise.leftovers import leftovers, remove_leftovers
+from workshop import Outcome, Workshop
+
+pytestmark = pytest.mark.faults
+
+SHARD = "test/jacobian/pretrained/colours/seed0/shard0of2.parquet"
+GRAM = "results/test/gram/pretrained/colours/seed0.parquet"
+CHAIN = 20  # kills of one run from nothing
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """An undisturbed run of the pico pipeline."""
+    workshop = Workshop.fresh(tmp_path_factory.mktemp("reference") / "run")
+    outcome = workshop.run()
+    assert outcome.returncode == 0, outcome.text[-3000:]
+    return workshop
+
+
+@pytest.fixture
+def copy(reference, tmp_path):
+    """A finished run that a test may damage."""
+    return reference.clone(tmp_path / "run")
+
+
+# --- Kills ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(7200)
+def test_a_run_killed_again_and_again_ends_with_the_artifacts_of_an_undisturbed_one(reference, tmp_path):
+    count, seed = faults.asked_for(), int(os.environ.get("STOPWISE_FAULTS_SEED", "0"))
+    rng = Random(seed)
+    rules = faults.rules_in_order(reference.run("--dry-run", "--forceall"))
+    seconds = faults.durations(reference)
+    chains, fired = [], 0
+    while fired < count:
+        kills = faults.plan(rng, min(CHAIN, count - fired), rules, seconds)
+        chains.append(faults.run_chain(Workshop.fresh(tmp_path / f"chain{len(chains)}", reference.folder), reference, kills))
+        fired += sum(kill.fired for kill in kills)
+        assert len(chains) < 4 + count // 4, "the plans miss their moments"
+    if "STOPWISE_FAULTS_RECORD" in os.environ:
+        faults.write_record(Path(os.environ["STOPWISE_FAULTS_RECORD"]), chains)
+    assert not [problem for chain in chains for problem in chain.problems]
+
+
+def test_after_a_kill_of_snakemake_the_message_says_how_to_go_on(copy):
+    kill = faults.Kill("figure_F1", "before_rename", 0, "both")
+    (copy.results / "test" / "figures" / "F1.parquet").unlink()
+    order = faults.write_order(copy, kill)
+    assert copy.run(STOPWISE_FAULT=str(order), PYTHONPATH=str(faults.HOOKS)).returncode != 0
+    blocked = copy.run()
+    assert blocked.returncode != 0
+    assert "--unlock" in blocked.text
+
+
+def test_leftovers_of_other_files_are_left_alone(tmp_path):
+    mine = [tmp_path / ".part-abcd1234-a.parquet", tmp_path / "a.parquet.part"]
+    others = [tmp_path / ".part-abcd1234-b-a.parquet", tmp_path / "a.parquet", tmp_path / "b.parquet.part"]
+    for path in [*mine, *others]:
+        path.touch()
+    assert leftovers([tmp_path / "a.parquet"]) == sorted(mine)
+    assert remove_leftovers([tmp_path / "a.parquet"]) == sorted(mine)
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
+# --- Damage: met by the one job that reads it ---------------------------------------------------------------------
+
+
+def replace_keeping_time(path: Path, content: bytes) -> None:
+    """Change a file behind Snakemake's back."""
+    times = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def assemble_again(workshop: Workshop) -> Outcome:
+    """Run the job that sums the shards, and check that it leaves nothing when it fails."""
+    (workshop.folder / GRAM).unlink()
+    outcome = workshop.run(GRAM)
+    assert not workshop.temporaries()
+    return outcome
+
+
+@pytest.mark.parametrize("how", ["truncated", "bit-flipped", "emptied", "provenance"])
+def test_a_damaged_shard_is_named_and_never_used(copy, how):
+    path = copy.results / SHARD
+    content = bytearray(path.read_bytes())
+    if how == "truncated":
+        content = content[: len(content) * 2 // 3]
+    elif how == "bit-flipped":
+        content[len(content) // 4] ^= 1
+    elif how == "provenance":
+        at = content.index(b'"model": "') + 12
+        content[at] ^= 1
+    else:
+        content = bytearray()
+    replace_keeping_time(path, bytes(content))
+    outcome = assemble_again(copy)
+    assert outcome.returncode != 0
+    assert f"stopwise: gram: results/{SHARD}: " in outcome.text
+    assert not (copy.folder / GRAM).exists()
+
+
+@pytest.mark.parametrize("what", ["model", "data", "config"])
+def test_a_shard_made_otherwise_is_named_and_never_used(copy, what):
+    path = copy.results / SHARD
+    record = artifacts.read_provenance(path)
+    if what == "config":
+        record["config"]["kernel"]["formula"] = "signgd"
+    else:
+        record[what] = "0123456789abcdef"
+    table = artifacts.read_table(path, "jacobian")
+    artifacts.write_table(copy.folder / "other.parquet", table, "jacobian", record)
+    replace_keeping_time(path, (copy.folder / "other.parquet").read_bytes())
+    outcome = assemble_again(copy)
+    assert outcome.returncode != 0
+    assert f"results/{SHARD}" in outcome.text
+    assert not (copy.folder / GRAM).exists()
+
+
+@pytest.fixture
+def small_disk(copy):
+    """A file system of one page in place of the folder that the Gram matrix goes to."""
+    if os.getuid() != 0:
+        pytest.fail("a full disk is made with `mount -t tmpfs`: run the fault tests as root")
+    folder = (copy.folder / GRAM).parent
+    (copy.folder / GRAM).unlink()
+    mount(folder, "size=4k")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def mount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+
+
+def test_a_full_disk_is_reported_and_the_run_completed_once_there_is_room(copy, small_disk, reference):
+    outcome = copy.run(GRAM)
+    assert outcome.returncode != 0
+    assert "No space left on device" in outcome.text
+    assert not list(small_disk.iterdir())
+    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    assert copy.run(GRAM).returncode == 0
+    assert artifacts.equal(copy.folder / GRAM, reference.folder / GRAM)
+
+
+def test_a_read_only_results_folder_is_reported(copy, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    outcome = copy.run(GRAM)
+    assert outcome.returncode != 0
+    assert "Read-only file system" in outcome.text
+    assert str(small_disk.relative_to(copy.folder)) in outcome.text
+
+
+# --- Edits: rerun exactly what depends on them -----------------------------------------------------------------------
+
+NETWORK = {"jacobian": 4, "finetune": 2, "arithmetic": 1}
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def rerun(workshop: Workshop) -> dict[str, int]:
+    outcome = workshop.run("--dry-run")
+    assert outcome.returncode == 0, outcome.text[-2000:]
+    return outcome.jobs()
+
+
+def test_nothing_is_rerun_when_nothing_changed(copy):
+    assert rerun(copy) == {}

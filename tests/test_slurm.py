@@ -1,0 +1,125 @@
+"""The pico pipeline on a real Slurm: devices apart, a controller that restarts, a job that is cancelled and resumed."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from slurm_cluster import Cluster, require_slurm, wait_for
+from stopwise import artifacts
+from workshop import Outcome, Workshop
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+# What a site without accounting sets in profiles/slurm, and shorter waits than a real cluster deserves.
+OPTIONS = [
+    *("--workflow-profile", "profiles/slurm"),
+    *("--slurm-status-command", "squeue", "--slurm-no-account"),
+    *("--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "20"),
+    # The made-up GPUs serve nobody: `device: auto` falls back to the CPU in a job that holds one.
+    *("--set-resources", "jacobian:gpu=1", "finetune:gpu=1", "jacobian:mem_mb=5000", "finetune:mem_mb=5000"),
+]
+
+
+class SlurmWorkshop(Workshop):
+    """A workshop whose Snakemake submits to the cluster."""
+
+    def command(self, *options: str) -> list[str]:
+        words = super().command(*options, *OPTIONS)
+        at = words.index("--cores")
+        return [*words[:at], *words[at + 2 :]]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A running cluster; without one the tests fail, saying what is missing."""
+    try:
+        require_slurm()
+    except RuntimeError as error:
+        pytest.fail(str(error))
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: the path of munge's socket is limited
+    with Cluster(folder, cpus=4) as running:
+        yield running
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def disturbed(cluster, tmp_path_factory):
+    """A run during which the controller restarts and one shard job is cancelled, and the same command again."""
+    workshop = SlurmWorkshop.fresh(tmp_path_factory.mktemp("slurm") / "run")
+    config = workshop.folder / workshop.config
+    config.write_text(config.read_text(encoding="utf-8").replace("device: cpu", "device: auto"), encoding="utf-8")
+    process = workshop.start(**cluster.environment)
+    try:
+        wait_for(lambda: len(shard_jobs(cluster)) >= 2, 240, "two shard jobs that run at a time")
+        victim = sorted(shard_jobs(cluster), key=int)[-1]
+        cluster.run(f"scancel {victim}")
+        cluster.restart_controller()
+        first = process.communicate(timeout=500)[0]
+    finally:
+        process.kill()
+    cancelled = Outcome(process.returncode, first)
+    lost = sorted(path for path in shard_paths(workshop) if not path.exists())
+    return workshop, cancelled, lost, workshop.run(timeout=500, **cluster.environment)
+
+
+def shard_jobs(cluster: Cluster) -> list[str]:
+    """Return the ids of the shard jobs that run now."""
+    lines = cluster.run("squeue -h -t RUNNING -o %i|%k", check=False).splitlines()
+    return [line.split("|")[0] for line in lines if "rule_jacobian" in line]
+
+
+def shard_paths(workshop: Workshop) -> list[Path]:
+    folder = workshop.results / "test" / "jacobian" / "pretrained"
+    return [folder / task / "seed0" / f"shard{k}of2.parquet" for task in ("colours", "moods") for k in range(2)]
+
+
+def test_a_job_goes_through_the_queue_and_sees_its_device(cluster, tmp_path):
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/sh\necho $CUDA_VISIBLE_DEVICES > devices\n", encoding="utf-8")
+    number = cluster.run(f"sbatch --parsable --gpus=1 --mem=100 --chdir={tmp_path} {script}").strip()
+    wait_for(lambda: cluster.jobs().get(number) == "COMPLETED", 60, "a trivial job completes")
+    assert (tmp_path / "devices").read_text().strip() in {"0", "1"}
+
+
+def test_a_cancelled_job_is_reported_and_costs_only_what_depends_on_it(disturbed):
+    _, cancelled, lost, _ = disturbed
+    assert cancelled.returncode != 0
+    assert "SLURM status is: 'CANCELLED'" in cancelled.text
+    assert len(lost) == 1
+    # The controller was away in the meantime: every other job was submitted, watched and finished all the same.
+    assert "Finished jobid" in cancelled.text
+    assert "sbatch failed" not in cancelled.text
+
+
+def test_the_same_command_again_completes_the_run(disturbed):
+    workshop, _, _, again = disturbed
+    assert again.returncode == 0, again.text[-4000:]
+    assert again.jobs()["jacobian"] == 1
+    assert "finetune" in again.jobs()
+    assert (workshop.results / "test" / "summary.md").is_file()
+    assert not workshop.temporaries()
+
+
+def test_shard_jobs_that_ran_at_the_same_time_held_different_devices(disturbed):
+    workshop, *_ = disturbed
+    held = []
+    for path in shard_paths(workshop):
+        record = artifacts.read_provenance(path)["volatile"]
+        began = datetime.datetime.fromisoformat(record["started"])
+        held.append((began, began + datetime.timedelta(seconds=record["seconds"]), record["leased"]))
+    assert {device for _, _, device in held} == {"0", "1"}
+    together = [(a, b) for i, a in enumerate(held) for b in held[i + 1 :] if a[0] < b[1] and b[0] < a[1]]
+    assert all(a[2] != b[2] for a, b in together)
+
+
+def test_the_profile_names_no_site():
+    text = (Path(__file__).resolve().parents[1] / "profiles" / "slurm" / "config.yaml").read_text(encoding="utf-8")
+    keys = [
+        line.split(":")[0].strip() for line in text.splitlines() if ":" in line and not line.lstrip().startswith("#")
+    ]
+    assert not {"slurm_partition", "slurm_account", "slurm-qos", "slurm-reservation"} & set(keys)
