@@ -89,9 +89,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path):
     path = tmp_path / "m.parquet"
     artifacts.write_table(path, rows(), "gram")
     before = path.read_bytes()
-    with pytest.raises(RuntimeError), artifacts.atomic_path(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise RuntimeError
+
+    def interrupted_write():
+        with artifacts.atomic_path(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted_write()
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["m.parquet"]
 

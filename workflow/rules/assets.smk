@@ -35,7 +35,6 @@ rule prepare_model:
         ENVIRONMENT
     params:
         model=config["model"],
-        assets=ASSETS,
     message:
         "Preparing the model as safetensors (once)"
     script:

@@ -22,7 +22,6 @@ rule data:
         task=lambda w: config["tasks"][w.task],
         data=config["data"],
         sizes=sorted(config["sizes"]),
-        assets=ASSETS,
         packages=installed("tokenizers", "transformers"),
     message:
         "Sampling and tokenising {wildcards.task}, seed {wildcards.seed}"

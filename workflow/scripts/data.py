@@ -11,7 +11,7 @@ with Job(snakemake) as job:
     stamp = json.loads(Path(snakemake.input.model).read_text(encoding="utf-8"))
     params, name = snakemake.params, job.wildcards["task"]
     defaults = {**params.data, "train": max(params.sizes)}
-    task = Task.from_config(params.task, defaults, name=name, assets=params.assets)
+    task = Task.from_config(params.task, defaults, name=name, assets=Path(snakemake.input.model).parents[1])
     table = task.sample(load_tokenizer(stamp["folder"]), seed=int(job.wildcards["seed"]))
     described = {"name": name, "classes": list(task.verbalizers), "verbalizers": verbalizers_of(table)}
     metrics = {"examples": table.num_rows, "cut": sum(table["cut"].to_pylist())}

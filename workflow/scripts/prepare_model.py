@@ -20,7 +20,7 @@ with Job(snakemake) as job:
     model = snakemake.params.model
     folder = prepare_model(
         model["source"],
-        snakemake.params.assets,
+        Path(snakemake.output[0]).parents[1],
         revision=model["revision"],
         trust_remote_code=model["trust_remote_code"],
     )
