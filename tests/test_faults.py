@@ -22,12 +22,9 @@ CHAIN = 20  # kills of one run from nothing
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory):
+def reference(finished_pipeline):
     """An undisturbed run of the pico pipeline."""
-    workshop = Workshop.fresh(tmp_path_factory.mktemp("reference") / "run")
-    outcome = workshop.run()
-    assert outcome.returncode == 0, outcome.text[-3000:]
-    return workshop
+    return Workshop(finished_pipeline[0])
 
 
 @pytest.fixture
@@ -48,7 +45,9 @@ def test_a_run_killed_again_and_again_ends_with_the_artifacts_of_an_undisturbed_
     chains, fired = [], 0
     while fired < count:
         kills = faults.plan(rng, min(CHAIN, count - fired), rules, seconds)
-        chains.append(faults.run_chain(Workshop.fresh(tmp_path / f"chain{len(chains)}", reference.folder), reference, kills))
+        chains.append(
+            faults.run_chain(Workshop.fresh(tmp_path / f"chain{len(chains)}", reference.folder), reference, kills)
+        )
         fired += sum(kill.fired for kill in kills)
         assert len(chains) < 4 + count // 4, "the plans miss their moments"
     if "STOPWISE_FAULTS_RECORD" in os.environ:
@@ -165,9 +164,9 @@ def test_a_read_only_results_folder_is_reported(copy, small_disk):
     assert str(small_disk.relative_to(copy.folder)) in outcome.text
 
 
-# --- Edits: rerun exactly what depends on them -----------------------------------------------------------------------
+# --- Changes: rerun exactly what depends on them ------------------------------------------------------------------
 
-NETWORK = {"jacobian": 4, "finetune": 2, "arithmetic": 1}
+NUMBERS = {"spectrum", "stopping", "finetune", "evaluation"}
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -176,11 +175,50 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def rerun(workshop: Workshop) -> dict[str, int]:
-    outcome = workshop.run("--dry-run")
+def rerun(workshop: Workshop, **environment: str) -> dict[str, int]:
+    """Return how many jobs of each rule a plain run would start."""
+    outcome = workshop.run("--dry-run", **environment)
     assert outcome.returncode == 0, outcome.text[-2000:]
     return outcome.jobs()
 
 
 def test_nothing_is_rerun_when_nothing_changed(copy):
     assert rerun(copy) == {}
+
+
+def test_a_changed_prompt_reruns_its_task_and_nothing_of_the_other(copy):
+    edit(copy.folder / copy.config, "Colour:", "Shade:")
+    jobs = rerun(copy)
+    assert {rule: jobs.get(rule) for rule in ("data", "jacobian", "gram", "finetune")} == {
+        "data": 1,
+        "jacobian": 2,
+        "gram": 1,
+        "finetune": 1,
+    }
+    assert "arithmetic" in jobs
+    assert not {"prepare_model", "mlflow_database"} & set(jobs)
+
+
+def test_another_version_of_a_package_reruns_the_rules_whose_numbers_come_from_it(copy):
+    record = copy.folder / "newer" / "scipy-99.0.dist-info" / "METADATA"
+    record.parent.mkdir(parents=True)
+    record.write_text("Metadata-Version: 2.1\nName: scipy\nVersion: 99.0\n", encoding="utf-8")
+    jobs = rerun(copy, PYTHONPATH=str(record.parents[1]))
+    assert set(jobs) >= NUMBERS
+    assert not {"data", "jacobian", "gram", "prepare_model"} & set(jobs)
+
+
+def test_a_changed_model_file_reruns_all_that_the_model_made(copy):
+    models = copy.results / "assets" / "models"
+    (models / "pico-llama").rename(copy.folder / "mine")
+    (models / "pico-llama.json").rename(models / "mine.json")
+    edit(copy.folder / copy.config, "source: pico-llama", "source: mine")
+    assert copy.run("--touch").returncode == 0
+    assert rerun(copy) == {}
+    weights = copy.folder / "mine" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    jobs = rerun(copy)
+    assert set(jobs) >= {"prepare_model", "data", "jacobian", "gram", "arithmetic", *NUMBERS}
+    assert "mlflow_database" not in jobs

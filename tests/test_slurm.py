@@ -11,9 +11,9 @@ import pytest
 
 from slurm_cluster import Cluster, require_slurm, wait_for
 from stopwise import artifacts
-from workshop import Outcome, Workshop
+from workshop import Workshop
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 # What a site without accounting sets in profiles/slurm, and shorter waits than a real cluster deserves.
 OPTIONS = [
@@ -54,23 +54,21 @@ def disturbed(cluster, tmp_path_factory):
     config = workshop.folder / workshop.config
     config.write_text(config.read_text(encoding="utf-8").replace("device: cpu", "device: auto"), encoding="utf-8")
     process = workshop.start(**cluster.environment)
+
+    def shard_jobs() -> list[str]:
+        assert process.poll() is None, workshop.said[-4000:]
+        lines = cluster.run("squeue -h -t RUNNING -o %i|%k", check=False).splitlines()
+        return sorted((line.split("|")[0] for line in lines if "rule_jacobian" in line), key=int)
+
     try:
-        wait_for(lambda: len(shard_jobs(cluster)) >= 2, 240, "two shard jobs that run at a time")
-        victim = sorted(shard_jobs(cluster), key=int)[-1]
+        victim = wait_for(lambda: shard_jobs()[1:], 400, "two shard jobs that run at a time")[-1]
         cluster.run(f"scancel {victim}")
         cluster.restart_controller()
-        first = process.communicate(timeout=500)[0]
+        cancelled = workshop.finish(process, timeout=600)
     finally:
         process.kill()
-    cancelled = Outcome(process.returncode, first)
     lost = sorted(path for path in shard_paths(workshop) if not path.exists())
-    return workshop, cancelled, lost, workshop.run(timeout=500, **cluster.environment)
-
-
-def shard_jobs(cluster: Cluster) -> list[str]:
-    """Return the ids of the shard jobs that run now."""
-    lines = cluster.run("squeue -h -t RUNNING -o %i|%k", check=False).splitlines()
-    return [line.split("|")[0] for line in lines if "rule_jacobian" in line]
+    return workshop, cancelled, lost, workshop.run(timeout=600, **cluster.environment)
 
 
 def shard_paths(workshop: Workshop) -> list[Path]:

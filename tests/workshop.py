@@ -14,7 +14,7 @@ from pathlib import Path
 from stopwise import artifacts
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("Snakefile", "config.yaml", "config", "profiles", "workflow", "envs", "tests/data", "pyproject.toml")
+SOURCES = ("Snakefile", "config.yaml", "config", "profiles", "workflow", "envs", "tests/data")
 # What differs between equal runs: times, run identifiers, and MLflow's own store.
 VOLATILE = ("logs", "benchmarks", "checkpoints", "mlflow", "tracking.parquet", "provenance.parquet", "provenance.csv")
 
@@ -45,6 +45,8 @@ class Workshop:
     def __init__(self, folder: Path, config: str = "config/test.yaml") -> None:
         self.folder = folder
         self.config = config
+        self.cores = 2
+        self.runs = 0
 
     @classmethod
     def fresh(cls, folder: Path, origin: Path = ROOT) -> Workshop:
@@ -70,33 +72,42 @@ class Workshop:
 
     def command(self, *options: str) -> list[str]:
         """Return the command line of a plain run, as the README gives it."""
-        return [sys.executable, "-m", "snakemake", *options, "--cores", "2", "--configfile", self.config]
+        return [sys.executable, "-m", "snakemake", *options, "--cores", str(self.cores), "--configfile", self.config]
+
+    @property
+    def said(self) -> str:
+        """What the last run said so far."""
+        return (self.folder / f"run{self.runs}.log").read_text(encoding="utf-8", errors="replace")
 
     def start(self, *options: str, **environment: str) -> subprocess.Popen:
-        """Start Snakemake as the leader of a session of its own."""
-        known = {k: v for k, v in os.environ.items() if k not in {"STOPWISE_FAULT", "PYTHONPATH"}}
-        return subprocess.Popen(
-            self.command(*options),
-            cwd=self.folder,
-            env=known | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"} | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        """Start Snakemake as the leader of a session of its own; what it says goes to a file, which never blocks it."""
+        known = {k: v for k, v in os.environ.items() if k not in {"STOPWISE_FAULT", "PYTHONPATH", "OMP_NUM_THREADS"}}
+        self.runs += 1
+        with (self.folder / f"run{self.runs}.log").open("wb") as log:
+            return subprocess.Popen(
+                self.command(*options),
+                cwd=self.folder,
+                env=known | {"PYTHONDONTWRITEBYTECODE": "1"} | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
-    def run(self, *options: str, timeout: float = 400, **environment: str) -> Outcome:
-        """Run Snakemake to its end. On a time-out the whole session is killed and the test fails."""
-        process = self.start(*options, **environment)
+    def finish(self, process: subprocess.Popen, timeout: float = 600) -> Outcome:
+        """Wait for a started run. On a time-out the whole session is killed and the test fails."""
         try:
-            text, _ = process.communicate(timeout=timeout)
+            process.wait(timeout=timeout)
         except subprocess.TimeoutExpired as error:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            said, _ = process.communicate()
-            raise AssertionError(f"snakemake {' '.join(options)} took over {timeout} s:\n{said[-3000:]}") from error
-        return Outcome(process.returncode, text)
+            process.wait()
+            raise AssertionError(f"{' '.join(process.args)} took over {timeout} s:\n{self.said[-3000:]}") from error
+        return Outcome(process.returncode, self.said)
+
+    def run(self, *options: str, timeout: float = 600, **environment: str) -> Outcome:
+        """Run Snakemake to its end."""
+        return self.finish(self.start(*options, **environment), timeout)
 
     def artifacts(self) -> list[Path]:
         """Return every stable result of a run, relative to the results folder."""
