@@ -314,6 +314,19 @@ def test_flat_spectra_give_no_noise_and_no_answer_of_the_rules_that_need_it():
         assert found[rule].t is not None
 
 
+def test_flat_spectra_are_answered_when_sigma_is_known():
+    spec = Spectrum.of(np.eye(12) * 4)
+    r = 2 * np.random.default_rng(0).standard_normal(12)
+    found = all_stops(spec, r, sigma=0.5)
+    # Equal eigenvalues: mean z^2 = tau^2 lambda + sigma^2 gives tau.
+    tau = np.sqrt((np.mean(r**2) - 0.25) / spec.eigenvalues[0])
+    assert found["worst_case"].rkhs_norm == pytest.approx(tau, rel=1e-6)
+    assert all(found[rule].t is not None for rule in ("worst_case", "sure", "discrepancy"))
+    half = all_stops(spec, r, rkhs_norm=1.0)
+    assert half["worst_case"].t is None
+    assert "no_answer" in half["worst_case"].flags
+
+
 def test_a_zero_kernel_never_trains():
     found = all_stops(Spectrum.of(np.zeros((6, 6))), np.arange(6.0))
     assert {stop.t for stop in found.values()} == {0}

@@ -70,12 +70,12 @@ def estimate_noise(spec: Spectrum, residual: np.ndarray, method: str = "reml", s
     scale = float(np.sqrt(np.mean(spec.rows(residual) ** 2)))
     if energy <= (1e-12 * scale) ** 2:
         return Noise(0.0, 0.0, np.nan, 0.0, 0.0, method, ("zero_residual", "sigma_at_boundary"))
-    if {"flat_spectrum", "zero_kernel"} & set(spec.flags) or lam.size < 3:
-        if "zero_kernel" in spec.flags:
-            return _finish(spec, lam, z, np.inf, np.sqrt(energy), method, ("no_signal",))
-        return Noise(np.nan, np.nan, np.nan, np.nan, np.nan, method, ("not_identifiable",))
+    if "zero_kernel" in spec.flags:
+        return _finish(spec, lam, z, np.inf, sigma or np.sqrt(energy), method, ("no_signal",))
     if sigma is not None:
         return _given_sigma(spec, lam, z, sigma, method)
+    if "flat_spectrum" in spec.flags or lam.size < 3:
+        return Noise(np.nan, np.nan, np.nan, np.nan, np.nan, method, ("not_identifiable",))
     objective = _reml_objective if method == "reml" else _gcv_objective(spec)
     grid = mu_grid(lam)
     values = objective(grid, lam, z)

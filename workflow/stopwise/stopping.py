@@ -128,36 +128,84 @@ def stops(
     """
     _check(spec, filter, t_max, rules)
     steps = np.arange(t_max + 1) if times is None else np.unique(np.asarray(times))
-    estimate = noise if isinstance(noise, Noise) else None
-    if estimate is None and (sigma is None or rkhs_norm is None):
-        estimate = estimate_noise(spec, residual, str(noise), sigma)
-    s = sigma if sigma is not None else estimate.sigma  # type: ignore[union-attr]
-    radius_ = rkhs_norm if rkhs_norm is not None else estimate.radius(radius)  # type: ignore[union-attr]
-    path = path_moments(spec, residual, filter, steps)
-    common = [*spec.flags, *(estimate.flags if estimate else ())]
+    known = _plug_in(spec, residual, noise, radius, sigma, rkhs_norm)
+    flags = (*spec.flags, *known.flags)
     if targets is not None and _single_class(spec, targets):
-        common.append("one_class")
-    usable = sigma is not None or estimate is None or estimate.usable
+        flags = (*flags, "one_class")
+    path = path_moments(spec, residual, filter, steps)
     out = []
     for rule in rules:
-        if rule not in MEASURED and {"zero_residual", "zero_kernel"} & set(common):
+        at = steps
+        if rule in MEASURED:
+            choice, at = _measured(rule, (curves or {}).get(rule) or curve, patience, min_delta)
+        elif {"zero_residual", "zero_kernel"} & set(flags):
             choice = Choice(0, np.zeros(steps.size), ("do_not_train",))
-        elif rule in NEED_SIGMA and not usable:
+        elif not known.serves(rule):
             choice = Choice(None, np.full(steps.size, np.nan), ("no_answer",))
-        elif rule in MEASURED:
-            measured = (curves or {}).get(rule) or curve
-            choice, measured_times = _measured(rule, measured, patience, min_delta)
         else:
-            choice = _computed(rule, spec, residual, filter, path, s, radius_, folds, seed)
-        risk = _risk_at(choice.t, spec, residual, filter, s if usable else np.nan)
-        eta = np.nan if choice.t is None else float(filter.eta(choice.t))
-        epochs = np.nan if choice.t is None else choice.t * min(1.0, (batch_size or spec.examples) / spec.examples)
-        bound = 12 * radius_**2 / choice.crossing if choice.crossing > 0 else np.nan
-        out.append(
-            Stop(rule, choice.t, eta, epochs, s, radius_, risk, tuple(dict.fromkeys([*choice.flags, *common])),
-                 choice.curve, measured_times if rule in MEASURED else steps, choice.crossing, bound)
-        )  # fmt: skip
+            choice = _computed(rule, spec, residual, filter, path, known, folds, seed)
+        out.append(_stop(rule, choice, at, flags, spec, residual, filter, known, batch_size or spec.examples))
     return out
+
+
+@dataclass(frozen=True)
+class _PlugIn:
+    """The sigma and R that the rules use; sigma is nan where it may not be used."""
+
+    sigma: float
+    shown_sigma: float
+    rkhs_norm: float
+    flags: tuple[str, ...]
+
+    def serves(self, rule: str) -> bool:
+        needs = {"worst_case": (self.sigma, self.rkhs_norm), "balance": (self.sigma, self.rkhs_norm)}
+        return bool(np.isfinite(needs.get(rule, (self.sigma,) if rule in NEED_SIGMA else (0.0,))).all())
+
+
+def _plug_in(
+    spec: Spectrum,
+    residual: np.ndarray,
+    noise: str | Noise,
+    radius: str,
+    sigma: float | None,
+    rkhs_norm: float | None,
+) -> _PlugIn:
+    """What the caller knows, and the estimate of the rest."""
+    if sigma is not None and rkhs_norm is not None and not isinstance(noise, Noise):
+        return _PlugIn(sigma, sigma, rkhs_norm, ())
+    estimate = noise if isinstance(noise, Noise) else estimate_noise(spec, residual, noise, sigma)
+    shown = sigma if sigma is not None else estimate.sigma
+    usable = sigma is not None or estimate.usable
+    norm = rkhs_norm if rkhs_norm is not None else estimate.radius(radius)
+    return _PlugIn(shown if usable else np.nan, shown, norm, estimate.flags)
+
+
+def _stop(
+    rule: str,
+    choice: Choice,
+    times: np.ndarray,
+    flags: tuple[str, ...],
+    spec: Spectrum,
+    residual: np.ndarray,
+    filter: Filter,
+    known: _PlugIn,
+    batch_size: int,
+) -> Stop:
+    t, bound = choice.t, 12 * known.rkhs_norm**2 / choice.crossing if choice.crossing > 0 else np.nan
+    return Stop(
+        rule=rule,
+        t=t,
+        eta=np.nan if t is None else float(filter.eta(t)),
+        epochs=np.nan if t is None else t * min(1.0, batch_size / spec.examples),
+        sigma=known.shown_sigma,
+        rkhs_norm=known.rkhs_norm,
+        predicted_risk=_risk_at(t, spec, residual, filter, known.sigma),
+        flags=tuple(dict.fromkeys([*choice.flags, *flags])),
+        curve=choice.curve,
+        times=times,
+        crossing=choice.crossing,
+        bound=bound,
+    )
 
 
 def stopping_table(
@@ -247,21 +295,20 @@ def _computed(
     residual: np.ndarray,
     filter: Filter,
     path: Moments,
-    sigma: float,
-    rkhs_norm: float,
+    known: _PlugIn,
     folds: int | None,
     seed: int,
 ) -> Choice:
     if rule == "worst_case":
-        return _rules.worst_case(spec, path, filter, sigma, rkhs_norm)
+        return _rules.worst_case(spec, path, filter, known.sigma, known.rkhs_norm)
     if rule == "balance":
-        return _rules.balance(path, sigma, rkhs_norm)
+        return _rules.balance(path, known.sigma, known.rkhs_norm)
     if rule == "sure":
-        return _rules.sure(path, spec.m, sigma)
+        return _rules.sure(path, spec.m, known.sigma)
     if rule == "gcv":
         return _rules.gcv(path, spec.m)
     if rule == "discrepancy":
-        return _rules.discrepancy(path, sigma)
+        return _rules.discrepancy(path, known.sigma)
     if spec.examples < 2 or (spec.intercept and min(n for n, _ in spec.layout) < 2):
         return Choice(None, np.full(path.times.size, np.nan), ("too_few_examples",))
     curve = (
