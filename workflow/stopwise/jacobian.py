@@ -143,8 +143,8 @@ class Recorder:
             for call, grad in zip(calls, grads, strict=False):
                 if grad is not None:
                     if call.g is None:
-                        call.g = grad.new_empty(len(cotangents), *grad.shape)
-                    call.g[column] = grad
+                        call.g = grad.new_empty(len(grad), len(cotangents), *grad.shape[1:])
+                    call.g[:, column] = grad
             rest.append(list(grads[len(calls) :]))
         return rest
 

@@ -56,7 +56,7 @@ class Call:
     y: torch.Tensor
     ids: torch.Tensor | None = None
     scale: Any = 1.0
-    g: torch.Tensor | None = None  # [columns, *y.shape]; None where no output depends on the call
+    g: torch.Tensor | None = None  # [len(y), columns, *y.shape[1:]]; None where no output depends on the call
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,10 @@ def gradients(call: Call, n: int) -> torch.Tensor:
     """Return g [n, columns, tokens, d] of a call."""
     assert call.g is not None
     by_example(call.y, n)
-    return call.g.reshape(len(call.g), n, -1, call.g.shape[-1]).transpose(0, 1)
+    columns, width = call.g.shape[1], call.g.shape[-1]
+    if len(call.y) == n:
+        return call.g.reshape(n, columns, -1, width)
+    return call.g.reshape(n, -1, columns, width).transpose(1, 2)  # a layer that sees all tokens as one list
 
 
 def _weight(use: Use, call: Call, n: int) -> Features:
