@@ -40,13 +40,15 @@ include: {str(RULES)!r}
 def snakemake(folder, *targets):
     command = [sys.executable, "-m", "snakemake", "--cores", "1", *targets]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
 
 
 def test_what_is_pending_is_tried_by_every_run_until_it_is_recorded_and_not_once_more(tmp_path):
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     (tmp_path / "environment.yaml").write_text("dependencies: []\n")
     small_run(tmp_path / "results/demo")
+    decay(tmp_path / "results/demo/summary.parquet", rule="summary", wildcards={})
+    (tmp_path / "results/demo/summary.md").write_text("what came out")
     database, table = tmp_path / "results/mlflow/mlflow.db", tmp_path / "results/demo/tracking.parquet"
 
     def statuses():
@@ -54,11 +56,11 @@ def test_what_is_pending_is_tried_by_every_run_until_it_is_recorded_and_not_once
 
     first = snakemake(tmp_path, "track", "provenance")
     assert first.returncode == 0, first.stderr
-    assert statuses() == ["recorded"] * 4
+    assert statuses() == ["recorded"] * 6
     assert (tmp_path / "results/mlflow/database.json").is_file()
     provenance = read_table(tmp_path / "results/demo/provenance.parquet", "provenance")
-    assert provenance.num_rows == 5
-    assert (tmp_path / "results/demo/provenance.csv").read_text().count("\n") >= 6
+    assert provenance.num_rows == 7
+    assert (tmp_path / "results/demo/provenance.csv").read_text().count("\n") >= 8
 
     shutil.move(database, tmp_path / "kept.db")
     database.write_bytes(b"not a database" * 100)
@@ -67,14 +69,14 @@ def test_what_is_pending_is_tried_by_every_run_until_it_is_recorded_and_not_once
     for _ in range(2):
         down = snakemake(tmp_path, "track")
         assert down.returncode == 0, down.stderr
-        assert "4 of 4 artifacts are not recorded yet" in down.stderr
-        assert statuses() == ["pending"] * 4
+        assert "6 of 6 artifacts are not recorded yet" in down.stderr
+        assert statuses() == ["pending"] * 6
         attempts.append(artifacts.read_provenance(table)["attempt"])
     assert attempts == ["attempt 1", "attempt 2"]
 
     shutil.move(tmp_path / "kept.db", database)
     back = snakemake(tmp_path, "track")
     assert back.returncode == 0, back.stderr
-    assert statuses() == ["recorded"] * 4
+    assert statuses() == ["recorded"] * 6
     again = snakemake(tmp_path, "track", "--dry-run")
     assert "Nothing to be done" in again.stdout + again.stderr

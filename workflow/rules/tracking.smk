@@ -3,7 +3,8 @@
 
 from stopwise.tracking import next_attempt
 
-RECORDED = [*artifact_paths(), *figure_tables(), *figure_paths()]
+SUMMARY = [f"{RESULTS}/summary.parquet", f"{RESULTS}/summary.md"]
+RECORDED = [*artifact_paths(), *figure_tables(), *figure_paths(), *SUMMARY]
 VECTORS = [path for n in config["sizes"] for path in each(f"finetune/{{start}}/{{task}}/seed{{seed}}/n{n}.safetensors")]
 
 
