@@ -34,6 +34,14 @@ def test_equal_ignores_volatile_provenance_only(tmp_path):
     assert not artifacts.equal(tmp_path / "a", tmp_path / "d")
 
 
+def test_a_table_with_nan_equals_itself(tmp_path):
+    for name in ("a", "b"):
+        artifacts.write_table(tmp_path / name, rows(np.full((2, 2), np.nan)), "gram")
+    nan = pa.table({"x": [float("nan")]})
+    assert not nan.equals(nan.take([0]))  # pyarrow's own comparison is of numbers, not of bits
+    assert artifacts.equal(tmp_path / "a", tmp_path / "b")
+
+
 def test_the_content_digest_does_not_depend_on_how_the_table_was_cut():
     table = artifacts.table_of(rows(np.arange(12.0).reshape(4, 3)), "gram")
     pieces = pa.concat_tables([table.slice(0, 1), table.slice(1)])
