@@ -30,8 +30,8 @@ demo: env        ## Fetch the model and the data, run config.yaml, draw the figu
 report:          ## Write the HTML report of the last run of config.yaml
 	snakemake --cores 1 --report results/demo/report.html
 
-test: env        ## Run the whole test suite
-	python -m pytest
+test: env        ## Run the whole test suite (but the real Slurm and the long fault campaign: the next two)
+	python -m pytest -m "not slurm and not faults"
 
 test-slurm: env  ## Run the pipeline on a real one-node Slurm (root; Debian's slurm-wlm and munge)
 	python -m pytest -m slurm tests
