@@ -10,7 +10,8 @@ from stopwise.layer_formulas import Outer
 if TYPE_CHECKING:
     from stopwise.tiles import Layout, Part
 
-# Cost of one entry of a factored product in multiply-adds of a matrix product: it is written, read and summed.
+# Cost of one entry of a factored product in multiply-adds of a matrix product: it is written, read and summed. A
+# constant and not a timing of the day, so that the same input takes the same form, and gives the same bits, every time.
 ENTRY_COST = 40.0
 
 

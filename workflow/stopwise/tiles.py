@@ -7,7 +7,7 @@ reduce over at most ``TILE`` entries and are added in float64 are right to about
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -21,12 +21,30 @@ PANEL = 64  # rows of a panel of a symmetric block: only products below the diag
 PRODUCT = 1 << 24  # entries of one factored product: 64 MiB in float32
 
 
+class Scratch:
+    """One buffer that slabs of gradients are formed in, again and again: fresh memory costs as much as filling it."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+
+    def take(self, like: torch.Tensor, rows: int, width: int) -> torch.Tensor:
+        """Return a buffer [rows, width] of the type and device of ``like``, with whatever it holds."""
+        if (
+            self._buffer.numel() < rows * width
+            or self._buffer.dtype != like.dtype
+            or self._buffer.device != like.device
+        ):
+            self._buffer = like.new_empty(rows * width)
+        return self._buffer[: rows * width].view(rows, width)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Which blocks of the stacked rows are wanted: pairs of groups (a, b); a pair (a, a) is symmetric."""
 
     groups: tuple[Group, ...]
     pairs: tuple[tuple[int, int], ...]
+    scratch: Scratch = field(default_factory=Scratch, compare=False)
 
     @property
     def rows(self) -> int:
@@ -125,7 +143,7 @@ def add_term(blocks: Blocks, parts: Sequence[Part], signed: bool = False, factor
         if factored and not signed:
             _factored(blocks, parts)
             return
-        tiles = _direct_tiles(parts, blocks.layout.rows)
+        tiles = _direct_tiles(parts, blocks.layout.rows, blocks.layout.scratch)
     elif isinstance(first, Dense):
         tiles = dense_tiles(parts, blocks.layout.rows, signed)
     else:
@@ -140,14 +158,20 @@ def _working(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
-def _direct_tiles(parts: Sequence[Part], rows: int) -> Iterator[torch.Tensor]:
+def _direct_tiles(parts: Sequence[Part], rows: int, scratch: Scratch) -> Iterator[torch.Tensor]:
     """Yield per-example weight gradients [rows, k], a slab of output (or input) features at a time."""
-    for tile, _, _ in weight_tiles(parts, rows):
+    for tile, _, _ in weight_tiles(parts, rows, scratch):
         yield tile
 
 
-def weight_tiles(parts: Sequence[Part], rows: int) -> Iterator[tuple[torch.Tensor, slice, slice]]:
-    """Yield (gradient rows [rows, outs * ins], output features, input features) of a linear layer's weight."""
+def weight_tiles(
+    parts: Sequence[Part], rows: int, scratch: Scratch | None = None
+) -> Iterator[tuple[torch.Tensor, slice, slice]]:
+    """Yield (gradient rows [rows, outs * ins], output features, input features) of a linear layer's weight.
+
+    The rows stand in a buffer that the next slab overwrites.
+    """
+    scratch = Scratch() if scratch is None else scratch
     ready = []
     for batch, one in parts:
         assert isinstance(one, Outer)
@@ -158,9 +182,12 @@ def weight_tiles(parts: Sequence[Part], rows: int) -> Iterator[tuple[torch.Tenso
         ready.append((batch.rows, g, a if per_example == 1 else a.repeat_interleave(per_example, 0)))
     d_out, d_in = ready[0][1].shape[-1], ready[0][2].shape[-1]
     room = max(TILE, SLAB // max(rows, 1))
+    covered = sum(len(g) for _, g, _ in ready)
     for outs in slabs(d_out, max(1, room // d_in)):
         for ins in slabs(d_in, room):
-            tile = ready[0][1].new_zeros(rows, (outs.stop - outs.start) * (ins.stop - ins.start))
+            tile = scratch.take(ready[0][1], rows, (outs.stop - outs.start) * (ins.stop - ins.start))
+            if covered < rows:
+                tile.zero_()
             for where, g, a in ready:
                 shape = (len(g), outs.stop - outs.start, ins.stop - ins.start)
                 torch.bmm(g[:, :, outs].transpose(1, 2), a[:, :, ins], out=tile[where].view(shape))
