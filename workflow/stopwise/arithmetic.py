@@ -175,7 +175,7 @@ class Workbench:
                 ("zero_shot_without_intercept", 0.0, bare),
                 ("own_vector", 1.0, self.own(task, split)),
             ):
-                rows.append(self._row(method, [task], [coefficient], task, split, found))
+                rows.append(self.row(method, [task], [coefficient], task, split, found))
         return rows
 
     def grid(
@@ -190,12 +190,13 @@ class Workbench:
         for point in points:
             vector: Any = sum(c * self.tasks[task].vector for c, task in zip(point, tasks, strict=True))
             for (task, split), found in self.measure(vector, 1.0, measured_on or tasks).items():
-                rows.append(self._row(method, tasks, point, task, split, found))
+                rows.append(self.row(method, tasks, point, task, split, found))
         return rows
 
-    def _row(
+    def row(
         self, method: str, tasks: Sequence[str], point: Sequence[float], task: str, split: str, found: Evaluation
     ) -> Row:
+        """Return one table row: coefficients c_i of ``tasks`` as measured on one task and split."""
         own = self.own(task, split).accuracy
         return {
             "method": method,

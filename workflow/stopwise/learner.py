@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from stopwise.backend import float32_products
 from stopwise.batches import Packed, length_buckets, pack, verbalizers_of
 from stopwise.forward import packed_outputs
 
@@ -90,16 +91,22 @@ class Learner:
                 parameter.requires_grad_(flag)
                 parameter.grad = None
 
-    def _precision(self) -> Any:
-        if self.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=getattr(torch, self.autocast))
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """Use the fastest products that are float32, and bfloat16 ones where autocast asks for them."""
+        cast = (
+            nullcontext()
+            if self.autocast is None
+            else torch.autocast(self.device.type, dtype=getattr(torch, self.autocast))
+        )
+        with float32_products(self.device), cast:
+            yield
 
     def forward(self, prompts: Prompts, index: torch.Tensor) -> torch.Tensor:
         """Return f of some examples, differentiable."""
         with self._precision():
             f = packed_outputs(self.model, *prompts.part(index), self.outputs)
-        return f.float() if f.dtype in (torch.bfloat16, torch.float16) else f
+        return _at_least_float32(f)
 
     def predict(self, prompts: Prompts) -> np.ndarray:
         """Return f [n, columns] without gradients; float32, or float64 for a float64 model."""
@@ -113,9 +120,13 @@ class Learner:
         pieces = []
         for index in prompts.groups:
             f = self.forward(prompts, index)
-            _backward(f, cotangent(f.detach().cpu().numpy(), index.numpy()))
+            self._backward(f, cotangent(f.detach().cpu().numpy(), index.numpy()))
             pieces.append(f.detach())
         return prompts.gather(pieces), self._gradients()
+
+    def _backward(self, f: torch.Tensor, cotangent: np.ndarray) -> None:
+        with float32_products(self.device):
+            f.backward(torch.as_tensor(cotangent, dtype=f.dtype, device=f.device))
 
     def _gradients(self) -> list[torch.Tensor]:
         return [
@@ -144,8 +155,17 @@ class TangentLearner(Learner):
         """The displacement delta."""
         return self._delta
 
+    def displaced(self, prompts: Prompts) -> tuple[np.ndarray, np.ndarray]:
+        """Return (f0, J delta), both [n, columns], of a batch."""
+        pairs = [self._jvp(prompts, index) for index in prompts.groups]
+        return prompts.gather([f0 for f0, _ in pairs]), prompts.gather([change for _, change in pairs])
+
     def forward(self, prompts: Prompts, index: torch.Tensor) -> torch.Tensor:
         """Return the linearised outputs of some examples (no graph)."""
+        f0, change = self._jvp(prompts, index)
+        return f0 + change
+
+    def _jvp(self, prompts: Prompts, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         arguments = (*prompts.part(index), self.outputs)
 
         def outputs(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -156,7 +176,7 @@ class TangentLearner(Learner):
         # The fused attention kernels have no forward-mode derivative; the plain one does.
         with torch.no_grad(), self._precision(), sdpa_kernel(SDPBackend.MATH):
             f0, change = torch.func.jvp(outputs, (primal,), (tangent,))[:2]
-        return f0.float() + change.float() if f0.dtype in (torch.bfloat16, torch.float16) else f0 + change
+        return _at_least_float32(f0), _at_least_float32(change)
 
     def gradient(self, prompts: Prompts, cotangent: Cotangent) -> tuple[np.ndarray, list[torch.Tensor]]:
         """Return (linearised f, its gradients in delta)."""
@@ -166,7 +186,7 @@ class TangentLearner(Learner):
         for index in prompts.groups:
             linear = self.forward(prompts, index)
             at_start = super().forward(prompts, index)
-            _backward(at_start, cotangent(linear.cpu().numpy(), index.numpy()))
+            self._backward(at_start, cotangent(linear.cpu().numpy(), index.numpy()))
             pieces.append(linear)
         return prompts.gather(pieces), self._gradients()
 
@@ -183,5 +203,5 @@ class _Outputs(torch.nn.Module):
         return packed_outputs(self.model, rows, verbalizers, outputs)
 
 
-def _backward(f: torch.Tensor, cotangent: np.ndarray) -> None:
-    f.backward(torch.as_tensor(cotangent, dtype=f.dtype, device=f.device))
+def _at_least_float32(f: torch.Tensor) -> torch.Tensor:
+    return f.float() if f.dtype in (torch.bfloat16, torch.float16) else f
