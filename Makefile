@@ -37,7 +37,7 @@ test-slurm: env  ## Run the pipeline on a real one-node Slurm (root; Debian's sl
 	python -m pytest -m slurm tests
 
 test-faults: env ## Kill and damage a running pipeline many times (long)
-	python -m pytest -m faults tests
+	STOPWISE_FAULTS=$${STOPWISE_FAULTS:-40} python -m pytest -m faults tests
 
 lint: env        ## Check style, types and the workflow
 	ruff check .
