@@ -78,7 +78,8 @@ class Spectrum:
 
         Raises KernelError (a ValueError) for a matrix that is not square, finite, symmetric or positive semi-definite;
         the message has the smallest eigenvalue. Eigenvalues between -``tolerance`` * lambda_1 and 0 are rounding and
-        become 0. Cost: LAPACK ``evd`` (see ``_eigh``), O(m^3); memory about 5 m^2 doubles (2.6 GB at m = 8,000).
+        become 0. Cost: LAPACK ``evd`` (see ``_eigh``), O(m^3), about
+        twice when an intercept's ``raw`` is asked for; memory about 5 m^2 doubles beside K (2.6 GB at m = 8,000).
         """
         if hasattr(kernel, "matrix"):
             columns = int(getattr(kernel, "columns", columns))
@@ -281,7 +282,12 @@ def _decompose(k: np.ndarray, layout: tuple[tuple[int, int], ...], intercept: bo
 
 
 def _eigh(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues in descending order and their vectors, by divide and conquer; reads one triangle, overwrites a."""
+    """Eigenvalues in descending order and their vectors, by divide and conquer; reads one triangle, overwrites a.
+
+    Driver by measurement, scipy's evd / evr / numpy: 0.022 / 0.024 / 0.023 s at m = 500, 0.136 / 0.143 / 0.144 s at
+    1,000 and 1.24 / 1.23 / 1.38 s at 2,000 on one core; with two threads on a busy machine 7 / 19 / 18 s at 2,000: evd
+    spends more of its time in matrix products, which share.
+    """
     values, vectors = scipy.linalg.eigh(a.T, driver="evd", overwrite_a=True, check_finite=False)
     return values[::-1].copy(), np.ascontiguousarray(vectors[:, ::-1])
 
