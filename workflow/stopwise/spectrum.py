@@ -79,7 +79,7 @@ class Spectrum:
         Raises KernelError (a ValueError) for a matrix that is not square, finite, symmetric or positive semi-definite;
         the message has the smallest eigenvalue. Eigenvalues between -``tolerance`` * lambda_1 and 0 are rounding and
         become 0. Cost: LAPACK ``evd`` (see ``_eigh``), O(m^3), about
-        twice when an intercept's ``raw`` is asked for; memory about 5 m^2 doubles beside K (2.6 GB at m = 8,000).
+        twice when an intercept's ``raw`` is asked for; memory 5 m^2 doubles beside K, by count (2.6 GB at m = 8,000).
         """
         if hasattr(kernel, "matrix"):
             columns = int(getattr(kernel, "columns", columns))
