@@ -40,7 +40,7 @@ include: {str(RULES)!r}
 def snakemake(folder, *targets):
     command = [sys.executable, "-m", "snakemake", "--cores", "1", *targets]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_what_is_pending_is_tried_by_every_run_until_it_is_recorded_and_not_once_more(tmp_path):
