@@ -46,7 +46,8 @@ def test_rows_name_method_time_memory_and_error():
 
 
 def test_errors_are_those_of_float32():
-    rows = benchmark.errors(pico("llama", torch.float32), n=4, tokens=6)
+    model = pico("llama", torch.float32)
+    rows = benchmark.errors(model, benchmark.random_batch(4, 6, model.config.vocab_size))
     assert {row["kernel"] for row in rows} == {"logits", "difference"}
     assert all(0 < row["error"] < 1e-5 for row in rows)
 
