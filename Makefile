@@ -52,7 +52,7 @@ format: env      ## Rewrite the code in the project's style
 	snakefmt Snakefile workflow/rules
 
 ui: env          ## Open the MLflow record on 127.0.0.1
-	mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///results/mlflow/mlflow.db
+	MLFLOW_DISABLE_TELEMETRY=true mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///results/mlflow/mlflow.db
 
 lock: env        ## Write the installed versions to requirements.lock
 	( sed -n '/^#/p' requirements.lock; python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' ) > .lock.tmp
