@@ -9,6 +9,7 @@ import torch
 from kernel_reference import pico, relative
 from stopwise import benchmark, peers
 from stopwise.gram import empirical_ntk
+from stopwise.pico import pico_tokenizer
 
 
 @pytest.mark.parametrize("arch", ["gpt-neox", "llama"])
@@ -47,7 +48,7 @@ def test_rows_name_method_time_memory_and_error():
 
 def test_errors_are_those_of_float32():
     model = pico("llama", torch.float32)
-    rows = benchmark.errors(model, benchmark.random_batch(4, 6, model.config.vocab_size))
+    rows = benchmark.errors(model, n=4, tokens=6)
     assert {row["kernel"] for row in rows} == {"logits", "difference"}
     assert all(0 < row["error"] < 1e-5 for row in rows)
 
@@ -56,3 +57,9 @@ def test_peak_memory_sees_an_allocation():
     with benchmark.peak_memory(0.005) as found:
         block = np.ones(40_000_000)
     assert found[0] > 0.9 * block.nbytes
+
+
+def test_text_prompts_differ_and_have_one_length():
+    batch = benchmark.text_batch(pico_tokenizer(), 16, 20)
+    assert batch["input_ids"].shape == (16, 20)
+    assert len(batch["input_ids"].unique(dim=0)) > 8

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
+import logging
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +24,11 @@ import psutil
 import torch
 
 from stopwise.backend import float32_products
+from stopwise.doctor import SENTENCES, WORDS
 from stopwise.gram import empirical_ntk
 from stopwise.peers import floor, loop_kernel, pairwise_entries, vmap_kernel
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -197,12 +203,42 @@ def _tuned_vmap(model: Any, batch: dict, outputs: str, subset: Any, chunks: Sequ
     return *min(tried, key=lambda key: tried[key]), len(tried)
 
 
-def errors(model: Any, batch: dict[str, torch.Tensor], parameters: Any = "attention") -> list[Row]:
+def text_batch(tokenizer: Any, n: int, tokens: int) -> dict[str, torch.Tensor]:
+    """Return n prompts of plain English, all of one length, and the words positive and negative as classes."""
+    orders = itertools.islice(itertools.permutations(SENTENCES), 0, None, 7)
+    texts = [" ".join(order * 8) for order in itertools.islice(orders, n)]
+    ids = torch.tensor([tokenizer.encode(text)[:tokens] for text in texts])
+    words = [tokenizer.encode(word, add_special_tokens=False)[-1] for word in WORDS[:2]]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "verbalizers": torch.tensor(words)}
+
+
+def _prompts(model: Any, n: int, tokens: int, classes: int) -> dict[str, torch.Tensor]:
+    """Return English prompts where the model's own folder has a tokenizer, else random tokens."""
+    from transformers import AutoTokenizer
+
+    if classes == 2 and Path(model.name_or_path).is_dir():
+        try:
+            return text_batch(AutoTokenizer.from_pretrained(model.name_or_path, local_files_only=True), n, tokens)
+        except (OSError, ValueError) as error:
+            log.info("no tokenizer beside the model, random tokens it is: %s", error)
+    return random_batch(n, tokens, model.config.vocab_size, classes)
+
+
+def errors(
+    model: Any,
+    n: int = 16,
+    tokens: int = 48,
+    classes: int = 2,
+    parameters: Any = "attention",
+    batch: dict[str, torch.Tensor] | None = None,
+) -> list[Row]:
     """Return rows (n, kernel, schedule, error): relative Frobenius error of float32 against float64, raw and contrast.
 
-    ``batch``: real prompts; random tokens give ten times the error. ``difference``: the kernel of the differences of
-    the class logits, which the common mode of K otherwise hides.
+    ``batch``: prompts, by default plain English (random tokens, far from all that a model was trained on, give seven
+    times the error). ``difference``: the kernel of the differences of the class logits, which the common mode of K
+    otherwise hides.
     """
+    batch = _prompts(model, n, tokens, classes) if batch is None else batch
     rows = []
     for kernel, outputs in (("logits", "logits"), ("difference", "contrast")):
         exact = empirical_ntk(model, batch, parameters=parameters, outputs=outputs, dtype="float64").matrix
