@@ -205,8 +205,8 @@ def _tuned_vmap(model: Any, batch: dict, outputs: str, subset: Any, chunks: Sequ
 
 def text_batch(tokenizer: Any, n: int, tokens: int) -> dict[str, torch.Tensor]:
     """Return n prompts of plain English, all of one length, and the words positive and negative as classes."""
-    orders = itertools.islice(itertools.permutations(SENTENCES), 0, None, 7)
-    texts = [" ".join(order * 8) for order in itertools.islice(orders, n)]
+    orders = list(itertools.permutations(SENTENCES))
+    texts = [" ".join(orders[i * len(orders) // n] * 8) for i in range(n)]
     ids = torch.tensor([tokenizer.encode(text)[:tokens] for text in texts])
     words = [tokenizer.encode(word, add_special_tokens=False)[-1] for word in WORDS[:2]]
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "verbalizers": torch.tensor(words)}
