@@ -87,6 +87,11 @@ def installed(*packages):
     return {package: importlib.metadata.version(package) for package in packages}
 
 
+def kernel_section():
+    """Return what a shard's numbers depend on: all of the kernel section but the number of shards."""
+    return {key: value for key, value in config["kernel"].items() if key != "shards"}
+
+
 def model_key():
     """Return the folder name of the configured model: its source where that is a safe name, else a slug and a digest."""
     source = config["model"]["source"]

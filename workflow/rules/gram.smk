@@ -9,6 +9,7 @@ rule gram:
             shards=SHARDS,
         ),
         data=RESULTS + "/data/{task}/seed{seed}.parquet",
+        model=model_stamp(),
         code=library("gram"),
     output:
         gram=RESULTS + "/gram/{start}/{task}/seed{seed}.parquet",
@@ -24,6 +25,7 @@ rule gram:
         mem_mb=2000,
         runtime=20,
     params:
+        kernel=kernel_section(),
         outputs=config["kernel"]["outputs"],
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
         packages=installed("numpy"),

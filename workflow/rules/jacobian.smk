@@ -21,7 +21,7 @@ rule jacobian:
         gpu=gpus_per_job(),
     params:
         model=config["model"],
-        kernel={key: value for key, value in config["kernel"].items() if key != "shards"},
+        kernel=kernel_section(),
         device=config["device"],
         packages=installed("torch", "transformers"),
     message:

@@ -1,5 +1,8 @@
 """Sum the Jacobian shards' Gram contributions and describe the kernel layer by layer."""
 
+import json
+from pathlib import Path
+
 from job import Job
 from stopwise import artifacts
 from stopwise.gram_assembly import assemble, layer_shares
@@ -7,18 +10,19 @@ from stopwise.samples import read_sample
 
 with Job(snakemake) as job:
     records = {str(path): artifacts.read_provenance(path) for path in snakemake.input.shards}
-    models = {record["model"] for record in records.values()}
-    if len(models) > 1:
-        raise artifacts.ArtifactError(f"shards of different models: {', '.join(records)}; remove the stale ones")
     sample = read_sample(snakemake.input.data)
+    model = json.loads(Path(snakemake.input.model).read_text(encoding="utf-8"))["fingerprint"]
+    kernel_section = snakemake.params.kernel
     for path, record in records.items():
-        if record["data"] != sample.digest:
-            raise artifacts.ArtifactError(f"{path}: made from other data than {snakemake.input.data}; remove it")
+        mine = {"model": record["model"], "data": record["data"], "kernel section": record["config"]["kernel"]}
+        for what, wanted in {"model": model, "data": sample.digest, "kernel section": kernel_section}.items():
+            if mine[what] != wanted:
+                raise artifacts.ArtifactError(f"{path}: made with another {what} than this run's; remove it")
     kernel = assemble({path: artifacts.read_table(path, "jacobian") for path in records})
     stopping = snakemake.params.stopping
     y = sample.targets("train", snakemake.params.outputs, stopping["target_scale"])
     shares = layer_shares(kernel, y - kernel.outputs, centred=stopping["intercept"] == "fitted")
-    origin = {"model": models.pop(), "data": sample.digest}
+    origin = {"model": model, "data": sample.digest}
     trace = float(kernel.train.trace())
     job.write(snakemake.output.gram, kernel.rows(), "gram", metrics={"trace": trace}, **origin)
     job.write(snakemake.output.layer_share, shares, "layer_share", **origin)
