@@ -57,7 +57,7 @@ def test_a_run_killed_again_and_again_ends_with_the_artifacts_of_an_undisturbed_
 
 def test_after_a_kill_of_snakemake_the_message_says_how_to_go_on(copy):
     kill = faults.Kill("figure_F1", "before_rename", 0, "both")
-    (copy.results / "test" / "figures" / "F1.parquet").unlink()
+    (copy.results / "test" / "figures" / "F1.svg").unlink()
     order = faults.write_order(copy, kill)
     assert copy.run(STOPWISE_FAULT=str(order), PYTHONPATH=str(faults.HOOKS)).returncode != 0
     blocked = copy.run()
