@@ -1,0 +1,27 @@
+"""The training benchmark compares like with like, and merging stays small."""
+
+import pytest
+
+from stopwise.pico import pico_model
+from stopwise.training_benchmark import against_stock_trainer, merging_memory
+from training_reference import made_up_batch, same_weights, weights
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_stock_trainer_and_stopwise_take_the_same_steps(arch):
+    """Heavy ball, squared loss, the same batches: the weights agree to float32 rounding, so the times compare."""
+    model = pico_model(arch, dtype="float32")
+    before = weights(model)
+    rows = against_stock_trainer(model, made_up_batch(20, seed=1), batch_size=8, steps=4, learning_rate=0.1)
+    assert [row["method"] for row in rows] == ["stopwise", "transformers"]
+    assert rows[0]["difference"] < 1e-4
+    assert rows[1]["ratio"] == 1
+    assert same_weights(model, before)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_merging_two_vectors_needs_less_memory_than_twice_one(tmp_path):
+    row = merging_memory(tmp_path, numbers=12_000_000, tensors=24)
+    assert row["vector_gb"] == pytest.approx(0.048)
+    assert row["ratio"] < 2
+    assert list(tmp_path.iterdir()) == []
