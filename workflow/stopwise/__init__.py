@@ -21,7 +21,7 @@ _PUBLIC = {
     "stopping_time": "stopping",
     "targets": "outputs",
 }
-__all__ = [  # noqa: PLE0604, F822 - resolved by __getattr__
+__all__ = [
     "GradientDescent",
     "HeavyBall",
     "Nesterov",
