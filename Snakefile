@@ -31,6 +31,6 @@ rule all:
     input:
         artifact_paths(),
         figure_paths(),
-        RESULTS + "/summary.md",
-        RESULTS + "/tracking.parquet",
+        f"{RESULTS}/summary.md",
+        f"{RESULTS}/tracking.parquet",
     localrule: True

@@ -3,21 +3,21 @@
 
 rule arithmetic:
     input:
-        data=expand(RESULTS + "/data/{task}/seed{{seed}}.parquet", task=TASKS),
-        index=expand(RESULTS + "/finetune/pretrained/{task}/seed{{seed}}/vector_index.parquet", task=TASKS),
+        data=expand(f"{RESULTS}/data/{{task}}/seed{{{{seed}}}}.parquet", task=TASKS),
+        index=expand(f"{RESULTS}/finetune/pretrained/{{task}}/seed{{{{seed}}}}/vector_index.parquet", task=TASKS),
         vectors=expand(
-            RESULTS + "/finetune/pretrained/{task}/seed{{seed}}/n{n}.safetensors",
+            f"{RESULTS}/finetune/pretrained/{{task}}/seed{{{{seed}}}}/n{{n}}.safetensors",
             task=TASKS,
             n=config["arithmetic"]["size"],
         ),
         model=model_stamp(),
         code=library("arithmetic", "models"),
     output:
-        RESULTS + "/arithmetic/seed{seed}.parquet",
+        f"{RESULTS}/arithmetic/seed{{seed}}.parquet",
     log:
-        RESULTS + "/logs/arithmetic/seed{seed}.log",
+        f"{RESULTS}/logs/arithmetic/seed{{seed}}.log",
     benchmark:
-        RESULTS + "/benchmarks/arithmetic/seed{seed}.tsv"
+        f"{RESULTS}/benchmarks/arithmetic/seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
     threads: 2

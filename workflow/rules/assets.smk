@@ -5,11 +5,11 @@ rule fetch_wheel:
     input:
         library("fetch_wheel"),
     output:
-        ASSETS + "/wheels/{wheel}.json",
+        f"{ASSETS}/wheels/{{wheel}}.json",
     log:
-        ASSETS + "/logs/{wheel}.log",
+        f"{ASSETS}/logs/{{wheel}}.log",
     benchmark:
-        ASSETS + "/logs/{wheel}.benchmark.tsv"
+        f"{ASSETS}/logs/{{wheel}}.benchmark.tsv"
     localrule: True
     conda:
         ENVIRONMENT

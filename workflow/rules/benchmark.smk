@@ -14,11 +14,11 @@ rule benchmark_part:
         model=model_stamp(),
         code=library("benchmark_part", "models"),
     output:
-        BENCHMARK + "/{part}.parquet",
+        f"{BENCHMARK}/{{part}}.parquet",
     log:
-        BENCHMARK + "/logs/{part}.log",
+        f"{BENCHMARK}/logs/{{part}}.log",
     benchmark:
-        BENCHMARK + "/logs/{part}.benchmark.tsv"
+        f"{BENCHMARK}/logs/{{part}}.benchmark.tsv"
     conda:
         ENVIRONMENT
     threads: 16
@@ -41,11 +41,11 @@ rule benchmark_large:
         model=model_stamp(),
         code=library("benchmark_large", "models"),
     output:
-        BENCHMARK + "/large/shard{shard}of{shards}.parquet",
+        f"{BENCHMARK}/large/shard{{shard}}of{{shards}}.parquet",
     log:
-        BENCHMARK + "/logs/large-shard{shard}of{shards}.log",
+        f"{BENCHMARK}/logs/large-shard{{shard}}of{{shards}}.log",
     benchmark:
-        BENCHMARK + "/logs/large-shard{shard}of{shards}.benchmark.tsv"
+        f"{BENCHMARK}/logs/large-shard{{shard}}of{{shards}}.benchmark.tsv"
     conda:
         ENVIRONMENT
     threads: 16
@@ -69,12 +69,12 @@ rule plan:
     input:
         code=library("plan"),
     output:
-        table=RESULTS + "/plan.parquet",
-        text=RESULTS + "/plan.md",
+        table=f"{RESULTS}/plan.parquet",
+        text=f"{RESULTS}/plan.md",
     log:
-        RESULTS + "/logs/plan.log",
+        f"{RESULTS}/logs/plan.log",
     benchmark:
-        RESULTS + "/benchmarks/plan.tsv"
+        f"{RESULTS}/benchmarks/plan.tsv"
     localrule: True
     conda:
         ENVIRONMENT
@@ -89,19 +89,19 @@ rule plan:
 
 rule benchmark:
     input:
-        floor=BENCHMARK + "/floor.parquet",
-        peers=BENCHMARK + "/peers.parquet",
-        errors=BENCHMARK + "/errors.parquet",
-        large=expand(BENCHMARK + "/large/shard{k}of{n}.parquet", k=range(LARGE_SHARDS), n=LARGE_SHARDS),
+        floor=f"{BENCHMARK}/floor.parquet",
+        peers=f"{BENCHMARK}/peers.parquet",
+        errors=f"{BENCHMARK}/errors.parquet",
+        large=expand(f"{BENCHMARK}/large/shard{{k}}of{{n}}.parquet", k=range(LARGE_SHARDS), n=LARGE_SHARDS),
         code=library("benchmark", "plots.benchmark"),
     output:
-        text=BENCHMARK + "/benchmark.md",
-        svg=BENCHMARK + "/benchmark.svg",
-        png=BENCHMARK + "/benchmark.png",
+        text=f"{BENCHMARK}/benchmark.md",
+        svg=f"{BENCHMARK}/benchmark.svg",
+        png=f"{BENCHMARK}/benchmark.png",
     log:
-        BENCHMARK + "/logs/benchmark.log",
+        f"{BENCHMARK}/logs/benchmark.log",
     benchmark:
-        BENCHMARK + "/logs/benchmark.benchmark.tsv"
+        f"{BENCHMARK}/logs/benchmark.benchmark.tsv"
     localrule: True
     conda:
         ENVIRONMENT

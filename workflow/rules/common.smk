@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import os
 import re
+import shutil
 import sys
 from itertools import product
 from pathlib import Path
@@ -99,7 +100,8 @@ def model_key():
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", source) and not revision:
         return source
     tag = hashlib.sha256(f"{source}@{revision}".encode()).hexdigest()[:8]
-    return re.sub(r"[^A-Za-z0-9]+", "-", source).strip("-")[-40:] + "-" + tag
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", source).strip("-")[-40:]
+    return f"{slug}-{tag}"
 
 
 def model_stamp():
@@ -110,14 +112,14 @@ def model_stamp():
 def gpus_per_job():
     """Return how many GPUs a job that runs the network asks for: none on a CPU."""
     if config["device"] == "auto":
-        return int(os.path.exists("/dev/nvidia0") or os.path.exists("/dev/kfd"))
+        return int(shutil.which("nvidia-smi") is not None or shutil.which("rocm-smi") is not None)
     return int(config["device"] == "cuda")
 
 
 def each(pattern):
     """Return the pattern's paths over all starts, tasks and seeds."""
     return [
-        RESULTS + "/" + pattern.format(start=start, task=task, seed=seed)
+        f"{RESULTS}/{pattern.format(start=start, task=task, seed=seed)}"
         for start, task, seed in product(config["starts"], TASKS, config["seeds"])
     ]
 
@@ -128,11 +130,11 @@ def artifact_paths():
     for shard in range(SHARDS):
         paths += each(f"jacobian/{{start}}/{{task}}/seed{{seed}}/shard{shard}of{SHARDS}.parquet")
     for stage in ("gram", "layer_share", "spectrum", "decay", "stopping", "stopping_curve"):
-        paths += each(stage + "/{start}/{task}/seed{seed}.parquet")
+        paths += each(f"{stage}/{{start}}/{{task}}/seed{{seed}}.parquet")
     for table in ("trajectory", "vector_index", "finetune_outputs"):
-        paths += each("finetune/{start}/{task}/seed{seed}/" + table + ".parquet")
+        paths += each(f"finetune/{{start}}/{{task}}/seed{{seed}}/{table}.parquet")
     for stage in ("evaluation", "directions"):
-        paths += each(stage + "/{start}/{task}/seed{seed}.parquet")
+        paths += each(f"{stage}/{{start}}/{{task}}/seed{{seed}}.parquet")
     if arithmetic_runs():
         paths += [f"{RESULTS}/arithmetic/seed{seed}.parquet" for seed in config["arithmetic"]["seeds"]]
     return paths

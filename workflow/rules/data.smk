@@ -7,11 +7,11 @@ rule data:
         model=model_stamp(),
         code=library("data"),
     output:
-        RESULTS + "/data/{task}/seed{seed}.parquet",
+        f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
     log:
-        RESULTS + "/logs/data/{task}-seed{seed}.log",
+        f"{RESULTS}/logs/data/{{task}}-seed{{seed}}.log",
     benchmark:
-        RESULTS + "/benchmarks/data/{task}-seed{seed}.tsv"
+        f"{RESULTS}/benchmarks/data/{{task}}-seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
     threads: 1

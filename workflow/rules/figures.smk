@@ -7,18 +7,18 @@ rule figure_F1:
         decay=each("decay/{start}/{task}/seed{seed}.parquet"),
         code=library("figure_F1", "plots.f1"),
     output:
-        table=RESULTS + "/figures/F1.parquet",
+        table=f"{RESULTS}/figures/F1.parquet",
         svg=report(
-            RESULTS + "/figures/F1.svg",
+            f"{RESULTS}/figures/F1.svg",
             caption="../report/f1.rst",
             category="Kernel",
             labels={"figure": "F1", "shows": "eigenvalue decay"},
         ),
-        png=RESULTS + "/figures/F1.png",
+        png=f"{RESULTS}/figures/F1.png",
     log:
-        RESULTS + "/logs/figures/F1.log",
+        f"{RESULTS}/logs/figures/F1.log",
     benchmark:
-        RESULTS + "/benchmarks/figures/F1.tsv"
+        f"{RESULTS}/benchmarks/figures/F1.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -37,18 +37,18 @@ rule figure_F2:
         evaluation=each("evaluation/{start}/{task}/seed{seed}.parquet"),
         code=library("figure_F2", "plots.f2"),
     output:
-        table=RESULTS + "/figures/F2.parquet",
+        table=f"{RESULTS}/figures/F2.parquet",
         svg=report(
-            RESULTS + "/figures/F2.svg",
+            f"{RESULTS}/figures/F2.svg",
             caption="../report/f2.rst",
             category="Stopping",
             labels={"figure": "F2", "shows": "fine-tuning curves and rules"},
         ),
-        png=RESULTS + "/figures/F2.png",
+        png=f"{RESULTS}/figures/F2.png",
     log:
-        RESULTS + "/logs/figures/F2.log",
+        f"{RESULTS}/logs/figures/F2.log",
     benchmark:
-        RESULTS + "/benchmarks/figures/F2.tsv"
+        f"{RESULTS}/benchmarks/figures/F2.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -66,18 +66,18 @@ rule figure_F3:
         evaluation=each("evaluation/{start}/{task}/seed{seed}.parquet"),
         code=library("figure_F3", "plots.f3"),
     output:
-        table=RESULTS + "/figures/F3.parquet",
+        table=f"{RESULTS}/figures/F3.parquet",
         svg=report(
-            RESULTS + "/figures/F3.svg",
+            f"{RESULTS}/figures/F3.svg",
             caption="../report/f3.rst",
             category="Stopping",
             labels={"figure": "F3", "shows": "stopping rules compared"},
         ),
-        png=RESULTS + "/figures/F3.png",
+        png=f"{RESULTS}/figures/F3.png",
     log:
-        RESULTS + "/logs/figures/F3.log",
+        f"{RESULTS}/logs/figures/F3.log",
     benchmark:
-        RESULTS + "/benchmarks/figures/F3.tsv"
+        f"{RESULTS}/benchmarks/figures/F3.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -92,21 +92,21 @@ rule figure_F3:
 
 rule figure_F8:
     input:
-        arithmetic=expand(RESULTS + "/arithmetic/seed{seed}.parquet", seed=config["arithmetic"]["seeds"]),
+        arithmetic=expand(f"{RESULTS}/arithmetic/seed{{seed}}.parquet", seed=config["arithmetic"]["seeds"]),
         code=library("figure_F8", "plots.f8"),
     output:
-        table=RESULTS + "/figures/F8.parquet",
+        table=f"{RESULTS}/figures/F8.parquet",
         svg=report(
-            RESULTS + "/figures/F8.svg",
+            f"{RESULTS}/figures/F8.svg",
             caption="../report/f8.rst",
             category="Task arithmetic",
             labels={"figure": "F8", "shows": "addition and negation"},
         ),
-        png=RESULTS + "/figures/F8.png",
+        png=f"{RESULTS}/figures/F8.png",
     log:
-        RESULTS + "/logs/figures/F8.log",
+        f"{RESULTS}/logs/figures/F8.log",
     benchmark:
-        RESULTS + "/benchmarks/figures/F8.tsv"
+        f"{RESULTS}/benchmarks/figures/F8.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -126,18 +126,18 @@ rule figure_F4:
         stopping=each("stopping/{start}/{task}/seed{seed}.parquet"),
         code=library("figure_F4", "plots.f4"),
     output:
-        table=RESULTS + "/figures/F4.parquet",
+        table=f"{RESULTS}/figures/F4.parquet",
         svg=report(
-            RESULTS + "/figures/F4.svg",
+            f"{RESULTS}/figures/F4.svg",
             caption="../report/f4.rst",
             category="Kernel",
             labels={"figure": "F4", "shows": "test error against n"},
         ),
-        png=RESULTS + "/figures/F4.png",
+        png=f"{RESULTS}/figures/F4.png",
     log:
-        RESULTS + "/logs/figures/F4.log",
+        f"{RESULTS}/logs/figures/F4.log",
     benchmark:
-        RESULTS + "/benchmarks/figures/F4.tsv"
+        f"{RESULTS}/benchmarks/figures/F4.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -156,18 +156,18 @@ rule figure_F6:
         directions=each("directions/{start}/{task}/seed{seed}.parquet"),
         code=library("figure_F6", "plots.f6"),
     output:
-        table=RESULTS + "/figures/F6.parquet",
+        table=f"{RESULTS}/figures/F6.parquet",
         svg=report(
-            RESULTS + "/figures/F6.svg",
+            f"{RESULTS}/figures/F6.svg",
             caption="../report/f6.rst",
             category="Stopping",
             labels={"figure": "F6", "shows": "training beside its theory"},
         ),
-        png=RESULTS + "/figures/F6.png",
+        png=f"{RESULTS}/figures/F6.png",
     log:
-        RESULTS + "/logs/figures/F6.log",
+        f"{RESULTS}/logs/figures/F6.log",
     benchmark:
-        RESULTS + "/benchmarks/figures/F6.tsv"
+        f"{RESULTS}/benchmarks/figures/F6.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -185,18 +185,18 @@ rule figure_F9:
         share=each("layer_share/{start}/{task}/seed{seed}.parquet"),
         code=library("figure_F9", "plots.f9"),
     output:
-        table=RESULTS + "/figures/F9.parquet",
+        table=f"{RESULTS}/figures/F9.parquet",
         svg=report(
-            RESULTS + "/figures/F9.svg",
+            f"{RESULTS}/figures/F9.svg",
             caption="../report/f9.rst",
             category="Kernel",
             labels={"figure": "F9", "shows": "the kernel by layer"},
         ),
-        png=RESULTS + "/figures/F9.png",
+        png=f"{RESULTS}/figures/F9.png",
     log:
-        RESULTS + "/logs/figures/F9.log",
+        f"{RESULTS}/logs/figures/F9.log",
     benchmark:
-        RESULTS + "/benchmarks/figures/F9.tsv"
+        f"{RESULTS}/benchmarks/figures/F9.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -220,12 +220,12 @@ rule summary:
         ],
         code=library("summary"),
     output:
-        table=RESULTS + "/summary.parquet",
-        text=RESULTS + "/summary.md",
+        table=f"{RESULTS}/summary.parquet",
+        text=f"{RESULTS}/summary.md",
     log:
-        RESULTS + "/logs/summary.log",
+        f"{RESULTS}/logs/summary.log",
     benchmark:
-        RESULTS + "/benchmarks/summary.tsv"
+        f"{RESULTS}/benchmarks/summary.tsv"
     conda:
         ENVIRONMENT
     threads: 1

@@ -3,22 +3,22 @@
 
 rule finetune:
     input:
-        data=RESULTS + "/data/{task}/seed{seed}.parquet",
-        gram=RESULTS + "/gram/{start}/{task}/seed{seed}.parquet",
-        stopping=RESULTS + "/stopping/{start}/{task}/seed{seed}.parquet",
+        data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
+        gram=f"{RESULTS}/gram/{{start}}/{{task}}/seed{{seed}}.parquet",
+        stopping=f"{RESULTS}/stopping/{{start}}/{{task}}/seed{{seed}}.parquet",
         model=model_stamp(),
         code=library("finetune", "models"),
     output:
-        trajectory=RESULTS + "/finetune/{start}/{task}/seed{seed}/trajectory.parquet",
-        outputs=RESULTS + "/finetune/{start}/{task}/seed{seed}/finetune_outputs.parquet",
-        index=RESULTS + "/finetune/{start}/{task}/seed{seed}/vector_index.parquet",
+        trajectory=f"{RESULTS}/finetune/{{start}}/{{task}}/seed{{seed}}/trajectory.parquet",
+        outputs=f"{RESULTS}/finetune/{{start}}/{{task}}/seed{{seed}}/finetune_outputs.parquet",
+        index=f"{RESULTS}/finetune/{{start}}/{{task}}/seed{{seed}}/vector_index.parquet",
         vectors=[
-            RESULTS + f"/finetune/{{start}}/{{task}}/seed{{seed}}/n{n}.safetensors" for n in sorted(config["sizes"])
+            f"{RESULTS}/finetune/{{start}}/{{task}}/seed{{seed}}/n{n}.safetensors" for n in sorted(config["sizes"])
         ],
     log:
-        RESULTS + "/logs/finetune/{start}-{task}-seed{seed}.log",
+        f"{RESULTS}/logs/finetune/{{start}}-{{task}}-seed{{seed}}.log",
     benchmark:
-        RESULTS + "/benchmarks/finetune/{start}-{task}-seed{seed}.tsv"
+        f"{RESULTS}/benchmarks/finetune/{{start}}-{{task}}-seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
     threads: 2
@@ -42,15 +42,15 @@ rule finetune:
 
 rule evaluation:
     input:
-        trajectory=RESULTS + "/finetune/{start}/{task}/seed{seed}/trajectory.parquet",
-        stopping=RESULTS + "/stopping/{start}/{task}/seed{seed}.parquet",
+        trajectory=f"{RESULTS}/finetune/{{start}}/{{task}}/seed{{seed}}/trajectory.parquet",
+        stopping=f"{RESULTS}/stopping/{{start}}/{{task}}/seed{{seed}}.parquet",
         code=library("evaluation"),
     output:
-        RESULTS + "/evaluation/{start}/{task}/seed{seed}.parquet",
+        f"{RESULTS}/evaluation/{{start}}/{{task}}/seed{{seed}}.parquet",
     log:
-        RESULTS + "/logs/evaluation/{start}-{task}-seed{seed}.log",
+        f"{RESULTS}/logs/evaluation/{{start}}-{{task}}-seed{{seed}}.log",
     benchmark:
-        RESULTS + "/benchmarks/evaluation/{start}-{task}-seed{seed}.tsv"
+        f"{RESULTS}/benchmarks/evaluation/{{start}}-{{task}}-seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -68,16 +68,16 @@ rule evaluation:
 
 rule directions:
     input:
-        data=RESULTS + "/data/{task}/seed{seed}.parquet",
-        gram=RESULTS + "/gram/{start}/{task}/seed{seed}.parquet",
-        outputs=RESULTS + "/finetune/{start}/{task}/seed{seed}/finetune_outputs.parquet",
+        data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
+        gram=f"{RESULTS}/gram/{{start}}/{{task}}/seed{{seed}}.parquet",
+        outputs=f"{RESULTS}/finetune/{{start}}/{{task}}/seed{{seed}}/finetune_outputs.parquet",
         code=library("directions"),
     output:
-        RESULTS + "/directions/{start}/{task}/seed{seed}.parquet",
+        f"{RESULTS}/directions/{{start}}/{{task}}/seed{{seed}}.parquet",
     log:
-        RESULTS + "/logs/directions/{start}-{task}-seed{seed}.log",
+        f"{RESULTS}/logs/directions/{{start}}-{{task}}-seed{{seed}}.log",
     benchmark:
-        RESULTS + "/benchmarks/directions/{start}-{task}-seed{seed}.tsv"
+        f"{RESULTS}/benchmarks/directions/{{start}}-{{task}}-seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
     threads: 1

@@ -4,20 +4,20 @@
 rule gram:
     input:
         shards=expand(
-            RESULTS + "/jacobian/{{start}}/{{task}}/seed{{seed}}/shard{shard}of{shards}.parquet",
+            f"{RESULTS}/jacobian/{{{{start}}}}/{{{{task}}}}/seed{{{{seed}}}}/shard{{shard}}of{{shards}}.parquet",
             shard=range(SHARDS),
             shards=SHARDS,
         ),
-        data=RESULTS + "/data/{task}/seed{seed}.parquet",
+        data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
         model=model_stamp(),
         code=library("gram"),
     output:
-        gram=RESULTS + "/gram/{start}/{task}/seed{seed}.parquet",
-        layer_share=RESULTS + "/layer_share/{start}/{task}/seed{seed}.parquet",
+        gram=f"{RESULTS}/gram/{{start}}/{{task}}/seed{{seed}}.parquet",
+        layer_share=f"{RESULTS}/layer_share/{{start}}/{{task}}/seed{{seed}}.parquet",
     log:
-        RESULTS + "/logs/gram/{start}-{task}-seed{seed}.log",
+        f"{RESULTS}/logs/gram/{{start}}-{{task}}-seed{{seed}}.log",
     benchmark:
-        RESULTS + "/benchmarks/gram/{start}-{task}-seed{seed}.tsv"
+        f"{RESULTS}/benchmarks/gram/{{start}}-{{task}}-seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
     threads: 1

@@ -3,15 +3,15 @@
 
 rule jacobian:
     input:
-        data=RESULTS + "/data/{task}/seed{seed}.parquet",
+        data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
         model=model_stamp(),
         code=library("jacobian", "models"),
     output:
-        RESULTS + "/jacobian/{start}/{task}/seed{seed}/shard{shard}of{shards}.parquet",
+        f"{RESULTS}/jacobian/{{start}}/{{task}}/seed{{seed}}/shard{{shard}}of{{shards}}.parquet",
     log:
-        RESULTS + "/logs/jacobian/{start}-{task}-seed{seed}-shard{shard}of{shards}.log",
+        f"{RESULTS}/logs/jacobian/{{start}}-{{task}}-seed{{seed}}-shard{{shard}}of{{shards}}.log",
     benchmark:
-        RESULTS + "/benchmarks/jacobian/{start}-{task}-seed{seed}-shard{shard}of{shards}.tsv"
+        f"{RESULTS}/benchmarks/jacobian/{{start}}-{{task}}-seed{{seed}}-shard{{shard}}of{{shards}}.tsv"
     conda:
         ENVIRONMENT
     threads: 2

@@ -3,16 +3,16 @@
 
 rule spectrum:
     input:
-        gram=RESULTS + "/gram/{start}/{task}/seed{seed}.parquet",
-        data=RESULTS + "/data/{task}/seed{seed}.parquet",
+        gram=f"{RESULTS}/gram/{{start}}/{{task}}/seed{{seed}}.parquet",
+        data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
         code=library("spectrum"),
     output:
-        spectrum=RESULTS + "/spectrum/{start}/{task}/seed{seed}.parquet",
-        decay=RESULTS + "/decay/{start}/{task}/seed{seed}.parquet",
+        spectrum=f"{RESULTS}/spectrum/{{start}}/{{task}}/seed{{seed}}.parquet",
+        decay=f"{RESULTS}/decay/{{start}}/{{task}}/seed{{seed}}.parquet",
     log:
-        RESULTS + "/logs/spectrum/{start}-{task}-seed{seed}.log",
+        f"{RESULTS}/logs/spectrum/{{start}}-{{task}}-seed{{seed}}.log",
     benchmark:
-        RESULTS + "/benchmarks/spectrum/{start}-{task}-seed{seed}.tsv"
+        f"{RESULTS}/benchmarks/spectrum/{{start}}-{{task}}-seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
     threads: 2
@@ -32,16 +32,16 @@ rule spectrum:
 
 rule stopping:
     input:
-        gram=RESULTS + "/gram/{start}/{task}/seed{seed}.parquet",
-        data=RESULTS + "/data/{task}/seed{seed}.parquet",
+        gram=f"{RESULTS}/gram/{{start}}/{{task}}/seed{{seed}}.parquet",
+        data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
         code=library("stopping"),
     output:
-        stopping=RESULTS + "/stopping/{start}/{task}/seed{seed}.parquet",
-        curve=RESULTS + "/stopping_curve/{start}/{task}/seed{seed}.parquet",
+        stopping=f"{RESULTS}/stopping/{{start}}/{{task}}/seed{{seed}}.parquet",
+        curve=f"{RESULTS}/stopping_curve/{{start}}/{{task}}/seed{{seed}}.parquet",
     log:
-        RESULTS + "/logs/stopping/{start}-{task}-seed{seed}.log",
+        f"{RESULTS}/logs/stopping/{{start}}-{{task}}-seed{{seed}}.log",
     benchmark:
-        RESULTS + "/benchmarks/stopping/{start}-{task}-seed{seed}.tsv"
+        f"{RESULTS}/benchmarks/stopping/{{start}}-{{task}}-seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
     threads: 1

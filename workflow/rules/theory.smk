@@ -13,11 +13,11 @@ rule theory_study:
     input:
         code=library("theory_study"),
     output:
-        RESULTS + "/theory/study/{decay}.parquet",
+        f"{RESULTS}/theory/study/{{decay}}.parquet",
     log:
-        RESULTS + "/logs/theory/study-{decay}.log",
+        f"{RESULTS}/logs/theory/study-{{decay}}.log",
     benchmark:
-        RESULTS + "/benchmarks/theory/study-{decay}.tsv"
+        f"{RESULTS}/benchmarks/theory/study-{{decay}}.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -36,11 +36,11 @@ rule theory_ridge:
     input:
         code=library("theory_ridge"),
     output:
-        RESULTS + "/theory/ridge/{decay}.parquet",
+        f"{RESULTS}/theory/ridge/{{decay}}.parquet",
     log:
-        RESULTS + "/logs/theory/ridge-{decay}.log",
+        f"{RESULTS}/logs/theory/ridge-{{decay}}.log",
     benchmark:
-        RESULTS + "/benchmarks/theory/ridge-{decay}.tsv"
+        f"{RESULTS}/benchmarks/theory/ridge-{{decay}}.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -59,11 +59,11 @@ rule theory_linear:
     input:
         code=library("theory_linear", "linearity"),
     output:
-        RESULTS + "/theory/linear.parquet",
+        f"{RESULTS}/theory/linear.parquet",
     log:
-        RESULTS + "/logs/theory/linear.log",
+        f"{RESULTS}/logs/theory/linear.log",
     benchmark:
-        RESULTS + "/benchmarks/theory/linear.tsv"
+        f"{RESULTS}/benchmarks/theory/linear.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -81,21 +81,21 @@ rule theory_linear:
 
 rule figure_F5:
     input:
-        ridge=expand(RESULTS + "/theory/ridge/{decay}.parquet", decay=DECAYS),
+        ridge=expand(f"{RESULTS}/theory/ridge/{{decay}}.parquet", decay=DECAYS),
         code=library("figure_F5", "plots.f5"),
     output:
-        table=RESULTS + "/figures/F5.parquet",
+        table=f"{RESULTS}/figures/F5.parquet",
         svg=report(
-            RESULTS + "/figures/F5.svg",
+            f"{RESULTS}/figures/F5.svg",
             caption="../report/f5.rst",
             category="Theory",
             labels={"figure": "F5", "shows": "ridge and early stopping"},
         ),
-        png=RESULTS + "/figures/F5.png",
+        png=f"{RESULTS}/figures/F5.png",
     log:
-        RESULTS + "/logs/figures/F5.log",
+        f"{RESULTS}/logs/figures/F5.log",
     benchmark:
-        RESULTS + "/benchmarks/figures/F5.tsv"
+        f"{RESULTS}/benchmarks/figures/F5.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -110,21 +110,21 @@ rule figure_F5:
 
 rule figure_F10:
     input:
-        study=expand(RESULTS + "/theory/study/{decay}.parquet", decay=DECAYS),
+        study=expand(f"{RESULTS}/theory/study/{{decay}}.parquet", decay=DECAYS),
         code=library("figure_F10", "plots.f10"),
     output:
-        table=RESULTS + "/figures/F10.parquet",
+        table=f"{RESULTS}/figures/F10.parquet",
         svg=report(
-            RESULTS + "/figures/F10.svg",
+            f"{RESULTS}/figures/F10.svg",
             caption="../report/f10.rst",
             category="Theory",
             labels={"figure": "F10", "shows": "rates and regret, synthetic"},
         ),
-        png=RESULTS + "/figures/F10.png",
+        png=f"{RESULTS}/figures/F10.png",
     log:
-        RESULTS + "/logs/figures/F10.log",
+        f"{RESULTS}/logs/figures/F10.log",
     benchmark:
-        RESULTS + "/benchmarks/figures/F10.tsv"
+        f"{RESULTS}/benchmarks/figures/F10.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -139,15 +139,15 @@ rule figure_F10:
 
 rule theory_summary:
     input:
-        figure=RESULTS + "/figures/F10.parquet",
-        linear=RESULTS + "/theory/linear.parquet",
+        figure=f"{RESULTS}/figures/F10.parquet",
+        linear=f"{RESULTS}/theory/linear.parquet",
         code=library("theory_summary"),
     output:
-        RESULTS + "/theory/summary.md",
+        f"{RESULTS}/theory/summary.md",
     log:
-        RESULTS + "/logs/theory/summary.log",
+        f"{RESULTS}/logs/theory/summary.log",
     benchmark:
-        RESULTS + "/benchmarks/theory/summary.tsv"
+        f"{RESULTS}/benchmarks/theory/summary.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -162,6 +162,6 @@ rule theory_summary:
 
 rule theory:
     input:
-        expand(RESULTS + "/figures/{figure}.{kind}", figure=["F5", "F10"], kind=["svg", "png"]),
-        RESULTS + "/theory/summary.md",
+        expand(f"{RESULTS}/figures/{{figure}}.{{kind}}", figure=["F5", "F10"], kind=["svg", "png"]),
+        f"{RESULTS}/theory/summary.md",
     localrule: True
