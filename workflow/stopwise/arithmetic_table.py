@@ -14,7 +14,10 @@ def arithmetic_rows(bench: Workbench, coefficients: Sequence[float], tolerance: 
     ``coefficient`` is the scale c > 0 of theta_0 + c (tau_a + tau_b) or theta_0 - c tau_a. Beside each accuracy stand
     the zero-shot one (intercept included) and that of the evaluated task's own vector alone at coefficient 1.
     """
-    rows = [_row(bench, "addition", *row["tasks"].split("+"), row) for row in all_pairs(bench, coefficients)]
+    rows = []
+    for row in all_pairs(bench, coefficients):
+        task_a, task_b = row["tasks"].split("+")
+        rows.append(_row(bench, "addition", task_a, task_b, row))
     for task in bench.tasks:
         controls = [name for name in bench.tasks if name != task]
         rows += [

@@ -33,14 +33,14 @@ def validated(config: Mapping[str, Any]) -> dict[str, Any]:
     Missing keys take the schema's defaults. Raises ConfigError for an unknown key, a value of the wrong type or range,
     a name that could leave the results folder, or sections that contradict each other.
     """
-    config = copy.deepcopy(dict(config))
+    completed: dict[str, Any] = copy.deepcopy(dict(config))
     validator = jsonschema.Draft202012Validator(schema(), format_checker=jsonschema.FormatChecker(["regex"]))
-    errors = sorted(validator.iter_errors(config), key=lambda e: list(map(str, e.path)))
+    errors = sorted(validator.iter_errors(completed), key=lambda e: list(map(str, e.path)))
     if errors:
         raise ConfigError(_message(jsonschema.exceptions.best_match(errors)))
-    _fill(config, schema())
-    _cross_checks(config)
-    return config
+    _fill(completed, schema())
+    _cross_checks(completed)
+    return completed
 
 
 def _message(error: jsonschema.ValidationError) -> str:

@@ -122,8 +122,8 @@ def layer_shares(kernel: AssembledKernel, residual: np.ndarray, centred: bool) -
     (tr K_l)^2 / |K_l|_F^2. With ``centred`` all are of P K_l P and P r, the column means taken out.
     """
     n, columns = kernel.outputs.shape
-    r = np.asarray(residual, dtype=float).reshape(n, columns)
-    r = (r - r.mean(axis=0) if centred else r).ravel()
+    by_example = np.asarray(residual, dtype=float).reshape(n, columns)
+    r = np.ravel(by_example - by_example.mean(axis=0) if centred else by_example)
     projected = {name: _centre(part, columns) if centred else part for name, part in kernel.by_layer.items()}
     total = sum(np.trace(part) for part in projected.values())
     rows = []

@@ -35,10 +35,11 @@ def attach(
     generator = torch.Generator().manual_seed(seed)
     for module in chosen.values():
         d_in, d_out = widths(module)
-        like = {"device": module.weight.device, "dtype": module.weight.dtype}
+        up, weight = torch.zeros(d_out, rank, dtype=torch.float64), module.weight
+        assert isinstance(weight, torch.Tensor)
         down = (2 * torch.rand(rank, d_in, generator=generator, dtype=torch.float64) - 1) / d_in**0.5
-        module.register_parameter(DOWN, nn.Parameter(down.to(**like), requires_grad=False))
-        module.register_parameter(UP, nn.Parameter(torch.zeros(d_out, rank, **like), requires_grad=False))
+        module.register_parameter(DOWN, nn.Parameter(down.to(weight), requires_grad=False))
+        module.register_parameter(UP, nn.Parameter(up.to(weight), requires_grad=False))
         setattr(module, _STATE, (scale, module.register_forward_hook(_add_update)))
     return list(chosen)
 
