@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -77,7 +78,18 @@ def outputs_by_rule(reference: Workshop) -> dict[str, list[Path]]:
     return found
 
 
-def plan(rng: Random, count: int, rules: Sequence[str], seconds: dict[str, float]) -> list[Kill]:
+def writes_by_rule(reference: Workshop) -> dict[str, int]:
+    """Return how many files a job of each rule writes, two at most (a figure writes its table, then its pictures)."""
+    jobs: Counter[tuple[str, str]] = Counter()
+    for path in (reference.results / "test").rglob("*.parquet"):
+        record = artifacts.read_provenance(path)
+        jobs[record["rule"], str(record["wildcards"])] += 1 + (path.parent.name == "figures")
+    return {rule: min(2, count) for (rule, _), count in jobs.items()}
+
+
+def plan(
+    rng: Random, count: int, rules: Sequence[str], seconds: dict[str, float], writes: dict[str, int]
+) -> list[Kill]:
     """Return `count` kills, each rule as often as any other, in the order of the pipeline."""
     if not rules:
         raise ValueError("no rule to kill: the dry run lists no jobs")
@@ -88,7 +100,11 @@ def plan(rng: Random, count: int, rules: Sequence[str], seconds: dict[str, float
     for rule in sorted(turns[:count], key=list(rules).index):
         moment = rng.choice(["time", *WRITES])
         victim = rng.choice(["job", "both"] if moment == "torn" else ["job", "snakemake", "both"])
-        after = rng.uniform(0.1, START_UP + seconds.get(rule, 1.0)) if moment == "time" else rng.randrange(2)
+        after = (
+            rng.uniform(0.1, START_UP + seconds.get(rule, 1.0))
+            if moment == "time"
+            else rng.randrange(writes.get(rule, 1))
+        )
         kills.append(Kill(rule, moment, round(after, 2), victim))
     return kills
 
@@ -145,8 +161,9 @@ def run_chain(workshop: Workshop, reference: Workshop, kills: list[Kill]) -> Cha
     """Kill one run from nothing again and again, let it finish, and compare it with the reference."""
     chain = Chain(kills)
     for kill in kills:
-        chain.problems += strike(workshop, kill, reference)
-        print(f"{'killed' if kill.fired else 'missed'}: {kill} ({kill.seconds} s)", flush=True)
+        found = strike(workshop, kill, reference)
+        chain.problems += found
+        print(f"{'killed' if kill.fired else 'missed'}: {kill} ({kill.seconds} s, {len(found)} problems)", flush=True)
     last = workshop.run()
     if last.returncode:
         chain.problems.append(f"the last plain run failed:\n{last.text[-3000:]}")

@@ -41,10 +41,10 @@ def test_a_run_killed_again_and_again_ends_with_the_artifacts_of_an_undisturbed_
     count, seed = faults.asked_for(), int(os.environ.get("STOPWISE_FAULTS_SEED", "0"))
     rng = Random(seed)
     rules = faults.rules_in_order(reference.run("--dry-run", "--forceall"))
-    seconds = faults.durations(reference)
+    seconds, writes = faults.durations(reference), faults.writes_by_rule(reference)
     chains, fired = [], 0
     while fired < count:
-        kills = faults.plan(rng, min(CHAIN, count - fired), rules, seconds)
+        kills = faults.plan(rng, min(CHAIN, count - fired), rules, seconds, writes)
         chains.append(
             faults.run_chain(Workshop.fresh(tmp_path / f"chain{len(chains)}", reference.folder), reference, kills)
         )
