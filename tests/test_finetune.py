@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stopwise.finetune import FinetuneSettings, finetune, first_examples, sweep
+from stopwise.learner import Learner
 from stopwise.outputs import squared_loss, targets
 from stopwise.parameters import select_parameters
 from stopwise.pico import pico_model
@@ -315,6 +316,21 @@ def test_a_sweep_is_its_single_runs(model, data):
         single = finetune(model, first_examples(data[0], n), *data[1:], config, spectrum=spectra[n], progress=False)
         assert swept[n].table_rows() == single.table_rows()
         assert all(torch.equal(swept[n].vector[name], single.vector[name]) for name in single.vector)
+
+
+def test_a_sweep_computes_no_outputs_at_the_start_that_it_was_given(model, data, monkeypatch):
+    config, spectra = settings(learning_rate=None), {n: SimpleNamespace(eigenvalues=[2.0]) for n in (8, 24)}
+    plain = dict(sweep(model, *data, config, (8, 24), spectra=spectra, progress=False))
+    largest = plain[24].outputs
+    known = {name: values[0] for name, values in largest.items()}
+    calls, predict = [], Learner.predict
+    monkeypatch.setattr(Learner, "predict", lambda self, prompts: calls.append(len(prompts)) or predict(self, prompts))
+    given = dict(sweep(model, *data, config, (8, 24), spectra=spectra, start_outputs=known, progress=False))
+    evaluations = sum(len(result.trajectory) for result in given.values())
+    # Held-out outputs at every evaluation but the first, training outputs only after the last step of a size.
+    assert len(calls) == 2 * (evaluations - 2) + 2
+    for n in (8, 24):
+        assert given[n].table_rows() == plain[n].table_rows()
 
 
 def test_autocast_is_near_and_keeps_float32_weights(data):

@@ -6,7 +6,7 @@ from pathlib import Path
 from job import Job, load_start, use_device
 from stopwise import artifacts
 from stopwise.assets import sha256_of
-from stopwise.finetune_plan import predicted_paths
+from stopwise.finetune_plan import predicted_paths, start_outputs
 from stopwise.gram_assembly import read_gram
 from stopwise.samples import SPLITS, read_sample
 
@@ -23,13 +23,13 @@ with Job(snakemake) as job:
     gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram"))
     stops = artifacts.read_table(snakemake.input.stopping, "stopping").to_pylist()
     stop_at = {row["n"]: row["t"] for row in stops if row["rule"] == settings.stop}
+    held_out = len(sample.labels("validation"))
     spectra, paths = {}, {}
     for n in sizes:
         kernel = gram.leading(n)
         spectra[n] = kernel.spectrum(stopping["intercept"])
         residual = sample.targets("train", settings.outputs, settings.target_scale, n) - kernel.outputs
         step_filter = settings.filter(spectra[n].lambda_max)
-        held_out = len(sample.labels("validation"))
         paths[n] = predicted_paths(kernel, spectra[n], residual, step_filter, settings.steps, held_out)
 
     model, stamp = load_start(snakemake, start, seed, device)
@@ -46,6 +46,7 @@ with Job(snakemake) as job:
         sizes,
         spectra=spectra,
         predicted=paths,
+        start_outputs=start_outputs(gram, held_out),
         checkpoints=checkpoints,
         settings_of=lambda n, own: replace(own, stop_at=stop_at.get(n)),
         metadata={"task": task, "start": start},

@@ -138,19 +138,24 @@ def sweep(
     *,
     spectra: Mapping[int, Any],
     predicted: Mapping[int, Mapping[str, np.ndarray]] | None = None,
+    start_outputs: Mapping[str, np.ndarray] | None = None,
     checkpoints: str | Path | None = None,
     settings_of: Callable[[int, FinetuneSettings], FinetuneSettings] | None = None,
     **options: Any,
 ) -> Iterator[tuple[int, FinetuneResult]]:
     """Yield (n, result) of training on the first n examples of ``train`` for each n, in one process.
 
-    Outputs at the start are computed once. With ``checkpoints`` (a folder) finished sizes are kept until all are done,
-    so that a killed sweep repeats nothing but its last evaluation interval; the caller removes the folder's files when
-    the results are safe (``remove_sweep``). ``settings_of(n, settings)`` may set what depends on n, such as
-    ``stop_at``.
+    Outputs at the start are computed once; ``start_outputs`` gives those by split that are known already, [n, columns]
+    without b_hat, such as the kernel's f0 (of ``train``: of all its examples). With ``checkpoints`` (a folder) finished
+    sizes are kept until all are done, so that a killed sweep repeats nothing but its last evaluation interval; the
+    caller removes the folder's files when the results are safe (``remove_sweep``). ``settings_of(n, settings)`` may set
+    what depends on n, such as ``stop_at``.
     """
-    known: dict[str, np.ndarray] = {}
+    given = dict(start_outputs or {})
+    train_outputs = given.pop("train", None)
+    known: dict[str, np.ndarray] = given
     for n in sizes:
+        own_train = {} if train_outputs is None else {"train": train_outputs[:n]}
         own = settings if settings_of is None else settings_of(n, settings)
         path = None if checkpoints is None else Path(checkpoints) / f"n{n}.safetensors"
         result = finetune(
@@ -161,12 +166,12 @@ def sweep(
             own,
             spectrum=spectra.get(n),
             predicted=None if predicted is None else predicted.get(n),
-            start_outputs=known,
+            start_outputs=known | own_train,
             checkpoint=path,
             keep_checkpoint=True,
             **options,
         )
-        known = {name: result.outputs[name][0] for name in ("validation", "test") if name in result.outputs}
+        known |= {name: result.outputs[name][0] for name in ("validation", "test") if name in result.outputs}
         yield n, result
 
 

@@ -25,3 +25,13 @@ def predicted_paths(
         "test": new[:, cut:],
         "distance": np.sqrt(np.maximum(squared_norm_path(spec, residual, filter, steps), 0.0)),
     }
+
+
+def start_outputs(kernel: AssembledKernel, validation: int) -> dict[str, np.ndarray]:
+    """Return f0 by split, float32 [n, columns] without b_hat, as the kernel's passes computed it.
+
+    ``validation`` is how many of the new examples come first as validation; the rest are the test examples.
+    """
+    new = kernel.outputs_new.astype(np.float32)
+    train = kernel.outputs.astype(np.float32)
+    return {"train": train, "validation": new[:validation], "test": new[validation:]}
