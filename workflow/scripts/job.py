@@ -1,32 +1,27 @@
-"""What every script shares: logging, one clear error, the device, provenance and timing of the job."""
+"""What every script shares: logging, one clear error, leftovers of a killed job, and artifacts with their origin."""
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import importlib.metadata
-import json
 import logging
 import math
-import os
-import platform
-import resource
-import subprocess
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Scripts also run in environments that hold the dependencies only: the library lies beside them.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import stopwise
+from network import load_start, use_device
+from origin import digest_of, peak_mb, versions, volatile
 from stopwise import artifacts
-from stopwise.devices import Lease, lease_device
 from stopwise.leftovers import remove_leftovers
 
-VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "scipy", "pyarrow", "safetensors")
+if TYPE_CHECKING:
+    from stopwise.devices import Lease
+
+__all__ = ["Job", "load_start", "peak_mb", "use_device"]
 
 
 class Job:
@@ -96,83 +91,12 @@ class Job:
             "seed": int(self.wildcards["seed"]) if "seed" in self.wildcards else None,
             "metrics": {k: float(v) for k, v in (metrics or {}).items() if v is not None and math.isfinite(v)},
             **known,
-            "volatile": {
-                "git": git_revision(),
-                "started": datetime.datetime.fromtimestamp(self.started, datetime.UTC).isoformat(timespec="seconds"),
-                "seconds": round(time.time() - self.started, 2),
-                "host": platform.node(),
-                "device": self.device,
-                "leased": self.lease.device if self.lease else None,
-                "threads": self.snakemake.threads,
-                "peak_mb": round(peak_mb(), 1),
-            },
+            "volatile": volatile(
+                self.started,
+                device=self.device,
+                leased=self.lease.device if self.lease else None,
+                threads=self.snakemake.threads,
+            ),
         }
         artifacts.write_table(path, table, kind, record)
         logging.info("wrote %s", path)
-
-
-def digest_of(path: Path) -> str:
-    """Return an artifact's own digest, or a plain file's sha256 (shortened)."""
-    if path.suffix == ".parquet":
-        try:
-            return artifacts.digest(path)
-        except artifacts.ArtifactError:
-            if "results" in path.parts:
-                raise
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def peak_mb() -> float:
-    """Return the process's peak resident memory in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that numbers depend on."""
-    found = {"stopwise": stopwise.__version__, "python": platform.python_version()}
-    for name in VERSIONED:
-        found[name] = importlib.metadata.version(name)
-    return found
-
-
-def git_revision() -> str | None:
-    """Return the revision of the workflow's checkout, with a + when it has changes; None outside a checkout."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def use_device(job: Job, requested: str) -> str:
-    """Lease a GPU unless the CPU is asked for, then return the torch device and set torch's threads to the job's."""
-    if requested != "cpu":
-        job.lease = lease_device(report=logging.info)
-        logging.info("device lease: %s", job.lease.device if job.lease else "none, no device here")
-    import torch
-
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", job.snakemake.threads)))
-    if requested == "cuda" and not torch.cuda.is_available():
-        raise ValueError("config key device: 'cuda' asked for, but torch sees no CUDA device; allowed here: auto, cpu")
-    job.device = "cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu"
-    return job.device
-
-
-def load_start(snakemake: Any, start: str, seed: int, device: str) -> tuple[Any, dict[str, Any]]:
-    """Return the configured model at a start (pretrained, mixed, random) on the device, and its record."""
-    from stopwise.models import load_model
-
-    stamp = json.loads(Path(snakemake.input.model).read_text(encoding="utf-8"))
-    section = snakemake.params.model
-    model, _ = load_model(
-        stamp["folder"],
-        dtype=section["dtype"],
-        attn_implementation=section["attn_implementation"],
-        trust_remote_code=section["trust_remote_code"],
-        start=start,
-        seed=seed,
-        reinit=section["reinit"],
-    )
-    return model.to(device), stamp
