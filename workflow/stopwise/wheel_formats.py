@@ -56,7 +56,9 @@ def messages(text: str) -> list[Row]:
     line, as ``label TAB text``: they are split off again.
     """
     rows: list[Row] = []
-    for record in csv.DictReader(io.StringIO(text, newline="")):
+    for number, record in enumerate(csv.DictReader(io.StringIO(text, newline="")), start=1):
+        if record.get("spam") not in ("0", "1") or record.get("text") is None:
+            raise FormatError(f"row {number}: expected the columns spam (0 or 1) and text, found {list(record)}")
         first, *swallowed = re.split(r"\n(?=(?:ham|spam)\t)", record["text"])
         rows.append({"label": ("ham", "spam")[int(record["spam"])], "text": first})
         for line in swallowed:
