@@ -66,12 +66,38 @@ def _panels(data: pd.DataFrame) -> tuple[list[str], list[tuple[str, pd.DataFrame
     return ordered(data["task"], style.TASKS), columns
 
 
+def over_seeds(data: pd.DataFrame) -> pd.DataFrame:
+    """The runs of one start, task and size as one: mean loss at every step that all seeds reached, with its range.
+
+    A rule stops at the median step of the seeds in which it answers, and is marked on the mean test curve; its loss is
+    empty when that is after the last measured step.
+    """
+    run, curve = ["start", "task", "n"], ["kind", "split", "step"]
+    measured = data[data["kind"] != "rule"]
+    means = measured.groupby([*run, *curve])["loss"].agg(["mean", "min", "max", "count"]).reset_index()
+    means = means[means["count"] == means.groupby([*run, "kind", "split"])["count"].transform("max")]
+    means = means.rename(columns={"mean": "loss", "min": "low", "max": "high"}).drop(columns="count")
+    rules = data[data["kind"] == "rule"].groupby([*run, "rule"])["step"].median().reset_index()
+    marks = []
+    for _, one in rules.iterrows():
+        same = (means[run] == one[run]).all(axis=1) & (means["kind"] == "measured") & (means["split"] == "test")
+        test = means[same].sort_values("step")
+        known = not test.empty and one["step"] <= test["step"].max()
+        loss = np.interp(one["step"], test["step"], test["loss"]) if known else np.nan
+        marks.append({**one, "kind": "rule", "split": "test", "loss": loss})
+    columns = [*run, *curve, "loss", "low", "high", "rule"]
+    return pd.concat([means, pd.DataFrame(marks, columns=columns)] if marks else [means]).reindex(columns=columns)
+
+
 def _curves(ax: Axes, rows: pd.DataFrame) -> None:
-    """Measured losses as lines, the linearised ones dashed."""
+    """Measured losses as lines in the band of the seeds, the linearised ones dashed."""
     for kind, split in [(k, s) for k in KINDS for s in style.SPLITS]:
         one = rows[(rows["kind"] == kind) & (rows["split"] == split)].sort_values("step")
         dashed = {"linestyle": (0, (3, 1.5)), "linewidth": 0.9} if kind == "linearised" else {"linewidth": 1.2}
         ax.plot(one["step"], one["loss"], color=style.SPLITS[split].color, **dashed)
+        if kind == "measured" and (one["high"] > one["low"]).any():
+            band = {"color": style.SPLITS[split].color, "alpha": 0.15, "linewidth": 0}
+            ax.fill_between(one["step"], one["low"], one["high"], **band)
 
 
 def _scales(ax: Axes, rows: pd.DataFrame) -> None:
@@ -135,6 +161,8 @@ def _keys(data: pd.DataFrame, rules: Iterable[str], looks: dict[str, style.Look]
     keys = [style.line_key(split, color=look.color) for split, look in style.SPLITS.items()]
     if (data["kind"] == "linearised").any():
         keys.append(style.line_key("linearised", color="black", linewidth=0.9, linestyle=(0, (3, 1.5))))
+    if (data["high"] > data["low"]).any():
+        keys.append(style.line_key("range of the seeds", color=style.COLORS["grey"], linewidth=4.0, alpha=0.3))
     for rule in rules:
         mark = {"marker": looks[rule].marker, "color": looks[rule].color, "markeredgecolor": "black"}
         keys.append(style.line_key(style.rule_label(rule), linestyle="", markersize=MARK, markeredgewidth=0.4, **mark))
@@ -147,9 +175,8 @@ def _keys(data: pd.DataFrame, rules: Iterable[str], looks: dict[str, style.Look]
 
 @style.styled
 def draw(table: pa.Table) -> Figure:
-    """Draw the first seed: tasks down; across, up to three sizes, or all starts at the largest size."""
-    data = frame(table, COLUMNS, "F2")
-    data = data[data["seed"] == data["seed"].min()]
+    """Draw the mean over seeds and its range: tasks down; across, up to three sizes, or all starts at the largest."""
+    data = over_seeds(frame(table, COLUMNS, "F2"))
     tasks, columns = _panels(data)
     if not tasks:
         figure, axes = style.new_figure("two-column", height=1.5)

@@ -1,0 +1,85 @@
+"""Snakemake's log as a person reads it, `snakemake --logger stopwise`: a line a job, and how long the rest will take.
+
+Everything else (errors, warnings, the table of jobs) is Snakemake's own text.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from logging import LogRecord
+from pathlib import Path
+
+from snakemake_interface_logger_plugins.base import LogHandlerBase
+from snakemake_interface_logger_plugins.common import LogEvent
+
+from stopwise.progress import CLOCK, Progress, earlier_times
+
+# Snakemake's own lines that the lines here replace, or that tell a person nothing.
+SILENT = (LogEvent.PROGRESS, LogEvent.RESOURCES_INFO, LogEvent.JOB_STARTED)
+
+
+class LogHandler(LogHandlerBase):
+    """Write to the terminal: lines for jobs, Snakemake's text for the rest."""
+
+    def __post_init__(self) -> None:
+        """Start with no job known."""
+        self.progress = Progress()
+        self.dry = bool(getattr(self.common_settings, "dryrun", False))
+
+    def emit(self, record: LogRecord) -> None:
+        """Write one record."""
+        event = getattr(record, "event", None)
+        if event == LogEvent.JOB_INFO and not self.dry:
+            self._look_back(record)
+            message = (record.rule_msg or record.rule_name).strip()
+            self._say(self.progress.start(record.jobid, record.rule_name, message))
+        elif event == LogEvent.JOB_FINISHED:
+            self._say(self.progress.finish(record.job_id))
+        elif event not in SILENT:
+            if event == LogEvent.RUN_INFO:
+                self.progress.plan(record.stats)
+            if event == LogEvent.JOB_ERROR:
+                self._say(self.progress.fail(record.jobid))
+            text = self.format(record)
+            if text and text != "None":
+                self._write(text)
+
+    def _look_back(self, record: LogRecord) -> None:
+        """Read how long jobs took earlier in the same run's folder, once."""
+        parts = Path(str(record.benchmark or "")).parts
+        if "benchmarks" in parts and not self.progress.earlier:
+            self.progress.earlier = earlier_times(Path(*parts[: parts.index("benchmarks") + 1]))
+
+    def _say(self, line: str) -> None:
+        self._write(f"{time.strftime(CLOCK)}  {line}")
+
+    @staticmethod
+    def _write(text: str) -> None:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    @property
+    def writes_to_stream(self) -> bool:
+        """Take the place of Snakemake's own log."""
+        return True
+
+    @property
+    def writes_to_file(self) -> bool:
+        """Write no file: Snakemake keeps its own under .snakemake/log."""
+        return False
+
+    @property
+    def has_filter(self) -> bool:
+        """Let Snakemake drop what --quiet asks to drop."""
+        return False
+
+    @property
+    def has_formatter(self) -> bool:
+        """Let Snakemake word what is not a job."""
+        return False
+
+    @property
+    def needs_rulegraph(self) -> bool:
+        """Ask for no rule graph."""
+        return False
