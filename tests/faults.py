@@ -1,112 +1,103 @@
-"""The kill campaign: seeded kills of jobs, of Snakemake and of both, over all rules and moments, one after another.
+"""The kill campaign: seeded kills of jobs, of Snakemake and of both, over all rules and moments, each judged alone.
 
-Kills come in chains: a run from nothing is killed, run again with the plain command, killed again further on, and so on
-until it is complete. After every kill each file under a final name must equal the undisturbed run's; at the end all of
-them, with no temporary file left and nothing left to do.
+Before each kill a finished run is copied and one job undone, with all that depends on it. Then the plain command runs
+and is killed. Every file under a final name must equal the undisturbed run's already; the plain command again must
+complete the run: all files equal, no temporary file left, everything recorded, and nothing left to do.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
 import psutil
 
+from fault_jobs import JobFiles, jobs_of, seconds_of, undo
+from fault_record import Kill, append, read
 from stopwise import artifacts
-from workshop import ROOT, Outcome, Workshop
+from workshop import ROOT, Workshop
 
 HOOKS = ROOT / "tests" / "fault_hooks"
 WRITES = ("torn", "before_rename", "after_rename")
 START_UP = 2.0  # seconds that a script spends on imports before its own clock starts
 
 
-@dataclass
-class Kill:
-    """One kill: of whom, in which rule's script, at which moment."""
+def plan(seed: int, rules: Sequence[str], writes: dict[str, int], seconds: dict[str, float]) -> Iterator[Kill]:
+    """Yield kills without end, each rule as often as any other; the same ones for the same seed and rules.
 
-    rule: str
-    moment: str
-    after: float
-    victim: str
-    fired: bool = False
-    unlocked: bool = False
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        when = f"{self.after:.2f} s in" if self.moment == "time" else f"{self.moment} of write {self.after}"
-        return f"{self.victim} in {self.rule}, {when}"
-
-
-@dataclass
-class Chain:
-    """The kills of one run from nothing, and what went wrong."""
-
-    kills: list[Kill]
-    problems: list[str] = field(default_factory=list)
-
-
-def rules_in_order(dry_run: Outcome) -> list[str]:
-    """Return the rules with a script in the order of the pipeline, which is that of a dry run's table."""
-    return [rule for rule in dry_run.jobs() if (ROOT / "workflow" / "scripts" / f"{rule}.py").is_file()]
-
-
-def durations(reference: Workshop) -> dict[str, float]:
-    """Return how long each rule's script took in the reference run, from its artifacts."""
-    longest: dict[str, float] = {}
-    for path in reference.results.rglob("*.parquet"):
-        record = artifacts.read_provenance(path)
-        longest[record["rule"]] = max(longest.get(record["rule"], 0.0), record["volatile"]["seconds"])
-    return longest
-
-
-def outputs_by_rule(reference: Workshop) -> dict[str, list[Path]]:
-    """Return, relative to the results folder, what a run misses so much that it runs each rule again."""
-    found = {
-        # Snakemake asks for a file between two rules only when something downstream is missing too.
-        "prepare_model": [Path("assets/models/pico-llama.json"), Path("test/data/colours/seed0.parquet")],
-        "mlflow_database": [Path("mlflow/database.json"), Path("test/tracking.parquet")],
-    }
-    for path in (reference.results / "test").rglob("*.parquet"):
-        wanted = path.with_suffix(".svg") if path.parent.name == "figures" else path
-        found.setdefault(artifacts.read_provenance(path)["rule"], []).append(wanted.relative_to(reference.results))
-    return found
-
-
-def writes_by_rule(reference: Workshop) -> dict[str, int]:
-    """Return how many files a job of each rule writes, two at most (a figure writes its table, then its pictures)."""
-    jobs: Counter[tuple[str, str]] = Counter()
-    for path in (reference.results / "test").rglob("*.parquet"):
-        record = artifacts.read_provenance(path)
-        jobs[record["rule"], str(record["wildcards"])] += 1 + (path.parent.name == "figures")
-    return {rule: min(2, count) for (rule, _), count in jobs.items()}
-
-
-def plan(
-    rng: Random, count: int, rules: Sequence[str], seconds: dict[str, float], writes: dict[str, int]
-) -> list[Kill]:
-    """Return `count` kills, each rule as often as any other, in the order of the pipeline."""
+    The moment within a script is a share of how long it took in the reference run, which no machine repeats exactly.
+    """
     if not rules:
-        raise ValueError("no rule to kill: the dry run lists no jobs")
-    turns: list[str] = []
-    while len(turns) < count:
-        turns += rng.sample(list(rules), len(rules))
-    kills = []
-    for rule in sorted(turns[:count], key=list(rules).index):
-        moment = rng.choice(["time", *WRITES])
-        victim = rng.choice(["job", "both"] if moment == "torn" else ["job", "snakemake", "both"])
-        after = (
-            rng.uniform(0.1, START_UP + seconds.get(rule, 1.0))
-            if moment == "time"
-            else rng.randrange(writes.get(rule, 1))
-        )
-        kills.append(Kill(rule, moment, round(after, 2), victim))
-    return kills
+        raise ValueError("no rule to kill: the reference run lists no jobs")
+    rng, number = Random(seed), 0
+    while True:
+        for rule in rng.sample(list(rules), len(rules)):
+            moment = rng.choice(["time", *WRITES])
+            victim = rng.choice(["job", "both"] if moment == "torn" else ["job", "snakemake", "both"])
+            share = rng.random()
+            clock = round(0.1 + share * (START_UP + seconds[rule]), 2)
+            after = clock if moment == "time" else int(share * writes[rule])
+            yield Kill(seed, number, rule, moment, after, victim)
+            number += 1
+
+
+class Campaign:
+    """Kills one after another against copies of one undisturbed run."""
+
+    def __init__(self, reference: Workshop, folder: Path, seed: int) -> None:
+        self.reference, self.folder, self.seed = reference, folder, seed
+        self.jobs = jobs_of(reference)
+        self.rules = list(dict.fromkeys(job.rule for job in self.jobs))
+
+    def kills(self) -> Iterator[Kill]:
+        """Yield the planned kills of the seed."""
+        last = {job.rule: job for job in self.jobs}
+        seconds = {rule: seconds_of(self.reference, job) for rule, job in last.items()}
+        return plan(self.seed, self.rules, {rule: len(job.outputs) for rule, job in last.items()}, seconds)
+
+    def run(self, count: int, record: Path | None = None, patience: float = float("inf")) -> list[Kill]:
+        """Kill until `count` kills of this seed were done, those in the record included; return them all.
+
+        No kill is begun after `patience` seconds: the next call with the same record goes on.
+        """
+        deadline = time.monotonic() + patience
+        done = [kill for kill in read(record) if kill.seed == self.seed] if record else []
+        for kill in self.kills():
+            if sum(known.fired for known in done) >= count or time.monotonic() > deadline:
+                break
+            if kill.number in {known.number for known in done}:
+                continue
+            self.judge(kill)
+            done.append(kill)
+            if record:
+                append(record, kill)
+            print(kill.line(), flush=True)
+            assert len(done) <= 2 * count + 5, "the plans miss their moments"
+        return done
+
+    def judge(self, kill: Kill) -> None:
+        """Do one kill and write into it what was wrong; the copy is kept when something was."""
+        copy = self.reference.clone(self.folder / f"seed{kill.seed}-kill{kill.number}")
+        victim = self.victim(kill)
+        kill.undone = undo(copy, self.jobs, victim)
+        began = time.monotonic()
+        kill.problems = strike(copy, kill, self.reference)
+        kill.killed_after, began = round(time.monotonic() - began, 1), time.monotonic()
+        if kill.fired:
+            kill.problems += completed(copy, self.reference)
+            kill.completed_after = round(time.monotonic() - began, 1)
+        if not kill.problems:
+            shutil.rmtree(copy.folder)
+
+    def victim(self, kill: Kill) -> JobFiles:
+        """Return the job that is killed, of those that the rule has."""
+        mine = [job for job in self.jobs if job.rule == kill.rule]
+        return mine[kill.number % len(mine)]
 
 
 def write_order(workshop: Workshop, kill: Kill) -> Path:
@@ -122,23 +113,39 @@ def write_order(workshop: Workshop, kill: Kill) -> Path:
 def strike(workshop: Workshop, kill: Kill, reference: Workshop) -> list[str]:
     """Run the pipeline with one kill planned; return what is wrong afterwards."""
     order = write_order(workshop, kill)
-    fired = order.with_suffix(".fired")
-    targets = [workshop.results / path for path in outputs_by_rule(reference)[kill.rule]]
-    if all(path.exists() for path in targets):  # a run that another kill ended was past this rule: there it is again
-        for path in targets:
-            path.unlink()
-    began = time.monotonic()
     outcome = workshop.run(STOPWISE_FAULT=str(order), PYTHONPATH=str(HOOKS))
-    kill.seconds, kill.fired = round(time.monotonic() - began, 1), fired.exists()
+    kill.fired = order.with_suffix(".fired").exists()
     if not kill.fired:
         return [] if outcome.returncode == 0 else [f"no kill, yet the run failed:\n{outcome.text[-2000:]}"]
-    problems = [] if outcome.returncode else [f"killed {kill}, yet the run ended with 0"]
+    problems = [] if outcome.returncode else ["killed, yet the run ended with 0"]
     if kill.victim != "job":
         unlocked = workshop.run("--unlock")
-        kill.unlocked = True
         if unlocked.returncode:
             problems.append(f"--unlock failed:\n{unlocked.text[-2000:]}")
-    return problems + [f"after the kill of {kill}: {line}" for line in workshop.different(reference, complete=False)]
+    return problems + [f"after the kill: {line}" for line in workshop.different(reference, complete=False)]
+
+
+def completed(workshop: Workshop, reference: Workshop) -> list[str]:
+    """Run the plain command again; return what is not as in the undisturbed run."""
+    again = workshop.run()
+    problems = [] if again.returncode == 0 else [f"the plain rerun failed:\n{again.text[-3000:]}"]
+    wait_for_orphans(workshop)
+    problems += workshop.different(reference, complete=True)
+    problems += [f"{path}: left behind" for path in workshop.temporaries()]
+    if not problems:
+        problems += unrecorded(workshop)
+        rest = workshop.run("--dry-run")
+        problems += [] if "Nothing to be done" in rest.text else [f"something is left to do:\n{rest.text[-2000:]}"]
+    return problems
+
+
+def unrecorded(workshop: Workshop) -> list[str]:
+    """Return what the run did not record in MLflow."""
+    table = workshop.results / "test" / "tracking.parquet"
+    if not table.is_file():
+        return ["the rerun ended with 0 and recorded nothing"]
+    rows = artifacts.read_table(table, "tracking").to_pylist()
+    return [f"{row['artifact']}: not recorded" for row in rows if row["status"] == "pending"]
 
 
 def wait_for_orphans(workshop: Workshop, seconds: float = 60) -> None:
@@ -146,7 +153,7 @@ def wait_for_orphans(workshop: Workshop, seconds: float = 60) -> None:
 
     def alive() -> list[psutil.Process]:
         found = []
-        for process in psutil.process_iter(["cwd", "cmdline", "status"]):
+        for process in psutil.process_iter(["cwd", "status"]):
             known = process.info
             if known["cwd"] == str(workshop.folder) and known["status"] != psutil.STATUS_ZOMBIE:
                 found.append(process)
@@ -155,33 +162,6 @@ def wait_for_orphans(workshop: Workshop, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while alive() and time.monotonic() < deadline:
         time.sleep(0.2)
-
-
-def run_chain(workshop: Workshop, reference: Workshop, kills: list[Kill]) -> Chain:
-    """Kill one run from nothing again and again, let it finish, and compare it with the reference."""
-    chain = Chain(kills)
-    for kill in kills:
-        found = strike(workshop, kill, reference)
-        chain.problems += found
-        print(f"{'killed' if kill.fired else 'missed'}: {kill} ({kill.seconds} s, {len(found)} problems)", flush=True)
-    last = workshop.run()
-    if last.returncode:
-        chain.problems.append(f"the last plain run failed:\n{last.text[-3000:]}")
-    wait_for_orphans(workshop)
-    chain.problems += workshop.different(reference, complete=True)
-    chain.problems += [f"{path}: left behind" for path in workshop.temporaries()]
-    again = workshop.run("--dry-run")
-    if "Nothing to be done" not in again.text:
-        chain.problems.append(f"something is left to do:\n{again.text[-2000:]}")
-    return chain
-
-
-def write_record(path: Path, chains: Sequence[Chain]) -> None:
-    """Write what was done as JSON lines, one kill a line."""
-    with path.open("w", encoding="utf-8") as file:
-        for number, chain in enumerate(chains):
-            for kill in chain.kills:
-                file.write(json.dumps({"chain": number, **asdict(kill)}) + "\n")
 
 
 def asked_for(default: int = 5) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
-from random import Random
 
 import pytest
 
@@ -18,7 +17,6 @@ pytestmark = pytest.mark.faults
 
 SHARD = "test/jacobian/pretrained/colours/seed0/shard0of2.parquet"
 GRAM = "results/test/gram/pretrained/colours/seed0.parquet"
-CHAIN = 20  # kills of one run from nothing
 
 
 @pytest.fixture(scope="session")
@@ -36,33 +34,13 @@ def copy(reference, tmp_path):
 # --- Kills ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(7200)
-def test_a_run_killed_again_and_again_ends_with_the_artifacts_of_an_undisturbed_one(reference, tmp_path):
+@pytest.mark.timeout(14400)
+def test_after_each_kill_the_same_command_ends_with_the_artifacts_of_an_undisturbed_run(reference, tmp_path):
     count, seed = faults.asked_for(), int(os.environ.get("STOPWISE_FAULTS_SEED", "0"))
-    rng = Random(seed)
-    rules = faults.rules_in_order(reference.run("--dry-run", "--forceall"))
-    seconds, writes = faults.durations(reference), faults.writes_by_rule(reference)
-    chains, fired = [], 0
-    while fired < count:
-        kills = faults.plan(rng, min(CHAIN, count - fired), rules, seconds, writes)
-        chains.append(
-            faults.run_chain(Workshop.fresh(tmp_path / f"chain{len(chains)}", reference.folder), reference, kills)
-        )
-        fired += sum(kill.fired for kill in kills)
-        assert len(chains) < 4 + count // 4, "the plans miss their moments"
-    if "STOPWISE_FAULTS_RECORD" in os.environ:
-        faults.write_record(Path(os.environ["STOPWISE_FAULTS_RECORD"]), chains)
-    assert not [problem for chain in chains for problem in chain.problems]
-
-
-def test_after_a_kill_of_snakemake_the_message_says_how_to_go_on(copy):
-    kill = faults.Kill("figure_F1", "before_rename", 0, "both")
-    (copy.results / "test" / "figures" / "F1.svg").unlink()
-    order = faults.write_order(copy, kill)
-    assert copy.run(STOPWISE_FAULT=str(order), PYTHONPATH=str(faults.HOOKS)).returncode != 0
-    blocked = copy.run()
-    assert blocked.returncode != 0
-    assert "--unlock" in blocked.text
+    record = Path(os.environ["STOPWISE_FAULTS_RECORD"]) if "STOPWISE_FAULTS_RECORD" in os.environ else None
+    kills = faults.Campaign(reference, tmp_path, seed).run(count, record)
+    assert sum(kill.fired for kill in kills) >= count
+    assert not [f"{kill.line()}: {problem}" for kill in kills for problem in kill.problems]
 
 
 def test_leftovers_of_other_files_are_left_alone(tmp_path):

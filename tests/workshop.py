@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -42,10 +43,10 @@ class Outcome:
 class Workshop:
     """A folder with the workflow's sources, the results of its runs, and Snakemake's own state."""
 
-    def __init__(self, folder: Path, config: str = "config/test.yaml") -> None:
+    def __init__(self, folder: Path, config: str = "config/test.yaml", cores: int = 4) -> None:
         self.folder = folder
         self.config = config
-        self.cores = 2
+        self.cores = cores  # jobs of the pico run mostly import: two a core keep a machine of two busy
         self.runs = 0
 
     @classmethod
@@ -63,7 +64,7 @@ class Workshop:
     def clone(self, folder: Path) -> Workshop:
         """Copy everything, results and times included, into a new folder."""
         shutil.copytree(self.folder, folder, symlinks=True)
-        return Workshop(folder, self.config)
+        return Workshop(folder, self.config, self.cores)
 
     @property
     def results(self) -> Path:
@@ -71,8 +72,15 @@ class Workshop:
         return self.folder / "results"
 
     def command(self, *options: str) -> list[str]:
-        """Return the command line of a plain run, as the README gives it."""
-        return [sys.executable, "-m", "snakemake", *options, "--cores", str(self.cores), "--configfile", self.config]
+        """Return the command line of a plain run."""
+        return self.as_written("snakemake", *options, "--cores", str(self.cores))
+
+    def as_written(self, line: str, *targets: str) -> list[str]:
+        """Return a command of the README word by word, for these targets (all when none) of the pico configuration."""
+        program, *words = shlex.split(line)
+        if program != "snakemake":
+            raise ValueError(f"{line!r} is not a command of snakemake")
+        return [sys.executable, "-m", program, *targets, *words, "--configfile", self.config]
 
     @property
     def said(self) -> str:
@@ -80,12 +88,16 @@ class Workshop:
         return (self.folder / f"run{self.runs}.log").read_text(encoding="utf-8", errors="replace")
 
     def start(self, *options: str, **environment: str) -> subprocess.Popen:
+        """Start a plain run."""
+        return self.launch(self.command(*options), **environment)
+
+    def launch(self, command: list[str], **environment: str) -> subprocess.Popen:
         """Start Snakemake as the leader of a session of its own; what it says goes to a file, which never blocks it."""
         known = {k: v for k, v in os.environ.items() if k not in {"STOPWISE_FAULT", "PYTHONPATH", "OMP_NUM_THREADS"}}
         self.runs += 1
         with (self.folder / f"run{self.runs}.log").open("wb") as log:
             return subprocess.Popen(
-                self.command(*options),
+                command,
                 cwd=self.folder,
                 env=known | {"PYTHONDONTWRITEBYTECODE": "1"} | environment,
                 stdin=subprocess.DEVNULL,
@@ -108,6 +120,10 @@ class Workshop:
     def run(self, *options: str, timeout: float = 600, **environment: str) -> Outcome:
         """Run Snakemake to its end."""
         return self.finish(self.start(*options, **environment), timeout)
+
+    def follow(self, line: str, *targets: str, **environment: str) -> Outcome:
+        """Run a command of the README to its end."""
+        return self.finish(self.launch(self.as_written(line, *targets), **environment))
 
     def artifacts(self) -> list[Path]:
         """Return every stable result of a run, relative to the results folder."""

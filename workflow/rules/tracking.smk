@@ -28,7 +28,7 @@ rule mlflow_database:
 rule track:
     input:
         artifacts=RECORDED,
-        database=ancient("results/mlflow/database.json") if config["mlflow"]["tracking_uri"] is None else [],
+        database="results/mlflow/database.json" if config["mlflow"]["tracking_uri"] is None else [],
         code=library("track"),
     output:
         f"{RESULTS}/tracking.parquet",
