@@ -177,6 +177,15 @@ def test_a_changed_prompt_reruns_its_task_and_nothing_of_the_other(copy):
     assert not {"prepare_model", "mlflow_database"} & set(jobs)
 
 
+def test_a_changed_formula_of_the_kernel_reruns_the_shards_and_what_follows_from_them(copy):
+    with (copy.folder / "workflow" / "stopwise" / "layer_formulas.py").open("a", encoding="utf-8") as file:
+        file.write("\n# an edited formula\n")
+    jobs = rerun(copy)
+    assert jobs["jacobian"] == 4
+    assert set(jobs) >= {"gram", *NUMBERS}
+    assert not {"data", "prepare_model", "mlflow_database"} & set(jobs)
+
+
 def test_another_version_of_a_package_reruns_the_rules_whose_numbers_come_from_it(copy):
     record = copy.folder / "newer" / "scipy-99.0.dist-info" / "METADATA"
     record.parent.mkdir(parents=True)
