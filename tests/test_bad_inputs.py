@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from bad_inputs import CONFIG, ROOT, all_cases, configured, document, message_of, schema_keys
+from stopwise import sources
+from stopwise.wheel_formats import TEXT_FORMATS
 from workshop import Workshop
 
 PAGE = ROOT / "docs" / "bad-inputs.md"
@@ -34,6 +36,13 @@ def test_a_bad_input_is_refused_with_one_clear_message(case, tmp_path):
 def test_every_config_key_has_a_bad_value():
     covered = {key for key, _, _ in CONFIG}
     assert schema_keys() <= covered, sorted(schema_keys() - covered)
+
+
+def test_every_reader_has_a_bad_input():
+    readers = {*sources.KINDS} - {"hub", "package"} | {f"wheel: {form}" for form in (*TEXT_FORMATS, "topics")}
+    readers |= {"hub data", "hub model", "wheel", "model", "artifact", "shards", "task vector", "checkpoint", "record"}
+    met = {case.reader for case in CASES}
+    assert readers <= met, sorted(readers - met)
 
 
 def test_a_message_about_a_config_key_names_it(tmp_path):
