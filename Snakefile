@@ -21,6 +21,7 @@ include: "workflow/rules/spectrum.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/arithmetic.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/claims.smk"
 include: "workflow/rules/tracking.smk"
 include: "workflow/rules/theory.smk"
 include: "workflow/rules/benchmark.smk"
@@ -32,5 +33,7 @@ rule all:
         artifact_paths(),
         figure_paths(),
         f"{RESULTS}/summary.md",
+        f"{RESULTS}/claims.md",
+        f"{RESULTS}/index.html",
         f"{RESULTS}/tracking.parquet",
     localrule: True

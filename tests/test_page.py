@@ -16,7 +16,9 @@ import pyarrow as pa
 import pytest
 
 import made_up_tables as made_up
-from stopwise import plots
+from pipeline import snakemake
+from stopwise import artifacts, claims, plots
+from stopwise.claim_tests import CLAIMS
 from stopwise.plots import interactive, page, style
 
 EVIL = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"> & $x$ \"quoted\""
@@ -254,4 +256,62 @@ def test_a_choice_without_data_says_so_and_the_next_one_is_drawn_again(browser, 
     )
     browser.wait("return document.querySelectorAll('#F2 .plot .scatterlayer .trace').length > 3")
     assert "no data" not in browser.run("return document.querySelector('#F2 .plot').textContent")
+    assert browser.console() == []
+
+
+def test_verdicts_are_a_table_and_their_texts_are_texts():
+    rows = claims.judged(CLAIMS, claims.Evidence())
+    rows[0] |= {"statement": EVIL, "value": 1.5, "low": 1.0, "high": 2.0, "verdict": claims.HELD}
+    text = page.render("demo", {}, claims=artifacts.table_of(rows, "claims"))
+    assert html.escape(EVIL) in text
+    assert EVIL not in text
+    assert "1.5 [1, 2]" in text
+    assert text.count("not tested") == len(CLAIMS) - 1
+    assert '<a href="#claims">' in text
+    assert "not tested" not in page.render("demo", {}, claims=artifacts.schema("claims").empty_table())
+
+
+@pytest.mark.browser
+@pytest.mark.pipeline
+def test_the_page_of_the_pipeline_works_in_chromium_and_asks_for_nothing(browser, finished_pipeline):
+    folder = finished_pipeline[0] / "results/test"
+    browser.post("/url", {"url": (folder / "index.html").as_uri()})
+    browser.wait("return document.body.dataset.ready === 'yes'")
+    browser.wait("return document.querySelectorAll('.plot.js-plotly-plot .scatterlayer .trace').length > 5")
+    assert browser.console() == []
+    assert browser.run("return document.title") == "stopwise: test"
+    shown = browser.run("return [...document.querySelectorAll('section')].map(e => e.id)")
+    drawn = sorted(path.stem for path in (folder / "figures").glob("*.svg"))
+    assert sorted(shown) == sorted([*drawn, "claims"])
+    pictures = browser.run("return [...document.images].map(e => e.complete && e.naturalWidth > 100)")
+    assert pictures
+    assert all(pictures)
+    text = browser.run("return document.querySelector('#claims').textContent")
+    assert "A few epochs of fine-tuning suffice" in text
+    # choosing another task draws its curves
+    losses = "return JSON.stringify(document.querySelector('#F2 .plot').data.map(t => t.y))"
+    before = browser.run(losses)
+    browser.run(
+        "const s = [...document.querySelectorAll('#F2 select')].find(e => e.options.length > 1);"
+        "s.selectedIndex = (s.selectedIndex + 1) % s.options.length; s.dispatchEvent(new Event('change'))"
+    )
+    browser.wait(f"return ({losses.removeprefix('return ')}) !== {json.dumps(before)}")
+    assert browser.run("return performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:'))") == []
+    assert browser.console() == []
+
+
+@pytest.mark.browser
+@pytest.mark.pipeline
+def test_the_report_of_the_pipeline_works_in_chromium(browser, finished_pipeline, tmp_path):
+    copy = tmp_path / "checkout"
+    shutil.copytree(finished_pipeline[0], copy, symlinks=True)
+    run = snakemake(copy, "--report", "report.html")
+    assert run.code == 0, run.output[-3000:]
+    browser.post("/url", {"url": (copy / "report.html").as_uri()})
+    browser.wait("return document.body.textContent.includes('Task arithmetic')")
+    assert "stopwise" in browser.run("return document.body.textContent")
+    # a click on a category opens the list of its figures
+    click = "[...document.querySelectorAll('a, li, button, div')].filter(e => e.textContent.trim() === 'Kernel').pop()"
+    browser.run(f"{click}.click()")
+    browser.wait("return document.body.textContent.includes('eigenvalue decay')")
     assert browser.console() == []

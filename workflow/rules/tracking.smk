@@ -3,7 +3,7 @@
 
 from stopwise.tracking import next_attempt
 
-SUMMARY = [f"{RESULTS}/summary.parquet", f"{RESULTS}/summary.md"]
+SUMMARY = [f"{RESULTS}/{name}.{kind}" for name in ("summary", "claims") for kind in ("parquet", "md")]
 RECORDED = [*artifact_paths(), *figure_tables(), *figure_paths(), *SUMMARY]
 VECTORS = [path for n in config["sizes"] for path in each(f"finetune/{{start}}/{{task}}/seed{{seed}}/n{n}.safetensors")]
 

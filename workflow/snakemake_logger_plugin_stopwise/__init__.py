@@ -16,6 +16,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from stopwise.progress import CLOCK, Progress, earlier_times
 
 # Snakemake's own lines that the lines here replace, or that tell a person nothing.
+CHATTER = ("Select jobs to execute...", "None", "")
 SILENT = (LogEvent.PROGRESS, LogEvent.RESOURCES_INFO, LogEvent.JOB_STARTED)
 
 
@@ -42,7 +43,7 @@ class LogHandler(LogHandlerBase):
             if event == LogEvent.JOB_ERROR:
                 self._say(self.progress.fail(record.jobid))
             text = self.format(record)
-            if text and text != "None":
+            if text not in CHATTER:
                 self._write(text)
 
     def _look_back(self, record: LogRecord) -> None:

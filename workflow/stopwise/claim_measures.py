@@ -158,6 +158,33 @@ def linearity(evidence: Evidence) -> Measured:
     return Measured(_runs(found))
 
 
+def guarantee(evidence: Evidence) -> Measured:
+    """Largest training loss over its guarantee, over all steps of all runs from the pretrained start."""
+    loss, promised = (
+        {_point(r): r[c] for r in _of(evidence, q)} for q, c in (("loss", "measured"), ("guarantee", "predicted"))
+    )
+    shares = [loss[key] / promised[key] for key in promised if loss.get(key) is not None and promised[key]]
+    if not shares:
+        return Measured()
+    return Measured(given=(max(shares),) * 3, count=len(shares), over="steps, the largest")
+
+
+def drift(evidence: Evidence) -> Measured:
+    """Relative change of the whole kernel at the last step at which it was computed."""
+    found = {}
+    for key, rows in at_largest(row for row in _of(evidence, "drift") if row["layer"] is None).items():
+        found[key] = max(rows, key=lambda row: row["step"])["measured"]
+    return Measured(_runs(found))
+
+
+def _of(evidence: Evidence, quantity: str) -> list[Row]:
+    return [row for row in evidence.training if row["quantity"] == quantity and row["start"] == "pretrained"]
+
+
+def _point(row: Row) -> tuple:
+    return row["task"], int(row["seed"]), row["n"], row["step"]
+
+
 def bound(evidence: Evidence) -> Measured:
     """Largest estimated risk (test loss minus the estimated noise) over its bound, at the worst-case rule's stops."""
     said = {(*key, row["n"]): row for key, rows in _by_run(evidence.stoppings).items() for row in rows if _worst(row)}
@@ -165,14 +192,18 @@ def bound(evidence: Evidence) -> Measured:
     shares = [
         (lost[key]["loss"] - row["sigma"] ** 2) / row["bound"]
         for key, row in said.items()
-        if row["bound"] and row["sigma"] is not None and key in lost and lost[key]["loss"] is not None
+        if key in lost and _finite(row["bound"], row["sigma"], lost[key]["loss"]) and row["bound"] > 0
     ]
     silent = len(said) - len(shares)
     note = f"In {silent} of {len(said)} runs the rule gave no answer (see its flags)." if silent else ""
     if not shares:
-        return Measured()
+        return Measured(note=note)
     note = f"The shares lie between {min(shares):.2g} and {max(shares):.2g}. {note}".strip()
     return Measured(given=(max(shares),) * 3, count=len(shares), over="runs, the largest", note=note)
+
+
+def _finite(*values: float | None) -> bool:
+    return all(value is not None and math.isfinite(value) for value in values)
 
 
 def _worst(row: Row) -> bool:
@@ -206,11 +237,8 @@ def prediction_error(quantity: str) -> Any:
     """Return the measure of |measured - predicted| over the pairs of tasks."""
 
     def measure(evidence: Evidence) -> Measured:
-        rows = [
-            r
-            for r in evidence.pairs
-            if r["quantity"] == quantity and r["predicted"] is not None and r["measured"] is not None
-        ]
+        own = [r for r in evidence.pairs if r["quantity"] == quantity and None not in (r["predicted"], r["measured"])]
+        rows = [r for r in own if not r.get("outside_theory")]  # those were fitted to what training gave
         runs = [(f"{r['task_a']}|{r['task_b']}", int(r["seed"]), abs(r["measured"] - r["predicted"])) for r in rows]
         rank = rank_correlation([r["predicted"] for r in rows], [r["measured"] for r in rows])
         note = f"Rank correlation of predicted and measured: {rank:.2f}." if math.isfinite(rank) else ""

@@ -26,8 +26,8 @@ class Evidence:
     """What a run measured, as rows of its artifacts; every list may be empty.
 
     Rows carry start, task, seed and n where their artifact has them. ``ridge``: rows of ``ridge_rows``; ``slopes``: of
-    F4; ``pairs``: of F7; ``arithmetic``: of F8 (chosen or not); ``rates`` and ``study``: of F10 and F5. ``batch_size``
-    None means full batches.
+    F4; ``training``: of F6; ``pairs``: of F7; ``arithmetic``: of F8 (chosen or not); ``rates`` and ``study``: of F10
+    and F5. ``batch_size`` None means full batches.
     """
 
     trajectories: list[Row] = field(default_factory=list)
@@ -36,6 +36,7 @@ class Evidence:
     decays: list[Row] = field(default_factory=list)
     ridge: list[Row] = field(default_factory=list)
     slopes: list[Row] = field(default_factory=list)
+    training: list[Row] = field(default_factory=list)
     pairs: list[Row] = field(default_factory=list)
     arithmetic: list[Row] = field(default_factory=list)
     rates: list[Row] = field(default_factory=list)
@@ -143,10 +144,10 @@ def judged(claims: Iterable[Claim], evidence: Evidence) -> list[dict[str, Any]]:
 def criterion(claim: Claim) -> str:
     """Return the range of a claim in words."""
     if math.isinf(claim.low):
-        return f"at most {claim.high:g}"
+        return f"at most {claim.high:.3g}"
     if math.isinf(claim.high):
-        return f"at least {claim.low:g}"
-    return f"from {claim.low:g} to {claim.high:g}"
+        return f"at least {claim.low:.3g}"
+    return f"from {claim.low:.3g} to {claim.high:.3g}"
 
 
 def _finite(value: float) -> float | None:
@@ -158,7 +159,8 @@ def measurement(row: Row) -> str:
     if row["value"] is None:
         return "–"
     ends = "no interval" if row["low"] is None else f"{row['low']:.3g}, {row['high']:.3g}"
-    return f"{row['value']:.3g} [{ends}], {row['count']} {row['over']}"
+    over = row["over"].removesuffix("s") if row["count"] == 1 else row["over"]
+    return f"{row['value']:.3g} [{ends}], {row['count']} {over}"
 
 
 def markdown(name: str, facts: Mapping[str, str], rows: Sequence[Row]) -> str:

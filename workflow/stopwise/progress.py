@@ -100,6 +100,6 @@ class Progress:
             return f"{text}, all in {duration(self.clock() - self.began)}"
         seconds, known = self.left()
         running = f", {len(self.running)} running" if self.running else ""
-        if seconds == 0:
+        if seconds < 0.5:
             return f"{text}{running}"
         return f"{text}{running}, {'about' if known else 'at least'} {duration(seconds)} left"

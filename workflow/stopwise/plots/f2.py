@@ -73,8 +73,9 @@ def over_seeds(data: pd.DataFrame) -> pd.DataFrame:
     empty when that is after the last measured step.
     """
     run, curve = ["start", "task", "n"], ["kind", "split", "step"]
-    measured = data[data["kind"] != "rule"]
+    measured = data[(data["kind"] != "rule") & np.isfinite(data["loss"])]
     means = measured.groupby([*run, *curve])["loss"].agg(["mean", "min", "max", "count"]).reset_index()
+    # From where a seed's run ended, the mean would jump to that of the others.
     means = means[means["count"] == means.groupby([*run, "kind", "split"])["count"].transform("max")]
     means = means.rename(columns={"mean": "loss", "min": "low", "max": "high"}).drop(columns="count")
     rules = data[data["kind"] == "rule"].groupby([*run, "rule"])["step"].median().reset_index()
@@ -137,6 +138,8 @@ def _marks(ax: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> None:
         beyond = one["step"] > last_step or not np.isfinite(one["loss"])
         y = last_loss if beyond else one["loss"]
         place = (ax.transScale.transform((one["at"], y)) - low) / (high - low)
+        if not -0.1 < place[1] < 1.1:  # a loss that is no number on this axis; the mark would hang outside the panel
+            continue
         height = height + 1 if abs(place[0] - last_x) < 0.05 else 0
         last_x = last_x if height else place[0]
         upward = place[1] < 0.55

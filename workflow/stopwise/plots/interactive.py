@@ -161,6 +161,7 @@ def _run(rows: pd.DataFrame, label: str, value: str, looks: dict[str, style.Look
             name = split if kind == "measured" else f"{split}, linearised"
             traces.append(curve(name, one["step"], one[value], style.SPLITS[split], **more))
     test = rows[(rows["kind"] == "measured") & (rows["split"] == "test")].dropna(subset=[value])
+    marks: dict[float, int] = {}  # how many rules stop at a step: each further one is drawn smaller, inside the last
     for rule in ordered(rows["rule"], style.RULES) if not test.empty else []:
         one = rows[rows["rule"] == rule].iloc[0]
         if not math.isfinite(one["step"]):
@@ -169,7 +170,12 @@ def _run(rows: pd.DataFrame, label: str, value: str, looks: dict[str, style.Look
         beyond = one["step"] > last["step"] or not math.isfinite(one[value])
         at, y = (last["step"], last[value]) if beyond else (one["step"], one[value])
         open_mark = {"symbol": SYMBOLS[looks[rule].marker] + "-open"} if beyond else {}
-        marker = {"size": 12, "line": {"width": 1, "color": "black"}, "color": looks[rule].color}
+        marks[at] = marks.get(at, 0) + 1
+        marker = {
+            "size": max(6, 21 - 4 * marks[at]),
+            "line": {"width": 1, "color": "black"},
+            "color": looks[rule].color,
+        }
         marker |= {"symbol": SYMBOLS[looks[rule].marker], **open_mark}
         more = {"mode": "markers", "marker": marker, "hovertemplate": f"%{{y:.4g}} at step {one['step']:.0f}"}
         traces.append(curve(rule.replace("_", " "), [at], [y], looks[rule], **more))

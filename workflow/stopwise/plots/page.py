@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 from plotly.offline import get_plotlyjs
 
+from stopwise.claims import measurement
 from stopwise.plots import style
 from stopwise.plots.interactive import INTERACTIVE, Section
 from stopwise.plots.page_parts import POLICY, SCRIPT, STYLE
@@ -119,6 +120,16 @@ def _stops(data: pd.DataFrame) -> str:
     return table(["task", "start", "n", "rule", "step", "test loss", "relative regret"], lines, "Where the rules stop")
 
 
+def verdicts(claims: pa.Table) -> str:
+    """Section with the paper's claims: what was measured, the criterion and the verdict (a `claims` artifact)."""
+    rows = claims.to_pylist()
+    lines = [[r["statement"], measurement(r), r["criterion"], r["verdict"]] for r in rows]
+    words = "Criteria are fixed in the code, whatever a run finds. Brackets hold 95 % intervals."
+    header = ["claim", "measured", "held if", "verdict"]
+    made = table(header, lines, "The claims of the paper, tested by this run") if rows else ""
+    return f'<section id="claims"><h2>The paper\'s claims</h2><p>{words}</p>{made}</section>'
+
+
 def table(header: list[str], rows: list[list[str]], caption: str) -> str:
     """HTML table of texts."""
     head = "".join(f'<th scope="col">{_text(name)}</th>' for name in header)
@@ -165,12 +176,14 @@ def render(
     summary: pa.Table | None = None,
     images: Mapping[str, bytes] | None = None,
     facts: Mapping[str, str] | None = None,
+    claims: pa.Table | None = None,
 ) -> str:
     """Make the page of a run, as HTML text.
 
     `tables` holds the tables of figures by id (those with an interactive version are drawn: F1, F2, F3, F8), `summary`
     the headline numbers (columns `SUMMARY`), `images` the SVG bytes of further figures, `facts` what to tell about the
-    run (model, versions, ...). ValueError when a table lacks a column. About 5 MB, most of it plotly.js.
+    run (model, seeds, ...), `claims` its `claims` artifact. ValueError when a table lacks a column. About 5 MB, most of
+    it plotly.js.
     """
     sections = {key: INTERACTIVE[key](tables[key]) for key in INTERACTIVE if key in tables}
     pictures = {key: svg for key, svg in (images or {}).items() if key not in sections}
@@ -181,6 +194,8 @@ def render(
             parts[key] = f'<section id="{key}">{_heading(key)}{_selectors(key, sections[key])}{plot}</section>'
         elif key in pictures:
             parts[key] = _image(key, pictures[key])
+    if claims is not None:
+        parts["claims"] = verdicts(claims)
     links = "".join(f'<a href="#{key}">{key}</a>' for key in parts)
     known = "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in (facts or {}).items())
     data = _embedded({key: section.figures for key, section in sections.items()})
