@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help env demo report test test-slurm test-faults lint format ui lock clean
+.PHONY: help env demo report dag test test-slurm test-faults lint format ui lock clean
 
 help:            ## Say what there is
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
@@ -20,15 +20,19 @@ $(READY): requirements.lock pyproject.toml
 	touch $(READY)
 
 demo: env        ## Fetch the model and the data, run config.yaml, draw the figures, write the report
-	snakemake --cores all
+	snakemake --cores all --logger stopwise
 	snakemake --cores all --report results/demo/report.html
 	@cat results/demo/summary.md
 	@echo
 	@echo "figures: results/demo/figures/*.svg and *.png    tables: results/demo/**/*.parquet"
+	@echo "page:    results/demo/index.html                 claims: results/demo/claims.md"
 	@echo "report:  results/demo/report.html                records: make ui"
 
 report:          ## Write the HTML report of the last run of config.yaml
 	snakemake --cores 1 --report results/demo/report.html
+
+dag: env         ## Draw the README's picture of the workflow anew
+	snakemake --rulegraph dot --configfile config/test.yaml | python -m stopwise.rule_graph README.md
 
 test: env        ## Run the whole test suite (but the real Slurm and the long fault campaign: the next two)
 	python -m pytest -m "not slurm and not faults"
