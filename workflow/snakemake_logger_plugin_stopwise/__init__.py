@@ -30,25 +30,25 @@ class LogHandler(LogHandlerBase):
 
     def emit(self, record: LogRecord) -> None:
         """Write one record."""
-        event = getattr(record, "event", None)
+        event, found = getattr(record, "event", None), vars(record)  # Snakemake's fields are attributes of the record
         if event == LogEvent.JOB_INFO and not self.dry:
-            self._look_back(record)
-            message = (record.rule_msg or record.rule_name).strip()
-            self._say(self.progress.start(record.jobid, record.rule_name, message))
+            self._look_back(found.get("benchmark"))
+            message = (found["rule_msg"] or found["rule_name"]).strip()
+            self._say(self.progress.start(found["jobid"], found["rule_name"], message))
         elif event == LogEvent.JOB_FINISHED:
-            self._say(self.progress.finish(record.job_id))
+            self._say(self.progress.finish(found["job_id"]))
         elif event not in SILENT:
             if event == LogEvent.RUN_INFO:
-                self.progress.plan(record.stats)
+                self.progress.plan(found["stats"])
             if event == LogEvent.JOB_ERROR:
-                self._say(self.progress.fail(record.jobid))
+                self._say(self.progress.fail(found["jobid"]))
             text = self.format(record)
             if text not in CHATTER:
                 self._write(text)
 
-    def _look_back(self, record: LogRecord) -> None:
+    def _look_back(self, benchmark: object) -> None:
         """Read how long jobs took earlier in the same run's folder, once."""
-        parts = Path(str(record.benchmark or "")).parts
+        parts = Path(str(benchmark or "")).parts
         if "benchmarks" in parts and not self.progress.earlier:
             self.progress.earlier = earlier_times(Path(*parts[: parts.index("benchmarks") + 1]))
 

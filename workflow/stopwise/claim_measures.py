@@ -38,7 +38,7 @@ def ridge_rows(
     held_out = len(sample.labels("validation"))
     f0, cross = leading.outputs_new[held_out:], leading.new[held_out * leading.columns :]
     times = [float(eta) for eta in etas if eta > 0]
-    fitted = kernel_regression(spec, residual, cross, 1 / np.array(times)) if times else []
+    fitted = kernel_regression(spec, residual, cross, 1 / np.array(times)) if times else np.empty((0, len(cross)))
     offset = residual.mean(axis=0) if intercept == "fitted" else 0.0
     y = sample.targets("test", coding, target_scale)
     rows = [{"n": n, "eta": 0.0, "loss": squared_loss(f0 + offset, y)}]

@@ -97,7 +97,7 @@ def _curves(ax: Axes, rows: pd.DataFrame) -> None:
         dashed = {"linestyle": (0, (3, 1.5)), "linewidth": 0.9} if kind == "linearised" else {"linewidth": 1.2}
         ax.plot(one["step"], one["loss"], color=style.SPLITS[split].color, **dashed)
         if kind == "measured" and (one["high"] > one["low"]).any():
-            band = {"color": style.SPLITS[split].color, "alpha": 0.15, "linewidth": 0}
+            band: dict[str, Any] = {"color": style.SPLITS[split].color, "alpha": 0.15, "linewidth": 0}
             ax.fill_between(one["step"], one["low"], one["high"], **band)
 
 
