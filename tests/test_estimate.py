@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernel_reference import pico, prompts
-from stopwise.estimate import DEVICES, cost_table, count, estimate, gpt_neo_1_3b, measure_device, skeleton
+from stopwise.estimate import DEVICES, cost_table, cost_text, count, estimate, gpt_neo_1_3b, measure_device, skeleton
 from stopwise.forward import class_outputs
 from stopwise.parameters import select_parameters
 
@@ -54,3 +56,7 @@ def test_this_machine_is_measured():
     assert device.measured
     assert min(device.passes, device.forming, device.products) > 1e8
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_the_readme_prints_the_cost_table_as_it_is():
+    assert cost_text() in Path("README.md").read_text(encoding="utf-8")

@@ -197,6 +197,23 @@ def cost_table(
     return [estimate(model, n, shards=count, device=DEVICES[device]) for count in shards for n in sizes]
 
 
+def cost_text(sizes: Sequence[int] = (100, 1_000, 10_000), device: str = "a100-80gb", shards: int = 8) -> str:
+    """Return the README's table of ``cost_table`` as Markdown, a row per n; memory is the model's and the kernel's."""
+    one, many = (cost_table(sizes, device, (count,)) for count in (1, shards))
+    text = [f"| n | one {DEVICES[device].name} | {shards} of them | a stored Jacobian |", "|---|---|---|---|"]
+    for alone, shared in zip(one, many, strict=True):
+        text.append(
+            f"| {alone['n']:,} | {_duration(alone['seconds'])}, {alone['model_gb'] + alone['peak_gb']:.0f} GB |"
+            f" {_duration(shared['seconds'])}, {shared['model_gb'] + shared['peak_gb']:.0f} GB each |"
+            f" {alone['stored_jacobian_gb']:,.0f} GB |"
+        )
+    return "\n".join(text) + "\n"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
 @functools.cache
 def measure_device(device: str = "cpu") -> Device:
     """Measure this machine's float32 speeds: about a second, once a process."""
