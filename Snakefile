@@ -19,12 +19,15 @@ include: "workflow/rules/jacobian.smk"
 include: "workflow/rules/gram.smk"
 include: "workflow/rules/spectrum.smk"
 include: "workflow/rules/finetune.smk"
+include: "workflow/rules/drift.smk"
+include: "workflow/rules/joint.smk"
 include: "workflow/rules/arithmetic.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/claims.smk"
 include: "workflow/rules/tracking.smk"
 include: "workflow/rules/theory.smk"
 include: "workflow/rules/benchmark.smk"
+include: "workflow/rules/record.smk"
 
 
 rule all:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stopwise.config import ConfigError, config_digest, schema, validated
+from stopwise.config import ConfigError, config_digest, schema, start_tasks, validated
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [ROOT / "config.yaml", *sorted((ROOT / "config").glob("*.yaml"))]
@@ -82,3 +82,16 @@ def test_the_digest_follows_the_content_only():
     first, second = validated(MINIMAL), validated(dict(reversed(list(MINIMAL.items()))))
     assert config_digest(first) == config_digest(second)
     assert config_digest(first) != config_digest(validated({**MINIMAL, "seeds": [1]}))
+
+
+@pytest.mark.parametrize(
+    ("starts", "expected"),
+    [
+        (["pretrained", "random"], {"pretrained": ["movie", "spam"], "random": ["movie", "spam"]}),
+        ({"pretrained": "all", "random": ["spam"]}, {"pretrained": ["movie", "spam"], "random": ["spam"]}),
+        ({"pretrained": ["spam", "movie"]}, {"pretrained": ["movie", "spam"]}),
+    ],
+)
+def test_starts_are_a_list_or_say_which_tasks(starts, expected):
+    config = validated({**MINIMAL, "tasks": {"movie": {}, "spam": {}}, "starts": starts})
+    assert start_tasks(config) == expected

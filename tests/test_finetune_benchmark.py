@@ -2,7 +2,9 @@
 
 import pytest
 
+from stopwise import artifacts
 from stopwise.pico import pico_model
+from stopwise.plots import benchmark
 from stopwise.training_benchmark import against_stock_trainer, merging_memory
 from training_reference import made_up_batch, same_weights, weights
 
@@ -25,3 +27,15 @@ def test_merging_two_vectors_needs_less_memory_than_twice_one(tmp_path):
     assert row["vector_gb"] == pytest.approx(0.048)
     assert row["ratio"] < 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_says_how_many_times_the_stock_trainer():
+    facts = {"threads": 2, "batch_size": 16, "tokens": 24.4, "difference": 1.2e-6}
+    rows = [
+        {**facts, "method": "stopwise", "examples_per_second": 9.25, "ratio": 1.85},
+        {**facts, "method": "transformers", "examples_per_second": 5.0, "ratio": 1.0},
+    ]
+    text = "\n".join(benchmark._training([artifacts.table_of(rows, "benchmark_training")]))
+    assert "16 examples of 24 tokens" in text
+    assert "| 2 | stopwise | 9.2 | 1.85 | 1.2e-06 |" in text
+    assert "| 2 | stock transformers Trainer | 5.0 | 1.00 | 1.2e-06 |" in text

@@ -337,6 +337,22 @@ def test_f6_keeps_measured_and_predicted_apart():
     assert [ax.get_title() for ax in alone.axes] == ["training loss", "distance from start"]
 
 
+def test_f6_draws_the_guarantee_and_names_a_smaller_n():
+    trajectories, directions, drifts = made_up.upstream("F6", **SMALL)
+    guarantees = [
+        (w, one.select(["n", "step"]).append_column("guarantee", one["train_loss"])) for w, one in trajectories
+    ]
+    fewer = [(w, one.set_column(one.column_names.index("n"), "n", pa.array([8] * len(one)))) for w, one in drifts]
+    plain = plots.figure("F6").draw(plots.figure("F6").table(trajectories, directions, fewer))
+    bound = plots.figure("F6").draw(plots.figure("F6").table(trajectories, directions, fewer, guarantees))
+    panel = [ax.get_title() for ax in plain.axes].index("training loss")
+    assert len(bound.axes[panel].lines) == len(plain.axes[panel].lines) + 1
+    assert "guarantee" in [text.get_text() for text in bound.legends[0].get_texts()]
+    drift = [ax.get_title() for ax in plain.axes].index("kernel drift")
+    assert [text.get_text() for text in plain.axes[drift].texts] == ["n = 8"]
+    assert not plain.axes[panel].texts
+
+
 @pytest.mark.parametrize(
     ("layer", "expected"),
     [

@@ -3,11 +3,11 @@
 
 rule arithmetic:
     input:
-        data=expand(f"{RESULTS}/data/{{task}}/seed{{{{seed}}}}.parquet", task=TASKS),
-        index=expand(f"{RESULTS}/finetune/pretrained/{{task}}/seed{{{{seed}}}}/vector_index.parquet", task=TASKS),
+        data=expand(f"{RESULTS}/data/{{task}}/seed{{{{seed}}}}.parquet", task=MERGED),
+        index=expand(f"{RESULTS}/finetune/pretrained/{{task}}/seed{{{{seed}}}}/vector_index.parquet", task=MERGED),
         vectors=expand(
             f"{RESULTS}/finetune/pretrained/{{task}}/seed{{{{seed}}}}/n{{n}}.safetensors",
-            task=TASKS,
+            task=MERGED,
             n=config["arithmetic"]["size"],
         ),
         model=model_stamp(),
@@ -26,7 +26,7 @@ rule arithmetic:
         runtime=240,
         gpu=gpus_per_job(),
     params:
-        tasks=TASKS,
+        tasks=MERGED,
         model=config["model"],
         outputs=config["kernel"]["outputs"],
         target_scale=config["stopping"]["target_scale"],

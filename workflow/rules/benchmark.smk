@@ -1,12 +1,14 @@
-# Measurements of the kernel engine on this machine: `snakemake --cores 2 benchmark`. Nothing else should run meanwhile.
+# Measurements of the kernel engine and of training on this machine: `snakemake --cores 2 benchmark`. Nothing else should run meanwhile.
 # Threads are all of `--cores` up to 16; `workflow.cores` itself does not exist under a cluster executor.
 
 BENCHMARK = "results/benchmark"
 LARGE_SHARDS = 4
+TRAINING_THREADS = (1, 2)
 
 
 wildcard_constraints:
     part="floor|peers|errors",
+    used=r"\d+",
 
 
 rule benchmark_part:
@@ -34,6 +36,38 @@ rule benchmark_part:
         "Benchmark: {wildcards.part}"
     script:
         "../scripts/benchmark_part.py"
+
+
+# It takes all cores, so that nothing of this run disturbs it, and uses as many threads as its name says.
+rule benchmark_training:
+    input:
+        data=f"{RESULTS}/data/{TASKS[0]}/seed{config['seeds'][0]}.parquet",
+        model=model_stamp(),
+        code=library("benchmark_training", "models"),
+    output:
+        f"{BENCHMARK}/training/threads{{used}}.parquet",
+    log:
+        f"{BENCHMARK}/logs/training-threads{{used}}.log",
+    benchmark:
+        f"{BENCHMARK}/logs/training-threads{{used}}.benchmark.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 16
+    resources:
+        mem_mb=8000,
+        runtime=30,
+        gpu=gpus_per_job(),
+    params:
+        model=config["model"],
+        device=config["device"],
+        parameters=config["kernel"]["parameters"],
+        batch_size=16,
+        steps=4,
+        packages=installed("torch", "transformers"),
+    message:
+        "Benchmark: training steps beside the stock Trainer, {wildcards.used} thread(s)"
+    script:
+        "../scripts/benchmark_training.py"
 
 
 rule benchmark_large:
@@ -93,6 +127,7 @@ rule benchmark:
         peers=f"{BENCHMARK}/peers.parquet",
         errors=f"{BENCHMARK}/errors.parquet",
         large=expand(f"{BENCHMARK}/large/shard{{k}}of{{n}}.parquet", k=range(LARGE_SHARDS), n=LARGE_SHARDS),
+        training=expand(f"{BENCHMARK}/training/threads{{used}}.parquet", used=TRAINING_THREADS),
         code=library("benchmark", "plots.benchmark"),
     output:
         text=f"{BENCHMARK}/benchmark.md",

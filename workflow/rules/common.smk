@@ -13,7 +13,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
 from stopwise.assets import wheels_needed
-from stopwise.config import ConfigError, config_digest, validated
+from stopwise.config import ConfigError, config_digest, start_tasks, validated
 
 try:
     config.update(validated(config))
@@ -26,7 +26,10 @@ ASSETS = "results/assets"
 LIBRARY = Path(workflow.basedir) / "workflow" / "stopwise"
 ENVIRONMENT = "../../envs/stopwise.yaml"
 TASKS = list(config["tasks"])
+STARTED = start_tasks(config)  # the tasks of each start
+MERGED = STARTED.get("pretrained", [])  # the tasks whose vectors are combined
 SHARDS = config["kernel"]["shards"]
+JOINT_STAGES = ("joint", "joint_stopping", "joint_evaluation")
 
 
 wildcard_constraints:
@@ -93,6 +96,24 @@ def kernel_section():
     return {key: value for key, value in config["kernel"].items() if key != "shards"}
 
 
+FILTERED = (
+    "objective",
+    "optimizer",
+    "momentum",
+    "step_size",
+    "learning_rate",
+    "schedule",
+    "warmup",
+    "steps",
+    "batch_size",
+)
+
+
+def filter_section():
+    """Return the part of the finetune section that the spectral filter of training, and so its prediction, depends on."""
+    return {key: config["finetune"][key] for key in FILTERED if key in config["finetune"]}
+
+
 def model_key():
     """Return the folder name of the configured model: its source where that is a safe name, else a slug and a digest."""
     source = config["model"]["source"]
@@ -117,10 +138,11 @@ def gpus_per_job():
 
 
 def each(pattern):
-    """Return the pattern's paths over all starts, tasks and seeds."""
+    """Return the pattern's paths over all starts, the tasks of each, and seeds."""
     return [
         f"{RESULTS}/{pattern.format(start=start, task=task, seed=seed)}"
-        for start, task, seed in product(config["starts"], TASKS, config["seeds"])
+        for start, tasks in STARTED.items()
+        for task, seed in product(tasks, config["seeds"])
     ]
 
 
@@ -133,16 +155,33 @@ def artifact_paths():
         paths += each(f"{stage}/{{start}}/{{task}}/seed{{seed}}.parquet")
     for table in ("trajectory", "vector_index", "finetune_outputs"):
         paths += each(f"finetune/{{start}}/{{task}}/seed{{seed}}/{table}.parquet")
-    for stage in ("evaluation", "directions"):
+    for stage in ("evaluation", "directions", "guarantee"):
         paths += each(f"{stage}/{{start}}/{{task}}/seed{{seed}}.parquet")
+    paths += [*drift_paths(), *joint_paths()]
     if arithmetic_runs():
         paths += [f"{RESULTS}/arithmetic/seed{seed}.parquet" for seed in config["arithmetic"]["seeds"]]
     return paths
 
 
+def drift_paths():
+    """Return the artifacts of kernel drift along training: none unless asked for."""
+    seeds = config["drift"]["seeds"] if config["drift"]["enabled"] else []
+    return [
+        f"{RESULTS}/drift/{start}/{task}/seed{seed}.parquet"
+        for start, tasks in STARTED.items()
+        for task, seed in product(tasks, seeds)
+    ]
+
+
+def joint_paths():
+    """Return the artifacts of joint training: none unless asked for, with at least two tasks."""
+    seeds = config["joint"]["seeds"] if config["joint"]["enabled"] and len(MERGED) >= 2 else []
+    return [f"{RESULTS}/{stage}/seed{seed}.parquet" for stage in JOINT_STAGES for seed in seeds]
+
+
 def arithmetic_runs():
-    """Return whether task vectors are combined: asked for, with a pretrained start and at least two tasks."""
-    return config["arithmetic"]["enabled"] and len(TASKS) >= 2 and "pretrained" in config["starts"]
+    """Return whether task vectors are combined: asked for, with at least two tasks from the pretrained start."""
+    return config["arithmetic"]["enabled"] and len(MERGED) >= 2
 
 
 def figure_ids():

@@ -154,6 +154,8 @@ rule figure_F6:
     input:
         trajectory=each("finetune/{start}/{task}/seed{seed}/trajectory.parquet"),
         directions=each("directions/{start}/{task}/seed{seed}.parquet"),
+        guarantee=each("guarantee/{start}/{task}/seed{seed}.parquet"),
+        drift=drift_paths(),
         code=library("figure_F6", "plots.f6"),
     output:
         table=f"{RESULTS}/figures/F6.parquet",

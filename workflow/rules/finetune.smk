@@ -1,4 +1,5 @@
-# Real fine-tuning with early stopping (one job sweeps all training sizes), and the rules judged on its curves.
+# Real fine-tuning with early stopping (one job sweeps all training sizes), the rules judged on its curves, and what
+# the theory says of each direction and of the loss.
 
 
 rule finetune:
@@ -73,7 +74,8 @@ rule directions:
         outputs=f"{RESULTS}/finetune/{{start}}/{{task}}/seed{{seed}}/finetune_outputs.parquet",
         code=library("directions"),
     output:
-        f"{RESULTS}/directions/{{start}}/{{task}}/seed{{seed}}.parquet",
+        directions=f"{RESULTS}/directions/{{start}}/{{task}}/seed{{seed}}.parquet",
+        guarantee=f"{RESULTS}/guarantee/{{start}}/{{task}}/seed{{seed}}.parquet",
     log:
         f"{RESULTS}/logs/directions/{{start}}-{{task}}-seed{{seed}}.log",
     benchmark:
@@ -87,10 +89,7 @@ rule directions:
     params:
         outputs=config["kernel"]["outputs"],
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
-        finetune={
-            key: config["finetune"][key]
-            for key in ("objective", "optimizer", "momentum", "step_size", "steps", "batch_size", "learning_rate")
-        },
+        finetune=filter_section(),
         packages=installed("numpy", "scipy"),
     message:
         "Residual by eigen-direction: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"

@@ -52,10 +52,7 @@ rule stopping:
         sizes=sorted(config["sizes"]),
         outputs=config["kernel"]["outputs"],
         stopping=config["stopping"],
-        finetune={
-            key: config["finetune"][key]
-            for key in ("objective", "optimizer", "momentum", "step_size", "steps", "batch_size")
-        },
+        finetune=filter_section(),
         packages=installed("numpy", "scipy"),
     message:
         "Predicting the stopping time: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"

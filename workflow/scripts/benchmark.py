@@ -12,7 +12,8 @@ with Job(snakemake) as job:
         artifacts.read_table(files[part], f"benchmark_{part}") for part in ("floor", "peers", "errors")
     )
     large = [artifacts.read_table(path, "benchmark_large") for path in files.large]
-    text = benchmark.markdown(floor, peers, errors, large)
+    training = [artifacts.read_table(path, "benchmark_training") for path in files.training]
+    text = benchmark.markdown(floor, peers, errors, large, training)
     with artifacts.atomic_path(snakemake.output.text) as temporary:
         temporary.write_text(text, encoding="utf-8")
     style.save(benchmark.draw(floor, peers), Path(snakemake.output.svg).with_suffix(""))

@@ -1,9 +1,11 @@
-"""Project the real training residual on the kernel's eigenvectors, beside what the filter predicts."""
+"""Project the real training residual on the kernel's eigenvectors, beside what the filter predicts and guarantees."""
 
 from job import Job
 from stopwise import artifacts
+from stopwise.finetune_plan import step_eigenvalue
 from stopwise.finetune_settings import FinetuneSettings
 from stopwise.gram_assembly import read_gram
+from stopwise.guarantee import loss_guarantee
 from stopwise.residual_decay import residual_decay
 from stopwise.samples import read_sample
 
@@ -14,13 +16,17 @@ with Job(snakemake) as job:
     table = artifacts.read_table(snakemake.input.outputs, "finetune_outputs")
     settings = FinetuneSettings.from_config(params.finetune, outputs=params.outputs)
     kept = table.filter((table["split"].to_pandas() == "train").to_numpy())
-    rows = []
+    rows, bounds = [], []
     for n in sorted(set(kept["n"].to_pylist())):
         kernel = gram.leading(n)
         spec = kernel.spectrum(params.stopping["intercept"])
         residual = sample.targets("train", params.outputs, params.stopping["target_scale"], n) - kernel.outputs
         steps = sorted({row["step"] for row in kept.select(["n", "step"]).to_pylist() if row["n"] == n})
         outputs = {step: artifacts.read_matrix(kept, n=n, step=step) for step in steps}
-        found = residual_decay(spec, residual, outputs, settings.filter(spec.lambda_max))
-        rows += [{"n": n, **row} for row in found]
-    job.write(snakemake.output[0], rows, "directions", data=sample.digest)
+        step_filter = settings.filter(step_eigenvalue(spec, settings.batch_size))
+        rows += [{"n": n, **row} for row in residual_decay(spec, residual, outputs, step_filter)]
+        if settings.follows_filter(n):
+            found = loss_guarantee(spec, residual, step_filter, steps)
+            bounds += [{"n": n, "step": step, "guarantee": bound} for step, bound in zip(steps, found, strict=True)]
+    job.write(snakemake.output.directions, rows, "directions", data=sample.digest)
+    job.write(snakemake.output.guarantee, bounds, "guarantee", data=sample.digest)

@@ -6,7 +6,7 @@ from pathlib import Path
 from job import Job, load_start, use_device
 from stopwise import artifacts
 from stopwise.assets import sha256_of
-from stopwise.finetune_plan import predicted_paths, start_outputs
+from stopwise.finetune_plan import predicted_paths, start_outputs, step_eigenvalue
 from stopwise.gram_assembly import read_gram
 from stopwise.samples import SPLITS, read_sample
 
@@ -22,29 +22,32 @@ with Job(snakemake) as job:
     sample = read_sample(snakemake.input.data)
     gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram"))
     stops = artifacts.read_table(snakemake.input.stopping, "stopping").to_pylist()
-    stop_at = {row["n"]: row["t"] for row in stops if row["rule"] == settings.stop}
+    # A rule without an answer stops nothing: the run goes to its end.
+    never = settings.steps + 1
+    stop_at = {row["n"]: never if row["t"] is None else row["t"] for row in stops if row["rule"] == settings.stop}
     held_out = len(sample.labels("validation"))
-    spectra, paths = {}, {}
+    eigenvalues, paths = {}, {}
     for n in sizes:
         kernel = gram.leading(n)
-        spectra[n] = kernel.spectrum(stopping["intercept"])
+        spec = kernel.spectrum(stopping["intercept"])
         residual = sample.targets("train", settings.outputs, settings.target_scale, n) - kernel.outputs
-        step_filter = settings.filter(spectra[n].lambda_max)
-        paths[n] = predicted_paths(kernel, spectra[n], residual, step_filter, settings.steps, held_out)
+        eigenvalues[n] = step_eigenvalue(spec, settings.batch_size)
+        paths[n] = predicted_paths(kernel, spec, residual, settings, held_out, seed)
 
     model, stamp = load_start(snakemake, start, seed, device)
-    batches = {split: batch_from_table(sample.table, split, verbalizers=sample.verbalizers) for split in SPLITS}
+    read = [split for split in SPLITS if split != "validation" or settings.reads_validation]
+    batches = {split: batch_from_table(sample.table, split, verbalizers=sample.verbalizers) for split in read}
     folder = Path(snakemake.output.trajectory).parent
     checkpoints = Path(*folder.parts[:2], "checkpoints", *folder.parts[2:])
     rows, outputs, index = [], [], []
     runs = sweep(
         model,
         batches["train"],
-        batches["validation"],
+        batches.get("validation"),
         batches["test"],
         settings,
         sizes,
-        spectra=spectra,
+        spectra=eigenvalues,
         predicted=paths,
         start_outputs=start_outputs(gram, held_out),
         checkpoints=checkpoints,

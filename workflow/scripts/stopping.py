@@ -2,6 +2,7 @@
 
 from job import Job
 from stopwise import artifacts
+from stopwise.finetune_plan import step_eigenvalue
 from stopwise.finetune_settings import FinetuneSettings
 from stopwise.gram_assembly import read_gram
 from stopwise.samples import read_sample
@@ -23,7 +24,7 @@ with Job(snakemake) as job:
         found, values = stopping_table(
             spec,
             y - kernel.outputs,
-            settings.filter(spec.lambda_max),
+            settings.filter(step_eigenvalue(spec, settings.batch_size)),
             t_max,
             rules,
             settings.batch_size,

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -78,22 +78,73 @@ def _cross_checks(config: dict[str, Any]) -> None:
     for key, name in [("name", config["name"]), *((f"tasks.{task}", task) for task in config["tasks"])]:
         if not SAFE_NAME.fullmatch(name):
             raise ConfigError(f"config key {key}: {name!r} is not a safe name; allowed: letters, digits, - and _")
-    arithmetic = config["arithmetic"]
-    if arithmetic["enabled"]:
-        for seed in arithmetic["seeds"]:
-            if seed not in config["seeds"]:
-                raise ConfigError(f"config key arithmetic.seeds: {seed} is not among seeds {config['seeds']}")
-        if arithmetic["size"] is None:
-            arithmetic["size"] = max(config["sizes"])
-        if arithmetic["size"] not in config["sizes"]:
-            raise ConfigError(
-                f"config key arithmetic.size: {arithmetic['size']} is not among sizes {config['sizes']}; allowed: one"
-                " of the trained sizes"
-            )
+    _complete_stage(config, "arithmetic", max(config["sizes"]))
+    _complete_stage(config, "drift", min(config["sizes"]))
+    _complete_stage(config, "joint", min(config["sizes"]))
+    for start, tasks in start_tasks(config).items():
+        for task in tasks:
+            if task not in config["tasks"]:
+                raise ConfigError(
+                    f"config key starts.{start}: {task!r} is not among tasks {list(config['tasks'])}; allowed: all or"
+                    " a list of them"
+                )
     if "mixed" in config["starts"] and not config["model"]["reinit"]:
         raise ConfigError(
             "config key starts: 'mixed' needs model.reinit, a list of parameter-name patterns; found none"
         )
+    _check_finetune(config["finetune"], config["stopping"]["rules"])
+
+
+def _complete_stage(config: dict[str, Any], name: str, size: int) -> None:
+    """Check the seeds and the size of a stage that is asked for; a size of null becomes ``size``."""
+    stage = config[name]
+    if not stage["enabled"]:
+        return
+    for seed in stage["seeds"]:
+        if seed not in config["seeds"]:
+            raise ConfigError(f"config key {name}.seeds: {seed} is not among seeds {config['seeds']}")
+    if stage["size"] is None:
+        stage["size"] = size
+    if stage["size"] not in config["sizes"]:
+        raise ConfigError(
+            f"config key {name}.size: {stage['size']} is not among sizes {config['sizes']}; allowed: one of the trained"
+            " sizes"
+        )
+
+
+def _check_finetune(section: Mapping[str, Any], rules: Sequence[str]) -> None:
+    stop, schedule, every = section["stop"], section.get("schedule", "constant"), section["evaluate_every"]
+    if section["optimizer"] == "adamw" and section["learning_rate"] is None:
+        raise ConfigError("config key finetune.learning_rate: adamw needs a number > 0; found null")
+    if section.get("weight_decay") and section["optimizer"] != "adamw":
+        raise ConfigError(
+            f"config key finetune.weight_decay: {section['weight_decay']} given for {section['optimizer']}; allowed:"
+            " 0, or adamw as the optimizer"
+        )
+    if section.get("warmup") and schedule == "constant":
+        raise ConfigError(
+            f"config key finetune.warmup: {section['warmup']} steps given for a constant schedule; allowed: 0, or"
+            " linear or cosine as the schedule"
+        )
+    if every > 1 and every != int(every):
+        raise ConfigError(
+            f"config key finetune.evaluate_every: {every} is neither a whole number of steps nor a fraction of an"
+            " epoch below 1"
+        )
+    if stop not in ("holdout", "none", *rules):
+        raise ConfigError(
+            f"config key finetune.stop: {stop!r} is not among stopping.rules {list(rules)}, so nothing predicts its"
+            " time; allowed: holdout, none, or one of these kernel rules"
+        )
+
+
+def start_tasks(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the tasks of each start, in the order of ``tasks``: ``starts`` is a list (all tasks each) or a mapping."""
+    starts, every = config["starts"], list(config["tasks"])
+    if not isinstance(starts, Mapping):
+        return dict.fromkeys(starts, every)
+    chosen = {start: every if tasks == "all" else tasks for start, tasks in starts.items()}
+    return {start: sorted(tasks, key=lambda t: every.index(t) if t in every else -1) for start, tasks in chosen.items()}
 
 
 def config_digest(config: Mapping[str, Any]) -> str:

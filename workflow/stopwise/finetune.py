@@ -96,7 +96,7 @@ def finetune(
 
     A batch may be a mapping from task names to batches: these tasks are then trained together on the mean over all
     rows, each with its own intercept (``intercept`` holds one after another, the vector's metadata by task).
-    ``spectrum``: gives lambda_1 for the step size (its ``lambda_max``, else the largest of its ``eigenvalues``).
+    ``spectrum``: gives lambda_1 for the step size: a number, its ``lambda_max``, or the largest of its ``eigenvalues``.
     ``predicted``: linearised paths by split, to sit beside the measured losses. ``start_outputs``: known f0 by split.
     ``checkpoint``: a file written at every evaluation, from which an interrupted call continues bit for bit on the same
     device with the same thread count; removed at the end unless ``keep_checkpoint``. ``on_evaluation(step)`` is called
@@ -108,6 +108,8 @@ def finetune(
     given = {"train": train, "validation": validation, "test": test}
     batches = {name: batch for name, batch in given.items() if batch is not None}
     lambda_1 = None if spectrum is None else _largest(spectrum)
+    # What is known of a split that is not given stays unread.
+    predicted, start_outputs = (_of_splits(known, batches) for known in (predicted, start_outputs))
     identity = {} if path is None else _identity(model, batches, settings, predicted, start_outputs, lambda_1, seed)
     with _selected(model, settings) as parameters, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -194,7 +196,13 @@ def first_examples(batch: Batch, n: int) -> dict[str, Any]:
     return {key: value if key in _SHARED else value[:n] for key, value in batch.items()}
 
 
+def _of_splits(known: Mapping[str, np.ndarray] | None, batches: Mapping[str, Batch]) -> dict[str, np.ndarray]:
+    return {name: value for name, value in (known or {}).items() if name in batches or name == "distance"}
+
+
 def _largest(spectrum: Any) -> float:
+    if isinstance(spectrum, (int, float)):
+        return float(spectrum)
     found = getattr(spectrum, "lambda_max", None)
     return float(np.max(spectrum.eigenvalues) if found is None else found)
 
@@ -203,13 +211,13 @@ def _identity(
     model: Any,
     batches: Mapping[str, Batch],
     settings: FinetuneSettings,
-    predicted: Mapping[str, np.ndarray] | None,
-    start_outputs: Mapping[str, np.ndarray] | None,
+    predicted: Mapping[str, np.ndarray],
+    start_outputs: Mapping[str, np.ndarray],
     lambda_1: float | None,
     seed: int,
 ) -> dict[str, Any]:
-    arrays = {f"predicted.{name}": value for name, value in (predicted or {}).items()}
-    arrays |= {f"start.{name}": value for name, value in (start_outputs or {}).items()}
+    arrays = {f"predicted.{name}": value for name, value in predicted.items()}
+    arrays |= {f"start.{name}": value for name, value in start_outputs.items()}
     return run_identity(model, batches, settings.as_dict(), arrays, lambda_1=lambda_1, seed=seed)
 
 

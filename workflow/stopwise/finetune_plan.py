@@ -5,26 +5,53 @@ from __future__ import annotations
 import numpy as np
 
 from stopwise.dynamics import linearized_path, squared_norm_path, train_path
-from stopwise.filters import Filter
+from stopwise.finetune_settings import FinetuneSettings
 from stopwise.gram_assembly import AssembledKernel
+from stopwise.minibatch import batch_lambda_max, draw_batches, minibatch_weights
 from stopwise.spectrum import Spectrum
 
 
+def step_eigenvalue(spec: Spectrum, batch_size: int | None) -> float:
+    """Return the eigenvalue lambda_1 that the step size alpha = c/lambda_1 is taken from.
+
+    Full batches: the largest of K_n. Mini-batches: the largest among the matrices K_BB/m_B of 100 sampled batches, for
+    the step of the full batch diverges on a small one.
+    """
+    if batch_size is None or batch_size >= spec.examples:
+        return spec.lambda_max
+    return batch_lambda_max(spec.matrix, spec.columns, batch_size)
+
+
 def predicted_paths(
-    kernel: AssembledKernel, spec: Spectrum, residual: np.ndarray, filter: Filter, steps: int, validation: int
+    kernel: AssembledKernel,
+    spec: Spectrum,
+    residual: np.ndarray,
+    settings: FinetuneSettings,
+    validation: int,
+    seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Return the linearised outputs minus f0 by split, [steps + 1, rows], and ``distance`` |theta_t - theta_0|.
 
-    ``validation`` is how many of the new examples come first as validation; the rest are the test examples.
+    ``validation`` is how many of the new examples come first as validation; the rest are the test examples. Full
+    batches follow the filter; mini-batches are the very draws of training with this ``seed``, replayed on the kernel.
     """
-    new = linearized_path(spec, residual, kernel.new, filter, steps)
+    filter, steps = settings.filter(step_eigenvalue(spec, settings.batch_size)), settings.steps
     cut = validation * kernel.columns
-    return {
-        "train": train_path(spec, residual, filter, steps),
-        "validation": new[:, :cut],
-        "test": new[:, cut:],
-        "distance": np.sqrt(np.maximum(squared_norm_path(spec, residual, filter, steps), 0.0)),
-    }
+    if settings.batch_size is None or settings.batch_size >= spec.examples or settings.optimizer == "adamw":
+        train = train_path(spec, residual, filter, steps)
+        new = linearized_path(spec, residual, kernel.new, filter, steps)
+        squared = squared_norm_path(spec, residual, filter, steps)
+    else:
+        momentum = 0.0 if settings.optimizer == "gradient_descent" else settings.momentum
+        batches = draw_batches(spec.examples, settings.batch_size, steps, seed)
+        alphas, nesterov = filter.step_sizes(steps).tolist(), settings.optimizer == "nesterov"
+        weights = minibatch_weights(spec, residual, batches, alphas, momentum, nesterov)
+        train = weights @ spec.matrix
+        squared = np.sum(weights * train, axis=1)
+        train = train + spec.offset(residual, spec.m)
+        new = weights @ kernel.new.T + spec.offset(residual, kernel.new.shape[0])
+    distance = np.sqrt(np.maximum(squared, 0.0))
+    return {"train": train, "validation": new[:, :cut], "test": new[:, cut:], "distance": distance}
 
 
 def start_outputs(kernel: AssembledKernel, validation: int) -> dict[str, np.ndarray]:

@@ -9,13 +9,15 @@ from typing import Any
 
 from stopwise.early_stopping import StopRule, make_stop_rule
 from stopwise.filters import Filter, GradientDescent, HeavyBall, Nesterov, cosine_schedule, linear_schedule
-from stopwise.optimizers import OPTIMIZERS
 from stopwise.outputs import OUTPUTS
 
 OBJECTIVES = ("squared", "cross_entropy")
+OPTIMIZERS = ("gradient_descent", "heavy_ball", "nesterov", "adamw")
 INTERCEPTS = ("fitted", "none")
 AUTOCAST = (None, "bfloat16")
 SCHEDULES = ("constant", "linear", "cosine")
+# Stops that judge, or leave to be judged afterwards, by validation data.
+MEASURED_STOPS = ("none", "holdout")
 CALLER_KEYS = frozenset({"parameters", "outputs", "target_scale", "intercept", "stop_at"})
 
 
@@ -104,7 +106,10 @@ class FinetuneSettings:
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
             "step_size": (0 < self.step_size <= 1, "in (0, 1]"),
             "learning_rate": (self.learning_rate is None or self.learning_rate > 0, "greater than 0 or null"),
-            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "weight_decay": (
+                self.weight_decay >= 0 and (not self.weight_decay or self.optimizer == "adamw"),
+                "0 or more, and 0 for an optimizer that is not adamw",
+            ),
             "warmup": (
                 self.warmup >= 0 and (not self.warmup or self.schedule != "constant"),
                 "0 for a constant schedule",
@@ -122,6 +127,16 @@ class FinetuneSettings:
         for key, (right, allowed) in ranges.items():
             if not right:
                 raise ValueError(f"finetune.{key}: found {getattr(self, key)!r}, must be {allowed}")
+
+    @property
+    def reads_validation(self) -> bool:
+        """Whether a run looks at validation data: not when a kernel rule has named its last step."""
+        return self.stop in MEASURED_STOPS
+
+    def follows_filter(self, n: int) -> bool:
+        """Whether the linearised run on n examples is the filter itself: squared loss, full batches and no AdamW."""
+        full = self.batch_size is None or self.batch_size >= n
+        return full and self.objective == "squared" and self.optimizer != "adamw"
 
     def stop_rule(self) -> StopRule:
         """Return a fresh stop rule; raises ValueError when a kernel rule has no ``stop_at``."""

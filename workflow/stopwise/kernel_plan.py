@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stopwise.builtin_tasks import BUILTIN_TASKS
+from stopwise.config import start_tasks
 from stopwise.estimate import DEVICES, estimate, gpt_neo_1_3b, skeleton
 
 GPT_NEO = "EleutherAI/gpt-neo-1.3B"
@@ -66,9 +68,13 @@ def plan_rows(config: Mapping[str, Any], assets: str) -> list[dict[str, Any]]:
 
 def markdown(config: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
     """Return the plan as text: one line per task and device, and the total for all starts and seeds."""
-    repeats = len(config["seeds"]) * len(config["starts"])
+    # Kernels of each task: one a seed and start.
+    repeats = dict.fromkeys(config["tasks"], 0)
+    for task in itertools.chain.from_iterable(start_tasks(config).values()):
+        repeats[task] += len(config["seeds"])
+    counted = ", ".join(map(str, sorted(set(repeats.values()))))
     text = [
-        f"# Plan of {config['name']}: {repeats} kernel(s) per task, {config['kernel']['shards']} shard(s) each",
+        f"# Plan of {config['name']}: {counted} kernel(s) per task, {config['kernel']['shards']} shard(s) each",
         "",
         "| task | device | speeds | schedule | seconds per shard | peak GB per shard | stored Jacobian GB |",
         "|---|---|---|---|---|---|---|",
@@ -80,6 +86,7 @@ def markdown(config: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
         )
     text.append("")
     for device in dict.fromkeys(row["device"] for row in rows):
-        hours = sum(row["seconds"] * row["shards"] for row in rows if row["device"] == device) * repeats / 3600
+        own = [row for row in rows if row["device"] == device]
+        hours = sum(row["seconds"] * row["shards"] * repeats[row["what"]] for row in own) / 3600
         text.append(f"All kernels on {device}: at most {hours:.2f} device hours (every shard counted as the slowest).")
     return "\n".join(text) + "\n"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-OPTIMIZERS = ("gradient_descent", "heavy_ball", "nesterov", "adamw")
+from stopwise.finetune_settings import OPTIMIZERS
 
 
 class Optimizer:

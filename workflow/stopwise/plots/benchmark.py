@@ -44,7 +44,9 @@ def draw(floor: pa.Table, peers: pa.Table) -> Figure:
     return figure
 
 
-def markdown(floor: pa.Table, peers: pa.Table, errors: pa.Table, large: list[pa.Table]) -> str:
+def markdown(
+    floor: pa.Table, peers: pa.Table, errors: pa.Table, large: list[pa.Table], training: list[pa.Table]
+) -> str:
     """Return the benchmark as Markdown tables."""
     text = [
         "| n | schedule | seconds | floor, seconds | ratio | peak memory above the model |",
@@ -77,7 +79,26 @@ def markdown(floor: pa.Table, peers: pa.Table, errors: pa.Table, large: list[pa.
         f"A kernel of n = {shards[0]['n']:,} in {len(shards)} shards, one after another: {minutes:.1f} minutes in all,"
         f" at most {peak:.1f} GiB a process.",
     ]
-    return "\n".join(text) + "\n"
+    return "\n".join([*text, "", *_training(training)]) + "\n"
+
+
+def _training(tables: list[pa.Table]) -> list[str]:
+    """Return the lines on training steps beside the stock Trainer."""
+    rows = [row for table in tables for row in table.to_pylist()]
+    first = rows[0]
+    lines = [
+        f"Training steps of {first['batch_size']} examples of {first['tokens']:.0f} tokens on average, squared loss and"
+        " heavy ball on the same parameters in the same order; the difference is between the two displacements:",
+        "",
+        *_head("threads", "method", "examples a second", "times the stock Trainer", "difference"),
+    ]
+    for row in rows:
+        name = {"transformers": "stock transformers Trainer"}.get(row["method"], row["method"])
+        lines.append(
+            f"| {row['threads']} | {name} | {row['examples_per_second']:.1f} | {row['ratio']:.2f} |"
+            f" {row['difference']:.1e} |"
+        )
+    return lines
 
 
 def _head(*names: str) -> list[str]:

@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -36,27 +37,32 @@ QUANTITIES = {
     "distance": "distance from start",
 }
 DASHED = (0, (3, 1.5))
+DOTTED = (0, (1, 1.2))
+GUARANTEE = "guarantee"  # a quantity of the table that is drawn into the panel of the loss
 MOST_ROWS = 8
 
 
-def table(trajectories: Pairs, directions: Pairs = (), drifts: Pairs = ()) -> pa.Table:
+def table(trajectories: Pairs, directions: Pairs = (), drifts: Pairs = (), guarantees: Pairs = ()) -> pa.Table:
     """Assemble the table from `trajectory` artifacts and the measurements along the same runs.
 
-    Each is a list of (wildcards with start, task and seed, table). Trajectories give the training loss (against the
-    linearised one, or against a column `guarantee` when there is one) and the relative distance. `directions` have the
-    columns n, step, direction, measured, predicted; `drifts` have n, step, layer, drift (relative Frobenius norm) and,
-    when known, relative_distance.
+    Each is a list of (wildcards with start, task and seed, table). Trajectories give the training loss against the
+    linearised one, and the relative distance. `directions` have the columns n, step, direction, measured, predicted;
+    `drifts` have n, step, layer, drift (relative Frobenius norm) and, when known, relative_distance; `guarantees` have
+    n, step and guarantee, an upper bound of the training loss.
     """
     pairs: list[tuple[dict, pa.Table]] = []
     for w, one in trajectories:
-        bound = "guarantee" if "guarantee" in one.column_names else "linearised_train_loss"
+        bound = "linearised_train_loss"
         pairs.append(({**w, "quantity": "loss"}, _renamed(one, {"train_loss": "measured", bound: "predicted"})))
         pairs.append(({**w, "quantity": "distance"}, _renamed(one, {"relative_distance": "measured"})))
     pairs += [({**w, "quantity": "residual"}, one) for w, one in directions]
     for w, one in drifts:
         pairs.append(({**w, "quantity": "drift"}, _renamed(one, {"drift": "measured"})))
         if "relative_distance" in one.column_names:
-            pairs.append(({**w, "quantity": "distance"}, _renamed(one, {"relative_distance": "measured"})))
+            # The whole model's distance is in the trajectory of the same run.
+            layers = one.filter(pc.is_valid(one["layer"]))
+            pairs.append(({**w, "quantity": "distance"}, _renamed(layers, {"relative_distance": "measured"})))
+    pairs += [({**w, "quantity": GUARANTEE}, _renamed(one, {"guarantee": "predicted"})) for w, one in guarantees]
     return gather(pairs, COLUMNS, "F6")
 
 
@@ -83,7 +89,7 @@ def _lines(ax: Axes, rows: pd.DataFrame, **look: Any) -> None:
 
 def _panel(ax: Axes, rows: pd.DataFrame, quantity: str) -> None:
     """Draw one quantity of one run; a panel without rows says so."""
-    rows = rows[rows["quantity"] == quantity]
+    bound, rows = rows[rows["quantity"] == GUARANTEE], rows[rows["quantity"] == quantity]
     if not rows["measured"].notna().any():
         style.note(ax, "not measured")
         return
@@ -100,9 +106,23 @@ def _panel(ax: Axes, rows: pd.DataFrame, quantity: str) -> None:
     for layer, color in zip(layers, _shades(len(layers)), strict=True):
         _lines(ax, rows[rows["layer"] == layer], color=color, linewidth=0.6)
     _lines(ax, rows[rows["layer"].isna()], color="black", marker="o", markersize=2)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(bottom=0, top=ax.get_ylim()[1])  # a guarantee far above the loss must not flatten it
+    if quantity == "loss" and len(bound):
+        bound = bound.sort_values("step")
+        ax.plot(bound["step"], bound["predicted"], color="black", linestyle=DOTTED, linewidth=0.9)
     ax.yaxis.set_major_locator(MaxNLocator(4))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _chosen(data: pd.DataFrame) -> pd.DataFrame:
+    """Keep one run for each quantity of a start and task: the largest n of the first seed, by layer where measured."""
+    data = data.assign(whole=data["layer"].isna())
+    measured = data.groupby(["start", "task", "quantity"])["whole"].transform("min")  # False: some rows are of layers
+    of_layers = data.groupby(["start", "task", "quantity", "seed", "n"])["whole"].transform("min")
+    data = data[of_layers == measured]
+    group = data.groupby(["start", "task", "quantity"])
+    data = data[data["seed"] == group["seed"].transform("min")]
+    return data[data["n"] == data.groupby(["start", "task", "quantity"])["n"].transform("max")]
 
 
 def _keys(data: pd.DataFrame) -> list:
@@ -119,6 +139,8 @@ def _keys(data: pd.DataFrame) -> list:
             [f"direction {min(directions, 10):.0f}"] * bool(directions > 0) + ["last layer"] * bool(layers)
         )
         keys.append(style.line_key(words, color=shades[-1], linewidth=1.4))
+    if (data["quantity"] == GUARANTEE).any():
+        keys.insert(2, style.line_key("guarantee", color="black", linestyle=DOTTED, linewidth=0.9))
     if (data["direction"] == 0).any():
         keys.append(style.line_key("all other directions", color=style.COLORS["vermilion"]))
     return keys
@@ -128,16 +150,15 @@ def _keys(data: pd.DataFrame) -> list:
 def draw(table: pa.Table) -> Figure:
     """Draw the first seed at the largest n: one row of panels a start and task, eight of many.
 
-    A quantity that was measured in no run has no panel.
+    A quantity that was measured in no run has no panel; one that was measured at a smaller n says so in its panel.
     """
     data = frame(table, COLUMNS, "F6")
-    data = data[data["quantity"].isin(QUANTITIES)]
+    data = data[data["quantity"].isin([*QUANTITIES, GUARANTEE])]
     if not data["measured"].notna().any():
         figure, axes = style.new_figure(height=1.5)
         style.note(axes[0, 0], "no training run")
         return figure
-    group = data.groupby(["start", "task"])
-    data = data[(data["n"] == group["n"].transform("max")) & (data["seed"] == group["seed"].transform("min"))]
+    data = _chosen(data)
     starts, tasks = ordered(data["start"], style.STARTS), ordered(data["task"], style.TASKS)
     present = set(zip(data["start"], data["task"], strict=True))
     runs = spread([(s, t) for s in starts for t in tasks if (s, t) in present], MOST_ROWS)
@@ -149,6 +170,9 @@ def draw(table: pa.Table) -> Figure:
         rows = data[(data["start"] == start) & (data["task"] == task)]
         for ax, quantity in zip(line, shown, strict=True):
             _panel(ax, rows, quantity)
+            smaller = rows.loc[rows["quantity"] == quantity, "n"].max()
+            if smaller < rows["n"].max():
+                ax.text(0.04, 0.96, f"n = {smaller:.0f}", transform=ax.transAxes, va="top", fontsize="x-small")
         who = style.plain(task, 18) if len(starts) == 1 else f"{style.plain(task, 18)}, {style.plain(start)}"
         line[0].set_ylabel(f"{who}\nn = {rows['n'].max()}")
     for ax, quantity in zip(axes[0], shown, strict=True):

@@ -1,0 +1,51 @@
+"""The record of a run: its small tables below one another, each row with its origin, never too large."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from stopwise import artifacts, record
+
+
+def written(folder, task, seed, rows):
+    path = folder / "guarantee" / task / f"seed{seed}.parquet"
+    wildcards = {"start": "pretrained", "task": task, "seed": str(seed)}
+    artifacts.write_table(path, rows, "guarantee", {"wildcards": wildcards, "volatile": {"git": "abc"}})
+    return path
+
+
+@pytest.fixture
+def paths(tmp_path):
+    rows = [{"n": 8, "step": step, "guarantee": 1 / (1 + step)} for step in range(3)]
+    return [written(tmp_path, task, seed, rows) for task in ("movie", "spam") for seed in (0, 1)]
+
+
+def test_rows_carry_start_task_and_seed(tmp_path, paths):
+    found = record.write_record(tmp_path / "docs", {"guarantee": paths})
+    table = pq.read_table(tmp_path / "docs" / "guarantee.parquet")
+    assert table.column_names == ["start", "task", "seed", "n", "step", "guarantee"]
+    assert table["task"].to_pylist() == ["movie"] * 6 + ["spam"] * 6
+    assert table["seed"].to_pylist() == [0] * 3 + [1] * 3 + [0] * 3 + [1] * 3
+    assert table["guarantee"].to_pylist() == artifacts.read_table(paths[0], "guarantee")["guarantee"].to_pylist() * 4
+    assert found == [("guarantee", 12, (tmp_path / "docs" / "guarantee.parquet").stat().st_size)]
+    sources = json.loads(table.schema.metadata[record.METADATA_KEY])
+    assert {source["digest"] for source in sources.values()} == {artifacts.digest(path) for path in paths}
+    text = record.readme("x", "snakemake --cores 2", "0123", record.revisions(paths), found)
+    assert "`snakemake --cores 2`" in text
+    assert "revision abc" in text
+
+
+@pytest.mark.parametrize("limit", ["FILE_BYTES", "FOLDER_BYTES"])
+def test_a_table_that_is_too_large_is_refused_and_nothing_is_left(tmp_path, paths, monkeypatch, limit):
+    monkeypatch.setattr(record, limit, 100)
+    with pytest.raises(ValueError, match="allowed: 100"):
+        record.write_record(tmp_path / "docs", {"guarantee": paths})
+    assert list((tmp_path / "docs").iterdir()) == []
+
+
+def test_artifacts_of_two_kinds_are_not_mixed(tmp_path, paths):
+    other = tmp_path / "other.parquet"
+    artifacts.write_table(other, [{"n": 1, "step": 0, "layer": None}], "drift")
+    with pytest.raises(artifacts.ArtifactError, match="of kind 'drift', expected 'guarantee'"):
+        record.merged([*paths, other])

@@ -1,0 +1,49 @@
+"""Train one size again and compute the kernel on its way: how far it drifts from the one that predicted the run."""
+
+from dataclasses import replace
+
+from job import Job, load_start, use_device
+from stopwise import artifacts
+from stopwise.drift import check_interval, drift_rows
+from stopwise.finetune_plan import start_outputs, step_eigenvalue
+from stopwise.gram_assembly import read_gram
+from stopwise.samples import read_sample
+
+with Job(snakemake) as job:
+    device = use_device(job, snakemake.params.device)
+    from stopwise.finetune import FinetuneSettings, finetune, first_examples
+    from stopwise.gram import empirical_ntk
+    from stopwise.tasks import batch_from_table
+
+    params, kernel, own = snakemake.params, snakemake.params.kernel, snakemake.params.drift
+    start, seed, n = job.wildcards["start"], int(job.wildcards["seed"]), own["size"]
+    coding = {key: kernel[key] for key in ("parameters", "outputs")}
+    settings = FinetuneSettings.from_config(params.finetune, **coding, **params.stopping)
+    every = check_interval(settings.steps, own["checkpoints"])
+    settings = replace(settings, stop="none", stop_at=None, evaluate_every=every)
+    sample = read_sample(snakemake.input.data)
+    gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram")).leading(n)
+    model, stamp = load_start(snakemake, start, seed, device)
+    batch = first_examples(batch_from_table(sample.table, "train", verbalizers=sample.verbalizers), n)
+    shown = first_examples(batch, min(own["examples"], n))
+    kernels = {}
+
+    def look(step):
+        options = {key: kernel[key] for key in ("parameters", "outputs", "formula", "memory_gb")}
+        kernels[step] = empirical_ntk(model, shown, device=device, **options)
+
+    run = finetune(
+        model,
+        batch,
+        None,
+        None,
+        settings,
+        spectrum=step_eigenvalue(gram.spectrum(params.stopping["intercept"]), settings.batch_size),
+        start_outputs=start_outputs(gram, 0),
+        on_evaluation=look,
+        metadata={"task": job.wildcards["task"], "start": start},
+        seed=seed,
+    )
+    rows = [{"n": n, **row} for row in drift_rows(kernels, run.layers, run.trajectory)]
+    metrics = {"drift": next(row["drift"] for row in reversed(rows) if row["layer"] is None)}
+    job.write(snakemake.output[0], rows, "drift", metrics=metrics, model=stamp["fingerprint"], data=sample.digest)

@@ -1,0 +1,50 @@
+"""Train several tasks together, beside what their joint kernel says of it."""
+
+from dataclasses import replace
+
+from job import Job, load_start, use_device
+from stopwise.evaluation import evaluate_rules
+from stopwise.joint_plan import JointPlan, joint_rows
+from stopwise.samples import SPLITS, read_sample
+from stopwise.stopping import MEASURED
+
+with Job(snakemake) as job:
+    device = use_device(job, snakemake.params.device)
+    from stopwise.finetune import FinetuneSettings, finetune, first_examples
+    from stopwise.gram import task_kernels
+    from stopwise.tasks import batch_from_table
+
+    params, kernel, stopping = snakemake.params, snakemake.params.kernel, snakemake.params.stopping
+    names, n = params.tasks, params.joint["size"]
+    coding = {key: kernel[key] for key in ("parameters", "outputs")}
+    rooms = {key: stopping[key] for key in ("intercept", "target_scale")}
+    settings = FinetuneSettings.from_config(params.finetune, **coding, **rooms)
+    settings = replace(settings, stop="none", stop_at=None, batch_size=None, tangent=False)
+    samples = {name: read_sample(path) for name, path in zip(names, snakemake.input.data, strict=True)}
+    batches = {
+        split: {name: batch_from_table(s.table, split, verbalizers=s.verbalizers) for name, s in samples.items()}
+        for split in SPLITS
+    }
+    batches["train"] = first_examples(batches["train"], n)
+    model, stamp = load_start(snakemake, "pretrained", int(job.wildcards["seed"]), device)
+    options = {key: kernel[key] for key in ("parameters", "outputs", "formula", "memory_gb")}
+    blocks = task_kernels(model, batches["train"], device=device, progress=True, **options)
+    targets = {name: s.targets("train", kernel["outputs"], stopping["target_scale"], n) for name, s in samples.items()}
+    plan = JointPlan.of(blocks, targets, stopping["intercept"] == "fitted", settings)
+    rules = [rule for rule in stopping["rules"] if rule not in MEASURED]
+    stops = plan.stops(rules, stopping["t_max"] or settings.steps, stopping["noise"], stopping["radius"])
+    run = finetune(
+        model,
+        *(batches[split] for split in SPLITS),
+        settings,
+        spectrum=plan.spectrum,
+        predicted={"train": plan.path},
+        metadata={"task": "+".join(names)},
+        seed=int(job.wildcards["seed"]),
+    )
+    judged = evaluate_rules(run.table_rows(), stops, stopping["rules"], settings.patience, settings.min_delta)
+    origin = {"model": stamp["fingerprint"], "data": ",".join(s.digest for s in samples.values())}
+    job.write(snakemake.output.joint, joint_rows(run, plan), "joint", **origin)
+    job.write(snakemake.output.stopping, stops, "stopping", **origin)
+    metrics = {f"regret/{row['rule']}": row["relative_regret"] for row in judged}
+    job.write(snakemake.output.evaluation, judged, "evaluation", metrics=metrics, **origin)
