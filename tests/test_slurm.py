@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from readme_boxes import commands
 from slurm_cluster import Cluster, require_slurm, wait_for
 from stopwise import artifacts
 from workshop import Workshop
@@ -17,7 +18,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 # What a site without accounting sets in profiles/slurm, and shorter waits than a real cluster deserves.
 OPTIONS = [
-    *("--workflow-profile", "profiles/slurm"),
     *("--slurm-status-command", "squeue", "--slurm-no-account"),
     # The plugin looks again 12, 34, 66 ... seconds after submitting: a pico job takes about ten.
     *("--slurm-init-seconds-before-status-checks", "12", "--latency-wait", "20"),
@@ -30,9 +30,8 @@ class SlurmWorkshop(Workshop):
     """A workshop whose Snakemake submits to the cluster."""
 
     def command(self, *options: str) -> list[str]:
-        words = super().command(*options, *OPTIONS)
-        at = words.index("--cores")
-        return [*words[:at], *words[at + 2 :]]
+        (line,) = commands("Cluster")
+        return self.as_written(line, *options, *OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +117,3 @@ def test_shard_jobs_that_ran_at_the_same_time_held_different_devices(disturbed):
     assert {device for _, _, device in held} == {"0", "1"}
     together = [(a, b) for i, a in enumerate(held) for b in held[i + 1 :] if a[0] < b[1] and b[0] < a[1]]
     assert all(a[2] != b[2] for a, b in together)
-
-
-def test_the_profile_names_no_site():
-    text = (Path(__file__).resolve().parents[1] / "profiles" / "slurm" / "config.yaml").read_text(encoding="utf-8")
-    keys = [
-        line.split(":")[0].strip() for line in text.splitlines() if ":" in line and not line.lstrip().startswith("#")
-    ]
-    assert not {"slurm_partition", "slurm_account", "slurm-qos", "slurm-reservation"} & set(keys)

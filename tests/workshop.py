@@ -128,7 +128,7 @@ class Workshop:
     def artifacts(self) -> list[Path]:
         """Return every stable result of a run, relative to the results folder."""
         found = (path.relative_to(self.results) for path in self.results.rglob("*") if path.is_file())
-        return sorted(path for path in found if not set(path.parts) & set(VOLATILE) and ".part" not in path.name)
+        return sorted(path for path in found if not set(path.parts) & set(VOLATILE) and ".part" not in str(path))
 
     def temporaries(self) -> list[Path]:
         """Return temporary files and folders of interrupted writes."""
