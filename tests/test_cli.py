@@ -1,12 +1,68 @@
-"""The console script: the doctor's report, and one clear line for what cannot be examined."""
+"""The console script: help at once, the doctor's report, advice in words, one clear line for what cannot be used."""
 
+import os
 import subprocess
 import sys
+import time
+
+import pytest
+
+MOODS = os.path.join(os.path.dirname(__file__), "data", "moods.csv")
 
 
-def stopwise(*arguments):
+def stopwise(*arguments, **options):
     command = [sys.executable, "-c", "from stopwise.cli import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+
+
+def test_help_and_version_come_without_torch():
+    script = (
+        "import sys; from stopwise.cli import app; app({!r}, standalone_mode=False); assert 'torch' not in sys.modules"
+    )
+    for arguments, expected in [
+        (["--help"], "advise"),
+        (["advise", "--help"], "--verbalizers"),
+        (["--version"], "stopwise 0."),
+    ]:
+        began = time.perf_counter()
+        command = [sys.executable, "-c", script.format(arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        took = time.perf_counter() - began
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
+        assert took < 3  # 0.3 s on a quiet machine; importing torch alone takes longer than this on a busy one
+
+
+def test_advice_is_printed_in_words_and_written(tmp_path):
+    options = ["--data", MOODS, "--text", "text", "--label", "label", "--model", "pico-llama", "--max-examples", "24"]
+    done = stopwise("advise", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "How sure: " in done.stdout
+    assert "The whole answer: advice/advice.md" in done.stdout
+    assert "moods.csv: 400 rows, labels negative (200), positive (200)" in done.stderr
+    assert (tmp_path / "advice" / "advice.png").is_file()
+    again = stopwise("advise", *options, "--seed", "1", cwd=tmp_path)
+    assert again.returncode == 1
+    assert again.stderr.strip().splitlines()[-1].startswith("stopwise: --output: advice holds the advice of other")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "none.csv"], "stopwise: --data: there is no file 'none.csv'"),
+        (
+            ["--data", MOODS, "--label", "mood"],
+            "stopwise: --data: there is no column 'mood'; found: text, label, author",
+        ),
+        (["--data", MOODS, "--momentum", "2"], "stopwise: --momentum: found 2.0, must be in [0, 1)"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(tmp_path, arguments, message):
+    done = stopwise("advise", "--text", "text", "--label", "label", *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(message)
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_doctor_finds_a_pico_model_healthy():

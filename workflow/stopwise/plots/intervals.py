@@ -10,7 +10,7 @@ from scipy.special import ndtri, stdtrit
 from scipy.stats import rankdata
 
 
-def wilson(hits: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(hits: float, trials: int, level: float = 0.95) -> tuple[float, float]:
     """Interval of a proportion, honest at 0 and at 1 (Wilson, JASA 1927). NaN twice when there are no trials."""
     if trials == 0:
         return math.nan, math.nan
