@@ -175,6 +175,7 @@ def pairs_of_tasks(tasks=3, seeds=2):
                     rows.append(("cosine", a, b, value, value + 0.05 * rng.standard_normal()))
                 if i != j:
                     rows.append(("interference", a, b, value / 2, value / 2 + 0.03 * rng.standard_normal()))
+                    rows.append(("transfer", a, b, 0.1 - value, 0.1 - value + 0.02 * rng.standard_normal()))
         out.append(({"seed": str(seed)}, table(rows, "quantity task_a task_b predicted measured")))
     return [(w, t) for w, t in out if t.num_rows]
 

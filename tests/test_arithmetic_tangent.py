@@ -5,11 +5,18 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from stopwise.arithmetic import TaskData, Workbench, evaluate
+from stopwise.arithmetic import TaskData, Workbench, evaluate, judged
+from stopwise.artifacts import table_of
 from stopwise.export import export_model
 from stopwise.finetune import FinetuneSettings, finetune
+from stopwise.interference import WHOLE
+from stopwise.measured_interference import cosine_parts, interference_rows
+from stopwise.outputs import targets
+from stopwise.parameters import select_parameters
 from stopwise.pico import pico_model, pico_tokenizer
 from stopwise.tangent import TangentBench, disentanglement, tangent_outputs
+from stopwise.tangent_arithmetic import tangent_rows
+from stopwise.task_kernels import cross_kernels
 from stopwise.task_vectors import TaskVector
 from training_reference import made_up_batch, outputs_one_by_one, same_weights, weights
 
@@ -91,6 +98,65 @@ def test_disentanglement_is_zero_where_nothing_is_added(bench):
     base = bench.zero_shot("movie", "test").outputs
     moved = np.mean((only_spam + task.offset > 0) != (base + task.offset > 0))
     assert rows[0.0, 1.0]["xi"] == pytest.approx(moved)
+
+
+def test_every_variant_of_an_addition_is_what_it_says(bench):
+    config = FinetuneSettings.from_config(
+        {"optimizer": "heavy_ball", "learning_rate": 0.05, "steps": 4, "stop": "none", "tangent": True}
+    )
+    vectors = {
+        name: finetune(bench.model, made_up_batch(10, seed=i, classes=2 + i), None, None, config, progress=False).vector
+        for i, name in enumerate(bench.tasks)
+    }
+    rows = tangent_rows(bench, vectors, [0.5, 1.0])
+    assert table_of(rows, "tangent_arithmetic").num_rows == 3 * 2 * 2 * 2
+    for row in rows:
+        tau = vectors if row["variant"] != "linearised" else {name: t.vector for name, t in bench.tasks.items()}
+        merged = row["coefficient"] * (tau["movie"] + tau["spam"])
+        data = bench.tasks[row["task"]]
+        offset = data.offset if row["variant"] == "linearised" else np.array(vectors[row["task"]].intercept())
+        batch = getattr(data, row["split"])
+        if row["variant"] == "tangent_on_network":
+            f = outputs_one_by_one(merged.apply_to(bench.model), batch)
+        else:
+            f = sum(tangent_outputs(bench.model, batch, merged))
+        assert row["loss"] == pytest.approx(judged(f, batch, offset).loss)
+        assert row["loss_zero_shot"] == pytest.approx(
+            judged(outputs_one_by_one(bench.model, batch), batch, offset).loss
+        )
+    chosen = {(row["variant"], row["coefficient"]) for row in rows if row["chosen"]}
+    assert {variant for variant, _ in chosen} == {"linearised", "tangent", "tangent_on_network"}
+    assert len(chosen) == 3
+
+
+def test_measured_interference_is_a_vector_alone_on_another_task(bench):
+    rows = interference_rows(bench)
+    assert table_of(rows, "interference").num_rows == len(rows)
+    found = {(r["quantity"], r["task_a"], r["task_b"]): r["value"] for r in rows if r["grouping"] == "whole"}
+    movie, spam = bench.tasks["movie"], bench.tasks["spam"]
+    f0 = outputs_one_by_one(bench.model, movie.test)
+    change = outputs_one_by_one(spam.vector.apply_to(bench.model), movie.test) - f0
+    residual = targets(movie.test["labels"].numpy(), 2) - movie.offset - f0
+    size = np.linalg.norm(residual)
+    assert found["interference", "movie", "spam"] == pytest.approx(np.linalg.norm(change) / size)
+    assert found["transfer", "movie", "spam"] == pytest.approx(np.sum(change * residual) / size**2)
+    assert found["cosine", "movie", "spam"] == pytest.approx(movie.vector.cosine(spam.vector))
+    for grouping, parts in (("layer", 2), ("type", 2)):
+        values = [r["value"] for r in rows if r["quantity"] == "cosine" and r["grouping"] == grouping]
+        assert len(values) == parts
+        assert sum(values) == pytest.approx(found["cosine", "movie", "spam"], abs=1e-12)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_parts_of_vectors_are_named_as_those_of_kernels(arch):
+    model = pico_model(arch)
+    vector = TaskVector({name: p.detach() for name, p in select_parameters(model, "attention").items()})
+    batches = {name: made_up_batch(3, seed=seed) for seed, name in enumerate("ab")}
+    kernels = cross_kernels(model, batches, batches)
+    parts = cosine_parts(vector, vector)
+    assert parts[WHOLE, ""] == pytest.approx(1)
+    for grouping in ("layer", "type"):
+        assert {part for where, part in parts if where == grouping} == set(kernels.parts[grouping])
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])

@@ -52,6 +52,7 @@ BAD = [
     (("mlflow", "tracking_uri"), 3, "mlflow.tracking_uri"),
     (("arithmetic",), {"seeds": [7]}, "arithmetic.seeds: 7 is not among seeds"),
     (("arithmetic",), {"size": 5}, "arithmetic.size: 5 is not among sizes"),
+    (("arithmetic",), {"disentanglement": [1], "predict": False}, "arithmetic.disentanglement: the plane is held"),
 ]
 
 

@@ -10,7 +10,7 @@ from pipeline import TEST_CONFIG, snakemake
 from stopwise import artifacts
 
 pytestmark = pytest.mark.pipeline
-TORCH_RULES = ("prepare_model", "data", "jacobian", "finetune", "arithmetic")
+TORCH_RULES = ("prepare_model", "data", "jacobian", "finetune", "arithmetic", "task_kernels")
 
 
 def parquet_files(folder: Path) -> list[Path]:

@@ -233,6 +233,53 @@ def test_f8_draws_the_test_split_and_marks_the_chosen_coefficient():
         assert any(list(line.get_xdata()) == [0.6, 0.6] for line in ax.lines)
 
 
+def test_f7_keeps_whole_vectors_on_test_examples_of_one_method():
+    rows = [
+        {"seed": 0, "quantity": quantity, "split": split, "method": method, "task_a": "a", "task_b": "b"}
+        for quantity, splits in {"cosine": (None,), "transfer": ("validation", "test"), "loss": ("test",)}.items()
+        for split in splits
+        for method in ("filter", "least_squares")
+    ]
+    values = [float(i) for i in range(len(rows))]
+    check = pa.Table.from_pylist([row | {"predicted": v, "measured": v} for row, v in zip(rows, values, strict=True)])
+    table = plots.figure("F7").table([({}, check)])
+    assert table.select(["quantity", "predicted"]).to_pylist() == [
+        {"quantity": "cosine", "predicted": 0.0},
+        {"quantity": "transfer", "predicted": 4.0},
+    ]
+    only_fitted = check.filter(pc.field("method") == "least_squares")
+    assert plots.figure("F7").table([({}, only_fitted)])["predicted"].to_pylist() == [1.0, 5.0]
+
+
+def test_f8_joins_predictions_and_joint_training_by_seed_and_point():
+    ((_kind, added),), _ = made_up.arithmetic(2)
+    added = added.drop_columns(["predicted_accuracy", "accuracy_joint"])
+    added = added.append_column("kind", pa.array(["addition"] * added.num_rows))
+    points = added.select(list(plots.figure("F8").POINT)).to_pylist()
+    predicted = [row | {"method": "filter", "accuracy": 0.5 + row["coefficient"] / 10} for row in points]
+    predicted += [row | {"method": "least_squares", "accuracy": 0.0} for row in points]
+    joint = [
+        {"step": step, "task": task, "split": split, "loss": abs(step - 2.0), "accuracy": step / 10}
+        for step in (0, 2, 4)
+        for task in ("movie", "amazon", None)  # null: all tasks together
+        for split in ("train", "validation", "test")
+    ]
+    seeds = [({"seed": 0}, added), ({"seed": 1}, added)]
+    table = (
+        plots.figure("F8")
+        .table(
+            seeds, (), [({"seed": 0}, pa.Table.from_pylist(predicted))], [({"seed": 1}, pa.Table.from_pylist(joint))]
+        )
+        .to_pylist()
+    )
+    for row in table[: added.num_rows]:
+        assert row["predicted_accuracy"] == pytest.approx(0.5 + row["coefficient"] / 10)
+        assert row["accuracy_joint"] is None
+    for row in table[added.num_rows :]:
+        assert row["predicted_accuracy"] is None
+        assert row["accuracy_joint"] == (0.2 if row["task"] in ("movie", "amazon") else None)
+
+
 def test_names_are_shown_letter_by_letter():
     name = r"_prices in $ and \alpha$ <b>"
     spectra, decays = made_up.spectra(**SMALL)

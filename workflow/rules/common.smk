@@ -157,10 +157,24 @@ def artifact_paths():
         paths += each(f"finetune/{{start}}/{{task}}/seed{{seed}}/{table}.parquet")
     for stage in ("evaluation", "directions", "guarantee"):
         paths += each(f"{stage}/{{start}}/{{task}}/seed{{seed}}.parquet")
-    paths += [*drift_paths(), *joint_paths()]
-    if arithmetic_runs():
-        paths += [f"{RESULTS}/arithmetic/seed{seed}.parquet" for seed in config["arithmetic"]["seeds"]]
-    return paths
+    return paths + drift_paths() + joint_paths() + arithmetic_paths()
+
+
+def arithmetic_paths():
+    """Return every Parquet artifact of task arithmetic: measured, and where asked for predicted and compared."""
+    asked = config["arithmetic"]
+    if not arithmetic_runs():
+        return []
+    stages, shards = ["arithmetic", "measured_interference"], []
+    if asked["predict"]:
+        stages += ["arithmetic_prediction", "predicted_interference"]
+        shards = [f"task_kernels/seed{{seed}}/shard{k}of{asked['shards']}" for k in range(asked["shards"])]
+        stages += ["disentanglement"] if asked["disentanglement"] else []
+    stages += ["tangent_arithmetic"] if asked["tangent"] else []
+    paths = [f"{RESULTS}/{stage}/seed{seed}.parquet" for stage, seed in product(stages, asked["seeds"])]
+    paths += [f"{RESULTS}/{shard.format(seed=seed)}.parquet" for shard, seed in product(shards, asked["seeds"])]
+    tables = ("arithmetic_check", "arithmetic_agreement", "merge_advice", "merge_score")
+    return paths + [f"{RESULTS}/{table}.parquet" for table in tables if asked["predict"]]
 
 
 def drift_paths():
@@ -187,7 +201,9 @@ def arithmetic_runs():
 def figure_ids():
     """Return the figures that this configuration allows."""
     sized = ["F4"] if len(config["sizes"]) > 1 else []
-    return ["F1", "F2", "F3", *sized, "F6", *(["F8"] if arithmetic_runs() else []), "F9"]
+    predicted = ["F7"] if config["arithmetic"]["predict"] else []
+    merged = [*predicted, "F8"] if arithmetic_runs() else []
+    return ["F1", "F2", "F3", *sized, "F6", *merged, "F9"]
 
 
 def figure_paths():

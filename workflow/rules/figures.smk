@@ -90,9 +90,40 @@ rule figure_F3:
         "../scripts/figure_F3.py"
 
 
+rule figure_F7:
+    input:
+        check=f"{RESULTS}/arithmetic_check.parquet",
+        code=library("figure_F7", "plots.f7"),
+    output:
+        table=f"{RESULTS}/figures/F7.parquet",
+        svg=report(
+            f"{RESULTS}/figures/F7.svg",
+            caption="../report/f7.rst",
+            category="Task arithmetic",
+            labels={"figure": "F7", "shows": "predicted and measured vectors"},
+        ),
+        png=f"{RESULTS}/figures/F7.png",
+    log:
+        f"{RESULTS}/logs/figures/F7.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figures/F7.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Drawing F7: cosine and interference, predicted and measured"
+    script:
+        "../scripts/figure_F7.py"
+
+
 rule figure_F8:
     input:
-        arithmetic=expand(f"{RESULTS}/arithmetic/seed{{seed}}.parquet", seed=config["arithmetic"]["seeds"]),
+        arithmetic=over_seeds("arithmetic"),
+        predicted=over_seeds("arithmetic_prediction") if config["arithmetic"]["predict"] else [],
+        joint=[path for path in over_seeds("joint") if path in joint_paths()],
         code=library("figure_F8", "plots.f8"),
     output:
         table=f"{RESULTS}/figures/F8.parquet",

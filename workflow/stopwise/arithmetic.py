@@ -20,6 +20,7 @@ import torch
 
 from stopwise.learner import Learner, Prompts
 from stopwise.objectives import Objective
+from stopwise.outputs import targets
 from stopwise.task_vectors import TaskVector, moved
 
 Batch = Mapping[str, torch.Tensor]
@@ -164,6 +165,14 @@ class Workbench:
             found = self.measure(self.tasks[task].vector, 1.0, [task])
             self._own |= found
         return self._own[task, split]
+
+    def residual(self, task: str, split: str) -> np.ndarray:
+        """Return y - b_hat - f0, what a task has left to learn at theta_0; float64 [n, columns]."""
+        data, start = self.tasks[task], self.zero_shot(task, split).outputs
+        batch = getattr(data, split)
+        scale = self.options["target_scale"]
+        y = targets(np.asarray(batch["labels"]), len(batch["verbalizers"]), self.options["outputs"], scale)
+        return y - data.offset - start
 
     def baselines(self) -> list[Row]:
         """Return rows of zero-shot with and without the intercept, and of each task's own vector."""

@@ -11,8 +11,9 @@ from stopwise.arithmetic import Workbench, all_pairs, negation
 def arithmetic_rows(bench: Workbench, coefficients: Sequence[float], tolerance: float) -> list[dict[str, Any]]:
     """Return addition over all pairs and negation of every task against all others as controls.
 
-    ``coefficient`` is the scale c > 0 of theta_0 + c (tau_a + tau_b) or theta_0 - c tau_a. Beside each accuracy stand
-    the zero-shot one (intercept included) and that of the evaluated task's own vector alone at coefficient 1.
+    ``coefficient`` is the scale c > 0 of theta_0 + c (tau_a + tau_b) or theta_0 - c tau_a. Beside each accuracy
+    and loss stand the zero-shot one (intercept included) and that of the evaluated task's own vector alone at
+    coefficient 1.
     """
     rows = []
     for row in all_pairs(bench, coefficients):
@@ -40,5 +41,7 @@ def _row(bench: Workbench, kind: str, task_a: str, task_b: str | None, row: dict
         "accuracy_zero_shot": bench.zero_shot(task, split).accuracy,
         "accuracy_single": bench.own(task, split).accuracy,
         "loss": row["loss"],
+        "loss_zero_shot": bench.zero_shot(task, split).loss,
+        "loss_single": bench.own(task, split).loss,
         "chosen": row["chosen"],
     }

@@ -81,6 +81,11 @@ def _cross_checks(config: dict[str, Any]) -> None:
     _complete_stage(config, "arithmetic", max(config["sizes"]))
     _complete_stage(config, "drift", min(config["sizes"]))
     _complete_stage(config, "joint", min(config["sizes"]))
+    if config["arithmetic"]["disentanglement"] and not config["arithmetic"]["predict"]:
+        raise ConfigError(
+            "config key arithmetic.disentanglement: the plane is held against its prediction; allowed: [], or"
+            " arithmetic.predict: true"
+        )
     for start, tasks in start_tasks(config).items():
         for task in tasks:
             if task not in config["tasks"]:

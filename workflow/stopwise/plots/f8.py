@@ -29,6 +29,7 @@ COLUMNS = pa.schema(
         pa.field("accuracy_joint", pa.float64()),  # after fine-tuning on both tasks at once, empty when not run
     ]
 )
+POINT = ("kind", "task_a", "task_b", "coefficient", "task", "split")
 COLUMNS_ACROSS = 3
 LEVELS = {  # reference levels: column -> label and line style
     "accuracy_zero_shot": ("zero-shot", (0, (1, 1.5))),
@@ -38,11 +39,48 @@ LEVELS = {  # reference levels: column -> label and line style
 PREDICTED = (0, (2.5, 1.2))
 
 
-def table(additions: Pairs, negations: Pairs = ()) -> pa.Table:
-    """Assemble the table from the arithmetic artifacts; a `kind` that they lack is filled in."""
+def table(additions: Pairs, negations: Pairs = (), predictions: Pairs = (), joint: Pairs = ()) -> pa.Table:
+    """Assemble the table from the arithmetic artifacts; a `kind` that they lack is filled in.
+
+    `predictions` (of the kernels) and `joint` (fine-tuning on all tasks at once) are joined by the seed of their
+    wildcards.
+    """
     pairs = [({"kind": "addition", **w}, t) for w, t in additions]
     pairs += [({"kind": "negation", **w}, t) for w, t in negations]
+    predicted = {w.get("seed"): _predicted(t) for w, t in predictions}
+    together = {w.get("seed"): _joint(t) for w, t in joint}
+    pairs = [(w, _joined(t, predicted.get(w.get("seed"), {}), together.get(w.get("seed"), {}))) for w, t in pairs]
     return gather(pairs, COLUMNS, "F8")
+
+
+def _predicted(table: pa.Table) -> dict[tuple, float]:
+    """Predicted accuracy by point: of the theory's filter, else of the weights fitted by least squares."""
+    rows = table.to_pylist()
+    method = "filter" if any(row["method"] == "filter" for row in rows) else "least_squares"
+    return {tuple(row[key] for key in POINT): row["accuracy"] for row in rows if row["method"] == method}
+
+
+def _joint(table: pa.Table) -> dict[tuple[str, str], float]:
+    """Accuracy by task and split at the step of joint training with the lowest validation loss over all tasks."""
+    rows = table.to_pylist()
+    together = [row for row in rows if row["task"] is None and row["split"] == "validation"]
+    losses = {row["step"]: row["loss"] for row in together if row["loss"] is not None}
+    if not losses:
+        return {}
+    best = min(losses, key=lambda step: (losses[step], step))
+    return {(row["task"], row["split"]): row["accuracy"] for row in rows if row["step"] == best and row["task"]}
+
+
+def _joined(table: pa.Table, predicted: dict[tuple, float], joint: dict[tuple[str, str], float]) -> pa.Table:
+    """Append the predicted accuracy of each point, and that of joint training on additions."""
+    if predicted:
+        values = [predicted.get(tuple(row[key] for key in POINT)) for row in table.select(POINT).to_pylist()]
+        table = table.append_column("predicted_accuracy", pa.array(values, pa.float64()))
+    if joint:
+        keys = table.select(["kind", "task", "split"]).to_pylist()
+        values = [joint.get((row["task"], row["split"])) if row["kind"] == "addition" else None for row in keys]
+        table = table.append_column("accuracy_joint", pa.array(values, pa.float64()))
+    return table
 
 
 def experiments(data: pd.DataFrame) -> list[tuple[str, str, str | None, pd.DataFrame]]:

@@ -1,0 +1,102 @@
+"""Predicted against measured task arithmetic: the pairs of numbers, their error and their rank correlation (numpy)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from stopwise.interference import WHOLE
+from stopwise.plots.intervals import mean_interval, rank_correlation
+
+Row = Mapping[str, Any]
+POINT = ("kind", "task_a", "task_b", "coefficient", "task", "split")
+EFFECT = ("quantity", "split", "task_a", "task_b")
+
+
+def compared(
+    seed: int,
+    predicted_effects: Iterable[Row],
+    measured_effects: Iterable[Row],
+    predicted_points: Iterable[Row],
+    measured_points: Iterable[Row],
+    outside: str | None,
+) -> list[dict[str, Any]]:
+    """Return one row per method and quantity that was both predicted and measured, of one seed.
+
+    ``outside`` says what puts the training outside the theory, None when nothing does. Cosine, interference and
+    transfer are those of the whole vectors; loss and accuracy those of every point of the grid.
+    """
+    found = []
+    effects = {tuple(row[key] for key in EFFECT): row["value"] for row in measured_effects if row["grouping"] == WHOLE}
+    for row in predicted_effects:
+        key = tuple(row[name] for name in EFFECT)
+        if row["grouping"] == WHOLE and key in effects:
+            pair = {"predicted": row["value"], "measured": effects[key]}
+            found.append(dict(zip(EFFECT, key, strict=True)) | {"method": row["method"]} | pair)
+    points = {tuple(row[key] for key in POINT): row for row in measured_points}
+    for row in predicted_points:
+        key = tuple(row[name] for name in POINT)
+        if key in points:
+            for quantity in ("loss", "accuracy"):
+                pair = {"predicted": row[quantity], "measured": points[key][quantity]}
+                found.append(
+                    dict(zip(POINT, key, strict=True)) | {"method": row["method"], "quantity": quantity} | pair
+                )
+    return [{"seed": seed, "outside_theory": outside} | row for row in found]
+
+
+def agreement(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return how well each method predicted each quantity: rank correlation, mean error, mean size of the measured.
+
+    The rank correlation is over all pairs of all seeds; its interval is Student's over the correlations of the single
+    seeds (empty with one seed). ``error`` is the mean absolute difference, ``bias`` the mean of predicted - measured.
+    """
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row["predicted"] is not None and row["measured"] is not None:
+            key = (row["method"], row["quantity"], row["split"], row.get("kind"))
+            groups.setdefault(key, []).append(row)
+    found = []
+    for (method, quantity, split, kind), own in groups.items():
+        seeds = sorted({row["seed"] for row in own})
+        by_seed = [_correlation([row for row in own if row["seed"] == seed]) for seed in seeds]
+        _, low, high = mean_interval(by_seed)
+        difference = np.array([row["predicted"] - row["measured"] for row in own])
+        values = {
+            "rank_correlation": _correlation(own),
+            "low": low,
+            "high": high,
+            "error": float(np.abs(difference).mean()),
+            "bias": float(difference.mean()),
+            "size": float(np.mean([abs(row["measured"]) for row in own])),
+        }
+        labels = {"method": method, "quantity": quantity, "split": split, "kind": kind}
+        counts = {"pairs": len(own), "seeds": len(seeds)}
+        found.append(labels | counts | {key: value if math.isfinite(value) else None for key, value in values.items()})
+    return found
+
+
+def _correlation(rows: Sequence[Row]) -> float:
+    return rank_correlation([row["predicted"] for row in rows], [row["measured"] for row in rows])
+
+
+def markdown(found: Sequence[Row], outside: str | None) -> str:
+    """Return the agreement as a Markdown table."""
+    lines = ["# Task arithmetic: predicted by the kernels, measured on the network", ""]
+    if outside:
+        lines += [f"This training lies outside the theory ({outside}): the weights c are fitted to its outputs.", ""]
+    lines += [
+        "| quantity | data | c from | pairs | rank correlation (95 % over seeds) | mean error | mean size |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        name = f"{row['kind']}: {row['quantity']}" if row["kind"] else row["quantity"]
+        interval = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
+        correlation = "–" if row["rank_correlation"] is None else f"{row['rank_correlation']:.2f}{interval}"
+        source = {"filter": "the filter", "least_squares": "least squares"}[row["method"]]
+        cells = [name, row["split"] or "", source, row["pairs"], correlation, f"{row['error']:.3g}"]
+        lines.append(f"| {' | '.join(map(str, cells))} | {row['size']:.3g} |")
+    return "\n".join(lines) + "\n"
