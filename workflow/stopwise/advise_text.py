@@ -67,18 +67,14 @@ def headline(advice: Advice, verdict: Verdict) -> list[str]:
 
 def _train(advice: Advice, verdict: Verdict) -> str:
     recipe, n = advice.findings.recipes[0], advice.findings.problem.examples
-    how = f"momentum {recipe.momentum:g}, learning rate {number(recipe.learning_rate)}"
+    how = f"SGD with momentum {recipe.momentum:g}, learning rate {number(recipe.learning_rate)}"
+    times = f"{several(recipe.steps, 'full-batch step')} on the {n} examples ({several(recipe.epochs, 'epoch')}; {how})"
     small = next((r for r in advice.findings.recipes if not r.full_batch and r.momentum == recipe.momentum), None)
-    times = f"{several(recipe.steps, 'full-batch step')} on the {n} examples, that is {several(recipe.epochs, 'epoch')}"
     if small:
         rate = number(small.learning_rate)
         times += f", or {several(small.steps, 'step')} with batches of {small.batch_size} at learning rate {rate}"
-    lead = (
-        "Train for about"
-        if verdict.kind == "train"
-        else "It is unclear whether training helps; if you train, stop after"
-    )
-    return f"{lead} {times} (SGD, {how})."
+    unclear = "It is unclear whether training helps; if you train, stop after"
+    return f"{'Train for about' if verdict.kind == 'train' else unclear} {times}."
 
 
 def _do_not_train(advice: Advice, verdict: Verdict) -> str:
