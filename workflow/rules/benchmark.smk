@@ -104,6 +104,7 @@ rule plan:
         code=library("plan"),
     output:
         table=f"{RESULTS}/plan.parquet",
+        jobs=f"{RESULTS}/plan_jobs.parquet",
         text=f"{RESULTS}/plan.md",
     log:
         f"{RESULTS}/logs/plan.log",
@@ -116,7 +117,7 @@ rule plan:
         config=config,
         assets=ASSETS,
     message:
-        "Estimating time and memory of the configured kernels, without loading weights"
+        "Estimating jobs, time and memory of the configuration, without loading weights"
     script:
         "../scripts/plan.py"
 
