@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from stopwise.plots import style
@@ -206,5 +207,7 @@ def draw(table: pa.Table) -> Figure:
         ax.set_title(title)
     for ax in axes[-1]:
         ax.set_xlabel("optimizer step")
+        if ax.get_xscale() == "linear":
+            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     style.outside_legend(figure, keys, across)
     return figure
