@@ -314,4 +314,6 @@ def test_the_report_of_the_pipeline_works_in_chromium(browser, finished_pipeline
     click = "[...document.querySelectorAll('a, li, button, div')].filter(e => e.textContent.trim() === 'Kernel').pop()"
     browser.run(f"{click}.click()")
     browser.wait("return document.body.textContent.includes('eigenvalue decay')")
-    assert browser.console() == []
+    # the style sheet that Snakemake puts into its reports advises its makers to build it in advance
+    assert [entry for entry in browser.console() if "tailwindcss.com" not in entry["message"]] == []
+    assert [entry for entry in browser.console() if entry["level"] == "SEVERE"] == []
