@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from stopwise.advise import Advice, AdviceError, Settings, advise, findings, ste
 from stopwise.advise_data import make_task, read_file
 from stopwise.advise_files import check_folder, write_advice
 from stopwise.advise_heldout import Problem
+from stopwise.advise_rule import Decision
 from stopwise.advise_text import document, follow_up, headline, number, points, several
 from stopwise.advise_verdict import verdict_of
 from stopwise.config import validated
@@ -193,6 +195,20 @@ def test_a_prompt_that_knows_the_answer_is_not_trained(tmp_path):
     assert verdict.kind == "do_not_train"
     assert headline(advice, verdict)[0].startswith("Do not train: the prompt alone does as well.")
     assert "Use the model as it is" in document(advice, verdict)
+    drawn = figure.draw(
+        artifacts.read_table(write_advice(advice, verdict, tmp_path / "a") / "advice.parquet", "advice")
+    )
+    assert drawn.axes[0].get_title() == "No training advised"
+    assert not any("(followed)" in text.get_text() for text in drawn.legends[0].get_texts())
+
+
+def test_a_better_accuracy_at_another_time_is_told(pico):
+    found = pico.findings
+    early = replace(found.decision.stop, t=0, eta=0.0)  # as if the rule had stopped at once
+    doubts = verdict_of(replace(pico, findings=replace(found, decision=Decision(early)))).doubts
+    text = next(doubt.text for doubt in doubts if doubt.code == "better_accuracy")
+    peak = found.crossed.correct.mean(axis=1).argmax()
+    assert f"at {peak} steps" in text
 
 
 def test_a_prompt_that_is_only_biased_is_given_an_offset_instead(tmp_path):

@@ -122,7 +122,9 @@ def _drawn(advice: Advice, verdict: Verdict) -> list[Row]:
     ]
     rules = []
     for stop in found.stops:
-        row = {"kind": "rule", "name": stop.rule, "chosen": stop.rule == found.decision.stop.rule, "n": n}
+        # No line to stop at is drawn when the answer is not to train.
+        followed = verdict.kind in ("train", "unclear") and stop.rule == found.decision.stop.rule
+        row = {"kind": "rule", "name": stop.rule, "chosen": followed, "n": n}
         if stop.t is not None:
             row |= {key: path[stop.t][key] for key in ("step", "eta", "loss", "accuracy")}
         rules.append(row)

@@ -143,10 +143,13 @@ def _asked(advice: Advice) -> str:
     counts = advice.task.counts
     out = counts["rows"] - counts["examples"]
     left_out = f" ({out} repeat others or contradict a copy)" if out else ""
+    hint = ""
+    if advice.settings.template is None:
+        hint = "\n\nThe prompt is made of the column names: your own words (`--template`) may do more than training."
     return (
         f"## What was asked\n\n`{advice.settings.model}` reads a prompt; whichever label's word it finds likelier as"
         f" the next one is its answer. {n} examples were used of {file.rows} rows{left_out}, the labels as even as they"
-        f" come. Words: {words}. One prompt:\n\n```\n{prompt}\n```"
+        f" come. Words: {words}. One prompt:\n\n```\n{prompt}\n```{hint}"
     )
 
 

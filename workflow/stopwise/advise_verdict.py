@@ -23,6 +23,7 @@ MANY_CUT = 0.2
 # prediction within 2 % up to 12 in one and about 60 in the other, and turned away later.
 LONG = 60.0
 UNLIKE_MIX = 0.1
+BETTER_ELSEWHERE = 0.05  # accuracy at another time beyond that at the stop, the best of many times looked at
 WHY = {
     "sigma_at_boundary": "it estimated the noise of the labels as zero, which a few examples cannot establish",
     "not_identifiable": "noise and signal cannot be told apart in this kernel",
@@ -112,6 +113,17 @@ def _about_rules(found: Findings, t_max: int) -> list[Doubt]:
                 "not_best",
                 f"On examples left out of the fit the error was lowest at {found.best_step} steps ({found.low_step} to"
                 f" {found.high_step} are within 5 % of it), not at {stop.t}.",
+            )
+        )
+    accuracies = found.crossed.correct.mean(axis=1)
+    peak = int(np.argmax(accuracies))
+    if stop.t is not None and accuracies[peak] > accuracies[stop.t] + BETTER_ELSEWHERE:
+        shown = f"{100 * accuracies[peak]:.0f} % at {peak} steps, {100 * accuracies[stop.t]:.0f} % at {stop.t}"
+        out.append(
+            Doubt(
+                "better_accuracy",
+                f"The rules look at the squared error; the accuracy on examples left out is better elsewhere: {shown}."
+                " As the best of many times looked at, that is partly luck.",
             )
         )
     if "duplicated_examples" in found.flags:

@@ -31,7 +31,10 @@ TICKS = [t * 10**k for k in range(5) for t in (1, 2, 5)]
 
 @style.styled
 def draw(table: pa.Table) -> Figure:
-    """Draw both panels; accuracies are those of examples left out of the fit, bands 95 % intervals."""
+    """Draw both panels; no rule is ``chosen`` in the table when the answer is not to train.
+
+    Accuracies are those of examples left out of the fit, bands 95 % intervals.
+    """
     data = frame(table, COLUMNS, "advice")
     figure, axes = style.new_figure("two-column", height=3.0, ncols=2, sharey=True, width_ratios=[3, 2])
     looks = style.looks(ordered(data.loc[data["kind"] == "rule", "name"], style.RULES), style.RULES)
@@ -80,7 +83,7 @@ def _training(ax: Axes, data: pd.DataFrame, looks: dict[str, style.Look]) -> Non
         )
     ax.set_xlabel("training steps on all examples")
     chosen = rules[rules["chosen"]]
-    title = "When to stop" if chosen.empty else f"When to stop: after {chosen['step'].iloc[0]:.0f} steps"
+    title = "No training advised" if chosen.empty else f"When to stop: after {chosen['step'].iloc[0]:.0f} steps"
     ax.set_title(title)
 
 
