@@ -82,7 +82,7 @@ def _title(quantity: str, rows: pd.DataFrame) -> str:
     by_seed = [rank_correlation(own["predicted"], own["measured"]) for _, own in rows.groupby("seed")]
     _, low, high = mean_interval(by_seed)
     interval = f" [{max(low, -1):.2f}, {min(high, 1):.2f}]" if np.isfinite(low) else ""
-    rank = f"rank ρ {correlation:.2f}{interval}, " if np.isfinite(correlation) else ""
+    rank = f"ρ {correlation:.2f}{interval}, " if np.isfinite(correlation) else ""
     return f"{QUANTITIES[quantity][0]}\n({rank}{len(rows)} {'dot' if len(rows) == 1 else 'dots'})"
 
 
