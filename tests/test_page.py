@@ -316,4 +316,3 @@ def test_the_report_of_the_pipeline_works_in_chromium(browser, finished_pipeline
     browser.wait("return document.body.textContent.includes('eigenvalue decay')")
     # the style sheet that Snakemake puts into its reports advises its makers to build it in advance
     assert [entry for entry in browser.console() if "tailwindcss.com" not in entry["message"]] == []
-    assert [entry for entry in browser.console() if entry["level"] == "SEVERE"] == []
