@@ -52,7 +52,8 @@ def agreement(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return how well each method predicted each quantity: rank correlation, mean error, mean size of the measured.
 
     The rank correlation is over all pairs of all seeds; its interval is Student's over the correlations of the single
-    seeds (empty with one seed). ``error`` is the mean absolute difference, ``bias`` the mean of predicted - measured.
+    seeds, cut to [-1, 1] (empty with one seed). ``error`` is the mean absolute difference,
+    ``bias`` the mean of predicted - measured.
     """
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
@@ -67,8 +68,8 @@ def agreement(rows: Sequence[Row]) -> list[dict[str, Any]]:
         difference = np.array([row["predicted"] - row["measured"] for row in own])
         values = {
             "rank_correlation": _correlation(own),
-            "low": low,
-            "high": high,
+            "low": max(low, -1.0),
+            "high": min(high, 1.0),
             "error": float(np.abs(difference).mean()),
             "bias": float(difference.mean()),
             "size": float(np.mean([abs(row["measured"]) for row in own])),

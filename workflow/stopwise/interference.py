@@ -39,7 +39,7 @@ def effects(change: np.ndarray, residual: np.ndarray, part: np.ndarray | None = 
 
 def predicted_rows(space: TangentSpace, method: str) -> list[Row]:
     """Return the rows of an ``interference`` artifact that the kernels predict, whole and by layer and module type."""
-    rows = []
+    rows: list[Row] = []
     for a, b in itertools.permutations(space.tasks, 2):
         for split in SPLITS:
             residual, change = space.tasks[a].residual(split), space.change(a, b, split)
@@ -65,7 +65,7 @@ def measured_rows(
     ``changes`` by (a, b, split): f(theta_0 + tau_b) - f0 on task a; ``residuals`` by (a, split); ``cosines`` by (a, b):
     the saved vectors' cosine by (grouping, part), with the whole under (``whole``, "").
     """
-    rows = []
+    rows: list[Row] = []
     for (a, b, split), change in changes.items():
         rows += _effect_rows("measured", split, a, b, WHOLE, "", effects(change, residuals[a, split]))
     for (a, b), parts in cosines.items():
