@@ -159,11 +159,12 @@ def linearity(evidence: Evidence) -> Measured:
 
 
 def guarantee(evidence: Evidence) -> Measured:
-    """Largest training loss over its guarantee, over all steps of all runs from the pretrained start."""
+    """Largest training loss over its guarantee, over all steps after the start, of pretrained runs."""
     loss, promised = (
         {_point(r): r[c] for r in _of(evidence, q)} for q, c in (("loss", "measured"), ("guarantee", "predicted"))
     )
-    shares = [loss[key] / promised[key] for key in promised if loss.get(key) is not None and promised[key]]
+    later = [key for key in promised if key[-1] > 0]
+    shares = [loss[key] / promised[key] for key in later if loss.get(key) is not None and promised[key]]
     if not shares:
         return Measured()
     return Measured(given=(max(shares),) * 3, count=len(shares), over="steps, the largest")
@@ -182,7 +183,7 @@ def _of(evidence: Evidence, quantity: str) -> list[Row]:
 
 
 def _point(row: Row) -> tuple:
-    return row["task"], int(row["seed"]), row["n"], row["step"]
+    return row["task"], int(row["seed"]), row["n"], int(row["step"])
 
 
 def bound(evidence: Evidence) -> Measured:

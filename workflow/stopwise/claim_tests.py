@@ -85,7 +85,7 @@ TRAINING = [
     Claim(
         "convergence guarantee",
         "The training loss of real fine-tuning stays below its guarantee",
-        "largest training loss over its guarantee, all steps of all runs",
+        "largest training loss over its guarantee, all steps after the start",
         "figures/F6.parquet",
         "F6",
         NOTHING,
