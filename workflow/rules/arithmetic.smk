@@ -20,22 +20,6 @@ SPACE = {
 }
 
 
-def over_seeds(stage):
-    """Return the paths of a stage of task arithmetic over its seeds."""
-    return [f"{RESULTS}/{stage}/seed{seed}.parquet" for seed in config["arithmetic"]["seeds"]]
-
-
-def arithmetic_section(*keys):
-    """Return the part of the arithmetic section that a rule depends on."""
-    return {key: config["arithmetic"][key] for key in ("size", *keys)}
-
-
-def trained_section():
-    """Return the part of the finetune section that says what a vector is in the tangent space."""
-    keys = ("objective", "optimizer", "momentum", "step_size", "learning_rate", "weight_decay", "schedule", "warmup")
-    return {key: config["finetune"][key] for key in (*keys, "steps", "batch_size") if key in config["finetune"]}
-
-
 rule arithmetic:
     input:
         data=SAMPLES,

@@ -1,34 +1,6 @@
 # The paper's claims held against the run, and the results page. No job here imports torch.
 
 
-def table_of(figure):
-    """Return a figure's table when the configuration draws it; F5 and F10 when `snakemake theory` has drawn them."""
-    path = f"{RESULTS}/figures/{figure}.parquet"
-    return [path] if figure in figure_ids() or (figure in ("F5", "F10") and Path(path).is_file()) else []
-
-
-def run_facts():
-    """Return what a reader of the results must know about the run, as short texts."""
-    settings, starts = config["finetune"], config["starts"]
-    batches = "full batches" if settings["batch_size"] is None else f"batches of {settings['batch_size']}"
-    source, revision = config["model"]["source"], config["model"]["revision"]
-    return {
-        "model": source + (f" at {revision}" if revision else ""),
-        "tasks": ", ".join(TASKS),
-        "training examples": ", ".join(map(str, sorted(config["sizes"]))),
-        "seeds": ", ".join(map(str, config["seeds"])),
-        "starts": ", ".join(
-            start if own == "all" else f"{start} ({', '.join(own)})"
-            for start, own in (starts if isinstance(starts, dict) else dict.fromkeys(starts, "all")).items()
-        ),
-        "trained parameters": str(config["kernel"]["parameters"]),
-        "training": (
-            f"{settings['optimizer'].replace('_', ' ')}, {settings['objective'].replace('_', ' ')} loss,"
-            f" {settings['steps']} steps, {batches}"
-        ),
-    }
-
-
 rule claims:
     input:
         trajectory=each("finetune/{start}/{task}/seed{seed}/trajectory.parquet"),

@@ -1,0 +1,62 @@
+# Functions of single stages: what their rules read, and the part of the configuration that they depend on.
+
+
+def over_seeds(stage):
+    """Return the paths of a stage of task arithmetic over its seeds."""
+    return [f"{RESULTS}/{stage}/seed{seed}.parquet" for seed in config["arithmetic"]["seeds"]]
+
+
+def arithmetic_section(*keys):
+    """Return the part of the arithmetic section that a rule depends on."""
+    return {key: config["arithmetic"][key] for key in ("size", *keys)}
+
+
+def trained_section():
+    """Return the part of the finetune section that says what a vector is in the tangent space."""
+    keys = ("objective", "optimizer", "momentum", "step_size", "learning_rate", "weight_decay", "schedule", "warmup")
+    return {key: config["finetune"][key] for key in (*keys, "steps", "batch_size") if key in config["finetune"]}
+
+
+def table_of(figure):
+    """Return a figure's table when the configuration draws it; F5 and F10 when `snakemake theory` has drawn them."""
+    path = f"{RESULTS}/figures/{figure}.parquet"
+    return [path] if figure in figure_ids() or (figure in ("F5", "F10") and Path(path).is_file()) else []
+
+
+def run_facts():
+    """Return what a reader of the results must know about the run, as short texts."""
+    settings, starts = config["finetune"], config["starts"]
+    batches = "full batches" if settings["batch_size"] is None else f"batches of {settings['batch_size']}"
+    source, revision = config["model"]["source"], config["model"]["revision"]
+    return {
+        "model": source + (f" at {revision}" if revision else ""),
+        "tasks": ", ".join(TASKS),
+        "training examples": ", ".join(map(str, sorted(config["sizes"]))),
+        "seeds": ", ".join(map(str, config["seeds"])),
+        "starts": ", ".join(
+            start if own == "all" else f"{start} ({', '.join(own)})"
+            for start, own in (starts if isinstance(starts, dict) else dict.fromkeys(starts, "all")).items()
+        ),
+        "trained parameters": str(config["kernel"]["parameters"]),
+        "training": (
+            f"{settings['optimizer'].replace('_', ' ')}, {settings['objective'].replace('_', ' ')} loss,"
+            f" {settings['steps']} steps, {batches}"
+        ),
+    }
+
+
+def recorded():
+    """Return the artifacts that each recorded table is made of."""
+    tables = {
+        "trajectory": each("finetune/{start}/{task}/seed{seed}/trajectory.parquet"),
+        "summary": [f"{RESULTS}/summary.parquet"],
+    }
+    for stage in ("evaluation", "stopping", "decay", "guarantee"):
+        tables[stage] = each(f"{stage}/{{start}}/{{task}}/seed{{seed}}.parquet")
+    if drift_paths():
+        tables["drift"] = drift_paths()
+    if arithmetic_runs():
+        tables["arithmetic"] = [f"{RESULTS}/arithmetic/seed{seed}.parquet" for seed in config["arithmetic"]["seeds"]]
+    for stage in JOINT_STAGES if joint_paths() else ():
+        tables[stage] = [path for path in joint_paths() if path.split("/")[-2] == stage]
+    return tables | {figure: [f"{RESULTS}/figures/{figure}.parquet"] for figure in figure_ids()}
