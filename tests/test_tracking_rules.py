@@ -49,6 +49,8 @@ def test_what_is_pending_is_tried_by_every_run_until_it_is_recorded_and_not_once
     small_run(tmp_path / "results/demo")
     decay(tmp_path / "results/demo/summary.parquet", rule="summary", wildcards={})
     (tmp_path / "results/demo/summary.md").write_text("what came out")
+    decay(tmp_path / "results/demo/claims.parquet", rule="claims", wildcards={})
+    (tmp_path / "results/demo/claims.md").write_text("what held")
     database, table = tmp_path / "results/mlflow/mlflow.db", tmp_path / "results/demo/tracking.parquet"
 
     def statuses():
@@ -56,10 +58,10 @@ def test_what_is_pending_is_tried_by_every_run_until_it_is_recorded_and_not_once
 
     first = snakemake(tmp_path, "track", "provenance")
     assert first.returncode == 0, first.stderr
-    assert statuses() == ["recorded"] * 6
+    assert statuses() == ["recorded"] * 8
     assert (tmp_path / "results/mlflow/database.json").is_file()
     provenance = read_table(tmp_path / "results/demo/provenance.parquet", "provenance")
-    assert provenance.num_rows == 7
+    assert provenance.num_rows == 9
     assert (tmp_path / "results/demo/provenance.csv").read_text().count("\n") >= 8
 
     shutil.move(database, tmp_path / "kept.db")
@@ -69,14 +71,14 @@ def test_what_is_pending_is_tried_by_every_run_until_it_is_recorded_and_not_once
     for _ in range(2):
         down = snakemake(tmp_path, "track")
         assert down.returncode == 0, down.stderr
-        assert "6 of 6 artifacts are not recorded yet" in down.stderr
-        assert statuses() == ["pending"] * 6
+        assert "8 of 8 artifacts are not recorded yet" in down.stderr
+        assert statuses() == ["pending"] * 8
         attempts.append(artifacts.read_provenance(table)["attempt"])
     assert attempts == ["attempt 1", "attempt 2"]
 
     shutil.move(tmp_path / "kept.db", database)
     back = snakemake(tmp_path, "track")
     assert back.returncode == 0, back.stderr
-    assert statuses() == ["recorded"] * 6
+    assert statuses() == ["recorded"] * 8
     again = snakemake(tmp_path, "track", "--dry-run")
     assert "Nothing to be done" in again.stdout + again.stderr
