@@ -36,7 +36,7 @@ rule arithmetic:
         f"{RESULTS}/benchmarks/arithmetic/seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
-    threads: 2
+    threads: threads_per_job()
     resources:
         mem_mb=5500,
         runtime=240,
@@ -68,7 +68,7 @@ rule task_kernels:
         f"{RESULTS}/benchmarks/task_kernels/seed{{seed}}-shard{{shard}}of{{shards}}.tsv"
     conda:
         ENVIRONMENT
-    threads: 2
+    threads: threads_per_job()
     resources:
         mem_mb=5500,
         runtime=240,
@@ -210,7 +210,7 @@ rule disentanglement:
         f"{RESULTS}/benchmarks/disentanglement/seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
-    threads: 2
+    threads: threads_per_job()
     resources:
         mem_mb=5500,
         runtime=240,
@@ -249,7 +249,7 @@ rule tangent_arithmetic:
         f"{RESULTS}/benchmarks/tangent_arithmetic/seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
-    threads: 2
+    threads: threads_per_job()
     resources:
         mem_mb=5500,
         runtime=480,

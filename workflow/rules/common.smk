@@ -130,6 +130,11 @@ def model_stamp():
     return f"{ASSETS}/models/{model_key()}.json"
 
 
+def threads_per_job():
+    """Return the threads of a job that runs the network: two, or one where a pico model's jobs are mostly imports."""
+    return 1 if config["model"]["source"].startswith("pico-") else 2
+
+
 def gpus_per_job():
     """Return how many GPUs a job that runs the network asks for: none on a CPU."""
     if config["device"] == "auto":

@@ -15,7 +15,7 @@ rule drift:
         f"{RESULTS}/benchmarks/drift/{{start}}-{{task}}-seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
-    threads: 2
+    threads: threads_per_job()
     resources:
         mem_mb=5500,
         runtime=240,

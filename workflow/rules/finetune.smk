@@ -22,7 +22,7 @@ rule finetune:
         f"{RESULTS}/benchmarks/finetune/{{start}}-{{task}}-seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
-    threads: 2
+    threads: threads_per_job()
     resources:
         mem_mb=5500,
         runtime=480,

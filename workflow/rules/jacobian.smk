@@ -14,7 +14,7 @@ rule jacobian:
         f"{RESULTS}/benchmarks/jacobian/{{start}}-{{task}}-seed{{seed}}-shard{{shard}}of{{shards}}.tsv"
     conda:
         ENVIRONMENT
-    threads: 2
+    threads: threads_per_job()
     resources:
         mem_mb=5000,
         runtime=120,

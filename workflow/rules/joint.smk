@@ -16,7 +16,7 @@ rule joint:
         f"{RESULTS}/benchmarks/joint/seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
-    threads: 2
+    threads: threads_per_job()
     resources:
         mem_mb=5500,
         runtime=240,
