@@ -27,6 +27,7 @@ include: "workflow/rules/figures.smk"
 include: "workflow/rules/claims.smk"
 include: "workflow/rules/tracking.smk"
 include: "workflow/rules/theory.smk"
+include: "workflow/rules/study.smk"
 include: "workflow/rules/benchmark.smk"
 include: "workflow/rules/record.smk"
 

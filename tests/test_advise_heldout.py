@@ -71,7 +71,7 @@ def test_a_left_out_label_changes_nothing_that_is_fitted():
     other[16:] = (other[16:] + 1) % 3
     seen = []
 
-    def choose(spec, residual, filter):
+    def choose(spec, residual, y, filter):
         seen.append((spec.matrix.copy(), residual.copy(), filter.lr))
         return 3
 

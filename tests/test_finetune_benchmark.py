@@ -36,6 +36,6 @@ def test_the_page_says_how_many_times_the_stock_trainer():
         {**facts, "method": "transformers", "examples_per_second": 5.0, "ratio": 1.0},
     ]
     text = "\n".join(benchmark._training([artifacts.table_of(rows, "benchmark_training")]))
-    assert "16 examples of 24 tokens" in text
-    assert "| 2 | stopwise | 9.2 | 1.85 | 1.2e-06 |" in text
-    assert "| 2 | stock transformers Trainer | 5.0 | 1.00 | 1.2e-06 |" in text
+    assert "prompts of 24 tokens" in text
+    assert "| 2 | 16 | stopwise | 9.2 | 1.85 | 1.2e-06 |" in text
+    assert "| 2 | 16 | stock transformers Trainer | 5.0 | 1.00 | 1.2e-06 |" in text

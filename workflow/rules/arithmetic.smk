@@ -237,7 +237,9 @@ rule tangent_arithmetic:
         index=INDEXES,
         vectors=VECTORS,
         gram=SPACE["gram"],
-        stopping=expand(f"{RESULTS}/stopping/pretrained/{{task}}/seed{{{{seed}}}}.parquet", task=MERGED),
+        stopping=predicted_stop(
+            *expand(f"{RESULTS}/stopping/pretrained/{{task}}/seed{{{{seed}}}}.parquet", task=MERGED)
+        ),
         model=model_stamp(),
         code=library("tangent_arithmetic", "models"),
     output:

@@ -41,7 +41,7 @@ rule benchmark_part:
 # It takes all cores, so that nothing of this run disturbs it, and uses as many threads as its name says.
 rule benchmark_training:
     input:
-        data=f"{RESULTS}/data/{TASKS[0]}/seed{config['seeds'][0]}.parquet",
+        source=task_files(TASKS[0]),
         model=model_stamp(),
         code=library("benchmark_training", "models"),
     output:
@@ -61,7 +61,10 @@ rule benchmark_training:
         model=config["model"],
         device=config["device"],
         parameters=config["kernel"]["parameters"],
-        batch_size=16,
+        name=TASKS[0],
+        task=config["tasks"][TASKS[0]],
+        tokens=48,
+        batch_sizes=(16, 32),
         steps=4,
         packages=installed("torch", "transformers"),
     message:
@@ -92,7 +95,7 @@ rule benchmark_large:
         device=config["device"],
         tokens=48,
         n=1024,
-        memory_gb=4,
+        memory_gb=7,
     message:
         "Benchmark: shard {wildcards.shard} of {wildcards.shards} of a kernel of 1,024 examples"
     script:

@@ -14,6 +14,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
 from stopwise.assets import wheels_needed
 from stopwise.config import ConfigError, config_digest, start_tasks, validated
+from stopwise.rule_names import MEASURED_STOPS
 
 try:
     config.update(validated(config))
@@ -24,6 +25,7 @@ CONFIG_DIGEST = config_digest(config)
 RESULTS = f"results/{config['name']}"
 ASSETS = "results/assets"
 LIBRARY = Path(workflow.basedir) / "workflow" / "stopwise"
+NO_NUMBERS = ("rule_names.py",)
 ENVIRONMENT = "../../envs/stopwise.yaml"
 TASKS = list(config["tasks"])
 STARTED = start_tasks(config)  # the tasks of each start
@@ -72,15 +74,15 @@ def imported_modules(path):
 def library(script, *modules):
     """Return the library files that a script depends on, with all that they import: a changed formula reruns its rules.
 
-    These are the modules that the script imports, and those named here. What all scripts share (job.py) is left out: it
-    carries no number.
+    These are the modules that the script imports, and those named here. What carries no number is left out: what all
+    scripts share (job.py), and the names of the rules.
     """
     waiting = [LIBRARY.joinpath(*name.split(".")).with_suffix(".py") for name in ("artifacts", *modules)]
     waiting.extend(imported_modules(Path(workflow.basedir) / "workflow" / "scripts" / f"{script}.py"))
     seen = set()
     while waiting:
         path = waiting.pop()
-        if path not in seen and path.is_file():
+        if path not in seen and path.is_file() and path.name not in NO_NUMBERS:
             seen.add(path)
             waiting.extend(imported_modules(path))
     return sorted(relative(path) for path in seen)

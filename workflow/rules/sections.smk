@@ -17,6 +17,11 @@ def trained_section():
     return {key: config["finetune"][key] for key in (*keys, "steps", "batch_size") if key in config["finetune"]}
 
 
+def predicted_stop(*tables):
+    """Return the tables of predicted stops where training ends at one, else none: a new rule then retrains nothing."""
+    return list(tables) if config["finetune"]["stop"] not in MEASURED_STOPS else []
+
+
 def table_of(figure):
     """Return a figure's table when the configuration draws it; F5 and F10 when `snakemake theory` has drawn them."""
     path = f"{RESULTS}/figures/{figure}.parquet"

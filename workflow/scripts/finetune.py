@@ -1,12 +1,13 @@
 """Fine-tune one task at every training size with early stopping, beside the kernel's prediction of each step."""
 
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from job import Job, load_start, use_device
 from stopwise import artifacts
 from stopwise.assets import sha256_of
-from stopwise.finetune_plan import predicted_paths, start_outputs, step_eigenvalue
+from stopwise.finetune_plan import size_plans, start_outputs, stop_steps
 from stopwise.gram_assembly import read_gram
 from stopwise.samples import SPLITS, read_sample
 
@@ -17,22 +18,13 @@ with Job(snakemake) as job:
 
     params, sizes = snakemake.params, snakemake.params.sizes
     start, task, seed = job.wildcards["start"], job.wildcards["task"], int(job.wildcards["seed"])
-    stopping = params.stopping
-    settings = FinetuneSettings.from_config(params.finetune, **params.kernel, **stopping)
+    settings = FinetuneSettings.from_config(params.finetune, **params.kernel, **params.stopping)
     sample = read_sample(snakemake.input.data)
     gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram"))
-    stops = artifacts.read_table(snakemake.input.stopping, "stopping").to_pylist()
-    # A rule without an answer stops nothing: the run goes to its end.
-    never = settings.steps + 1
-    stop_at = {row["n"]: never if row["t"] is None else row["t"] for row in stops if row["rule"] == settings.stop}
+    tables = [artifacts.read_table(path, "stopping").to_pylist() for path in snakemake.input.stopping]
+    stop_at = stop_steps(chain.from_iterable(tables), settings)
     held_out = len(sample.labels("validation"))
-    eigenvalues, paths = {}, {}
-    for n in sizes:
-        kernel = gram.leading(n)
-        spec = kernel.spectrum(stopping["intercept"])
-        residual = sample.targets("train", settings.outputs, settings.target_scale, n) - kernel.outputs
-        eigenvalues[n] = step_eigenvalue(spec, settings.batch_size)
-        paths[n] = predicted_paths(kernel, spec, residual, settings, held_out, seed)
+    eigenvalues, paths = size_plans(gram, sample, settings, sizes, seed)
 
     model, stamp = load_start(snakemake, start, seed, device)
     read = [split for split in SPLITS if split != "validation" or settings.reads_validation]

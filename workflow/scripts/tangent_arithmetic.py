@@ -5,7 +5,7 @@ from pathlib import Path
 
 from job import Job, load_start, use_device
 from stopwise import artifacts
-from stopwise.finetune_plan import start_outputs, step_eigenvalue
+from stopwise.finetune_plan import start_outputs, step_eigenvalue, stop_steps
 from stopwise.gram_assembly import read_gram
 from stopwise.samples import SPLITS, read_sample
 
@@ -23,10 +23,10 @@ with Job(snakemake) as job:
     model, stamp = load_start(snakemake, "pretrained", seed, device)
     folder = Path(snakemake.output.table).parent
     checkpoints, vectors = Path(*folder.parts[:2], "checkpoints", *folder.parts[2:], f"seed{seed}"), {}
-    for name, data, gram, stopping in zip(params.tasks, files.data, files.gram, files.stopping, strict=True):
+    predicted = dict(zip(params.tasks, files.stopping, strict=True)) if files.stopping else {}
+    for name, data, gram in zip(params.tasks, files.data, files.gram, strict=True):
         sample, kernel = read_sample(data), read_gram(artifacts.read_table(gram, "gram"))
-        stops = artifacts.read_table(stopping, "stopping").to_pylist()
-        stop_at = {row["n"]: row["t"] for row in stops if row["rule"] == settings.stop}.get(n)
+        rows = artifacts.read_table(predicted[name], "stopping").to_pylist() if predicted else []
         batches = {split: batch_from_table(sample.table, split, verbalizers=sample.verbalizers) for split in SPLITS}
         known = start_outputs(kernel, len(sample.labels("validation")))
         run = finetune(
@@ -34,7 +34,7 @@ with Job(snakemake) as job:
             first_examples(batches["train"], n),
             batches["validation"] if settings.reads_validation else None,
             None,
-            replace(settings, stop_at=settings.steps + 1 if stop_at is None else stop_at),
+            replace(settings, stop_at=stop_steps(rows, settings).get(n)),
             spectrum=step_eigenvalue(kernel.leading(n).spectrum(settings.intercept), settings.batch_size),
             start_outputs={**known, "train": known["train"][:n]},
             checkpoint=checkpoints / name / f"n{n}.safetensors",

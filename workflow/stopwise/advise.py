@@ -158,7 +158,7 @@ class Advice:
 def findings(problem: Problem, settings: Settings, progress: bool = False) -> Findings:
     """Return what a training kernel says about training on its examples, by the rule in ``advise_rule``.
 
-    Cost: two decompositions of m rows for each of 50 cross-validation fits and 60 smaller ones, and leave-one-out once.
+    Cost: for each of 50 cross-validation fits and 60 smaller ones two decompositions of m rows and those of the rule.
     """
     from tqdm import tqdm
 
@@ -166,15 +166,15 @@ def findings(problem: Problem, settings: Settings, progress: bool = False) -> Fi
     if spec.lambda_max <= 0:
         raise AdviceError("--parameters: the kernel is zero: these parameters do not move the outputs")
     filter = settings.filter(spec.lambda_max)
-    decision = decide(spec, problem.residual, filter, t_max, seed)
-    compared = stops(spec, problem.residual, filter, t_max, COMPARED, seed=seed)
+    decision = decide(spec, problem.residual, problem.targets, filter, t_max, seed)
+    compared = stops(spec, problem.residual, filter, t_max, COMPARED, seed=seed, targets=problem.targets)
     folds = fold_splits(problem.labels, seed=seed)
     small = subset_splits(problem.labels, curve_sizes(problem.examples, problem.classes), seed=seed)
     bar = tqdm(total=len(folds) + sum(map(len, small)), desc="held-out", unit="fit", disable=not progress)
 
-    def choose(part: Any, residual: np.ndarray, own: Filter) -> int:
+    def choose(part: Any, residual: np.ndarray, y: np.ndarray, own: Filter) -> int:
         bar.update()
-        return decide(part, residual, own, t_max, seed).t
+        return decide(part, residual, y, own, t_max, seed).t
 
     def run(splits: list) -> HeldOut:
         return held_out(problem, settings.filter, choose, t_max, splits)

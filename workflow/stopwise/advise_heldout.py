@@ -23,8 +23,8 @@ from .plots.intervals import wilson
 from .spectrum import Spectrum
 
 Split = tuple[np.ndarray, np.ndarray]
-# (spectrum, residual, filter) -> the step to stop at
-Chooser = Callable[[Spectrum, np.ndarray, Filter], int]
+# (spectrum, residual, targets, filter) -> the step to stop at
+Chooser = Callable[[Spectrum, np.ndarray, np.ndarray, Filter], int]
 
 FOLDS = 10
 REPEATS = 5
@@ -51,9 +51,14 @@ class Problem:
         return len(self.labels)
 
     @cached_property
+    def targets(self) -> np.ndarray:
+        """y, float64 [n, columns]."""
+        return targets(self.labels, self.classes)
+
+    @cached_property
     def residual(self) -> np.ndarray:
         """y - f0, float64 [n, columns]."""
-        return targets(self.labels, self.classes) - self.outputs
+        return self.targets - self.outputs
 
     def block(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Return the kernel between the rows of examples a and b."""
@@ -102,12 +107,12 @@ def held_out(
     n, times = problem.examples, np.arange(t_max + 1)
     count, sums = np.zeros(n), np.zeros((2, times.size, n))
     at, steps, etas, sizes = np.zeros((2, n)), [], [], []
-    y = targets(problem.labels, problem.classes)
+    y = problem.targets
     for train, test in splits:
         spec = problem.spectrum(train)
         filter = make_filter(spec.lambda_max)
         residual = problem.residual[train]
-        t = choose(spec, residual, filter)
+        t = choose(spec, residual, y[train], filter)
         path = linearized_path(spec, residual, problem.block(test, train), filter, times)
         f = problem.outputs[test] + path.reshape(times.size, len(test), -1)
         correct = predicted_class(f.reshape(-1, f.shape[2]), problem.classes).reshape(f.shape[:2])

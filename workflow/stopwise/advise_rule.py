@@ -13,11 +13,11 @@ from .filters import Filter
 from .spectrum import Spectrum
 from .stopping import Stop, stopping_time
 
-DEFAULT_RULE = "sure"
-# Tried in this order when the rule before gives no time. GCV and leave-one-out need no estimate of the noise.
+DEFAULT_RULE = "bayes"
+# Tried in this order when the rule before gives no time. They need no model of the noise.
 FALLBACKS = ("gcv", "loo")
 # Shown beside the choice, so that a reader sees whether they agree.
-COMPARED = ("worst_case", "balance", "sure", "gcv", "loo")
+COMPARED = ("worst_case", "balance", "sure", "gcv", "loo", "bayes")
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,17 @@ class Decision:
         return self.stop.t or 0
 
 
-def decide(spec: Spectrum, residual: np.ndarray, filter: Filter, t_max: int, seed: int = 0) -> Decision:
+def decide(
+    spec: Spectrum, residual: np.ndarray, targets: np.ndarray, filter: Filter, t_max: int, seed: int = 0
+) -> Decision:
     """Return the first answer among ``DEFAULT_RULE`` and ``FALLBACKS`` on a filter's path up to ``t_max`` steps.
 
-    ``residual`` is y - f0 on the rows of the spectrum. Cost: that of the first rule when it answers; leave-one-out,
-    O(n m^3), is computed only when everything before it has failed.
+    ``residual`` is y - f0 on the rows of the spectrum, ``targets`` y. Cost O(n m^3) for the first rule, which refits
+    without each example.
     """
     tried: list[Stop] = []
     for rule in (DEFAULT_RULE, *FALLBACKS):
-        stop = stopping_time(spec, residual, rule, filter, t_max, seed=seed)
+        stop = stopping_time(spec, residual, rule, filter, t_max, seed=seed, targets=targets)
         if stop.t is not None:
             return Decision(stop, tuple(tried))
         tried.append(stop)

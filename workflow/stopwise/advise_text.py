@@ -21,6 +21,7 @@ RULES = {
     "sure": "Stein's unbiased estimate of the error",
     "gcv": "generalised cross-validation",
     "loo": "the error on each example, left out of the fit",
+    "bayes": "the expected error on a new example, averaged over all noise levels that the labels allow",
 }
 CONFIDENCE = {"good": "fairly sure", "fair": "with a grain of salt", "low": "not very sure"}
 

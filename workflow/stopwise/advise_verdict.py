@@ -16,7 +16,7 @@ Interval = tuple[float, float, float]  # estimate, low, high
 
 FEW_EXAMPLES, VERY_FEW_EXAMPLES, FEW_OF_A_CLASS = 32, 16, 8
 # Rules that estimate the error itself; the worst-case rule and the balance are more cautious by design.
-AGREEING = ("sure", "gcv", "loo")
+AGREEING = ("sure", "gcv", "loo", "bayes")
 DISAGREE = 4.0  # ratio of training times: within it the held-out error hardly moves on the tasks of this project
 MANY_CUT = 0.2
 # Training time in units of 1/lambda_1. In real runs of two sentiment tasks the test loss followed the kernel's

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 
 MAX_PADDING = 0.05  # share of computed tokens that may be padding
+# What starting one more batch of a training step costs, in tokens: SmolLM2-135M, attention weights, takes 0.18 s and
+# 3.0 ms a token on two cores, 0.16 s and 5.6 ms on one.
+START_TOKENS = 64.0
 
 
 @dataclass(frozen=True)
@@ -77,16 +80,22 @@ def verbalizers_of(batch: Mapping[str, torch.Tensor], verbalizers: Sequence[int]
 
 
 def length_buckets(
-    batch: Mapping[str, torch.Tensor] | Packed, tokens_per_batch: int = 1024, max_padding: float = MAX_PADDING
+    batch: Mapping[str, torch.Tensor] | Packed,
+    tokens_per_batch: int = 1024,
+    max_padding: float = MAX_PADDING,
+    start_tokens: float | None = None,
 ) -> list[torch.Tensor]:
     """Return example indices grouped by length, each group at most ``tokens_per_batch`` padded tokens (or one example).
 
     Long [n_b] each, longest first, together a permutation of the examples; at most ``max_padding`` (5 %) of the
-    computed tokens are padding. A dynamic programme over the sorted lengths, O(n * group size).
+    computed tokens are padding. With ``start_tokens``, the cost of one more group in tokens, the cheapest groups are
+    taken, whatever their padding. A dynamic programme over the sorted lengths, O(n * group size).
     """
     lengths = batch.lengths if isinstance(batch, Packed) else torch.as_tensor(batch["attention_mask"]).cpu().sum(1)
     order = torch.argsort(lengths, descending=True, stable=True)
     ordered = lengths[order].tolist()
+    if start_tokens is not None:
+        return [order[start:stop] for start, stop in _cuts(ordered, tokens_per_batch, start_tokens)]
     # What starting one more batch costs, in tokens; halved until the padding is small enough.
     overhead = 256.0 if max_padding < 1 else 1e12
     while True:

@@ -10,8 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# Measured curves name these two; they choose nothing before training.
-MEASURED_RULES = ("holdout", "oracle")
+from .rule_names import MEASURED, RULES
 
 
 class StopRule:
@@ -90,9 +89,7 @@ class Holdout(StopRule):
 
 def allowed_rules() -> tuple[str, ...]:
     """Return every value of ``finetune.stop``: none, holdout, and the rules that predict a time before training."""
-    from stopwise.stopping import RULES
-
-    return ("none", "holdout", *(name for name in RULES if name not in MEASURED_RULES))
+    return ("none", "holdout", *(name for name in RULES if name not in MEASURED))
 
 
 def make_stop_rule(rule: str, end: int, *, t: int | None = None, patience: int = 3, min_delta: float = 0.0) -> StopRule:

@@ -1,7 +1,7 @@
 """Kernels of more examples than fit: tiles of examples, two at a time, their blocks put together.
 
-Every pair of tiles runs the passes of both, so that t tiles cost t times the passes of all examples (half of that where
-only a half of a symmetric kernel is wanted); the products, which grow with n^2, are computed once.
+Every pair of tiles runs the passes of both, so that t tiles of one symmetric kernel cost t - 1 times the passes of all
+examples; the products, which grow with n^2, are computed once.
 """
 
 from __future__ import annotations
@@ -77,20 +77,25 @@ def _sub_job(job: Job, some: Sequence[Tile], pairs: list[tuple[int, int]]) -> Jo
 def _runs(
     tiles: Sequence[Tile], pairs: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[list[Tile], list[tuple[int, int, int]]]]:
-    """Yield (one or two tiles, what to compute between them as (pair of tasks, left, right))."""
+    """Yield (one or two tiles, what to compute between them as (pair of tasks, left, right)).
+
+    A tile's block with itself is computed in the first run that holds the tile: alone, it would cost its passes again.
+    """
+    symmetric = {a: number for number, (a, b) in enumerate(pairs) if a == b}
+    alone = {k: symmetric[tile.task] for k, tile in enumerate(tiles) if tile.task in symmetric}
     for u, first in enumerate(tiles):
-        for second in tiles[: u + 1]:
-            some = [first] if first == second else [first, second]
+        for v, second in enumerate(tiles[:u]):
             wanted = []
             for number, (a, b) in enumerate(pairs):
-                if a == b and (first.task, second.task) == (a, a):
-                    wanted.append((number, 0, len(some) - 1))
-                elif a != b and (first.task, second.task) == (a, b):
+                if (first.task, second.task) == (a, b):
                     wanted.append((number, 0, 1))
-                elif a != b and (second.task, first.task) == (a, b):
+                elif (second.task, first.task) == (a, b):
                     wanted.append((number, 1, 0))
             if wanted:
-                yield some, wanted
+                wanted += [(alone.pop(k), i, i) for i, k in enumerate((u, v)) if k in alone]
+                yield [first, second], wanted
+    for k, number in alone.items():
+        yield [tiles[k]], [(number, 0, 0)]
 
 
 def _place(whole: Part, found: Part, left: Tile, right: Tile, widths: Sequence[int], mirrored: bool) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from stopwise.dynamics import linearized_path, squared_norm_path, train_path
 from stopwise.finetune_settings import FinetuneSettings
 from stopwise.gram_assembly import AssembledKernel
 from stopwise.minibatch import batch_lambda_max, draw_batches, minibatch_weights
+from stopwise.samples import Sample
 from stopwise.spectrum import Spectrum
 
 
@@ -20,6 +24,33 @@ def step_eigenvalue(spec: Spectrum, batch_size: int | None) -> float:
     if batch_size is None or batch_size >= spec.examples:
         return spec.lambda_max
     return batch_lambda_max(spec.matrix, spec.columns, batch_size)
+
+
+def size_plans(
+    gram: AssembledKernel,
+    sample: Sample,
+    settings: FinetuneSettings,
+    sizes: Sequence[int],
+    seed: int = 0,
+) -> tuple[dict[int, float], dict[int, dict[str, np.ndarray]]]:
+    """Return by training size the eigenvalue that its step size is taken from, and its ``predicted_paths``."""
+    eigenvalues, paths = {}, {}
+    for n in sizes:
+        kernel = gram.leading(n)
+        spec = kernel.spectrum(settings.intercept)
+        residual = sample.targets("train", settings.outputs, settings.target_scale, n) - kernel.outputs
+        eigenvalues[n] = step_eigenvalue(spec, settings.batch_size)
+        paths[n] = predicted_paths(kernel, spec, residual, settings, len(sample.labels("validation")), seed)
+    return eigenvalues, paths
+
+
+def stop_steps(rows: Iterable[Mapping[str, Any]], settings: FinetuneSettings) -> dict[int, int]:
+    """Return by training size the step that the rule ``settings.stop`` predicted, from rows of the stopping table.
+
+    A rule without an answer stops nothing: its run goes to the end.
+    """
+    never = settings.steps + 1
+    return {row["n"]: never if row["t"] is None else row["t"] for row in rows if row["rule"] == settings.stop}
 
 
 def predicted_paths(

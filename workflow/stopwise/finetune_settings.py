@@ -10,14 +10,13 @@ from typing import Any
 from stopwise.early_stopping import StopRule, make_stop_rule
 from stopwise.filters import Filter, GradientDescent, HeavyBall, Nesterov, cosine_schedule, linear_schedule
 from stopwise.outputs import OUTPUTS
+from stopwise.rule_names import MEASURED_STOPS
 
 OBJECTIVES = ("squared", "cross_entropy")
 OPTIMIZERS = ("gradient_descent", "heavy_ball", "nesterov", "adamw")
 INTERCEPTS = ("fitted", "none")
 AUTOCAST = (None, "bfloat16")
 SCHEDULES = ("constant", "linear", "cosine")
-# Stops that judge, or leave to be judged afterwards, by validation data.
-MEASURED_STOPS = ("none", "holdout")
 CALLER_KEYS = frozenset({"parameters", "outputs", "target_scale", "intercept", "stop_at"})
 
 

@@ -58,7 +58,7 @@ class JointPlan:
 
     def stops(self, rules: Sequence[str], t_max: int, noise: str, radius: str) -> list[dict[str, Any]]:
         """Return each kernel rule's stop: rows of the ``stopping`` artifact, n counting all tasks' examples."""
-        options = {"noise": noise, "radius": radius, "times": time_grid(t_max)}
+        options = {"noise": noise, "radius": radius, "times": time_grid(t_max), "targets": _stacked(self.targets)}
         residual = _stacked(self.residuals)
         found, _ = stopping_table(self.spectrum, residual, self.filter, t_max, rules, None, **options)
         flags = () if self.exact else ("heuristic",)

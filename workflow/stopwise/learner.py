@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from stopwise.batches import Packed, length_buckets, pack, verbalizers_of
+from stopwise.batches import START_TOKENS, Packed, length_buckets, pack, verbalizers_of
 from stopwise.forward import packed_outputs
 
 # The gradient of a loss in the outputs: (f of some rows, their indices in the batch) -> cotangent of the same shape.
@@ -34,12 +34,12 @@ class Prompts:
     def of(cls, batch: Mapping[str, torch.Tensor], tokens_per_batch: int) -> Prompts:
         """Pack a batch and group it; raises ValueError for a malformed one."""
         packed = pack(batch)
-        return cls(packed, verbalizers_of(batch, None), length_buckets(packed, tokens_per_batch))
+        return cls(packed, verbalizers_of(batch, None), _groups(packed, tokens_per_batch))
 
     def rows(self, index: np.ndarray, tokens_per_batch: int) -> Prompts:
         """Return the prompts of some examples, grouped anew."""
         packed = self.packed.rows(torch.as_tensor(index))
-        return Prompts(packed, self.verbalizers, length_buckets(packed, tokens_per_batch))
+        return Prompts(packed, self.verbalizers, _groups(packed, tokens_per_batch))
 
     def part(self, index: torch.Tensor) -> tuple[Packed, torch.Tensor]:
         """Return the packed rows of one group and the verbalizers that answer it."""
@@ -54,6 +54,10 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.packed)
+
+
+def _groups(packed: Packed, tokens_per_batch: int) -> list[torch.Tensor]:
+    return length_buckets(packed, tokens_per_batch, start_tokens=START_TOKENS)
 
 
 class Learner:

@@ -38,12 +38,18 @@ class Moments:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a rule decided: ``t`` (None: no answer), its ``curve`` over the times, and flags."""
+    """What a rule decided: ``t`` (None: no answer), its ``curve`` over the times, and flags.
+
+    ``sigma``, ``rkhs_norm``, ``risk``: None but for a rule that has its own belief of noise, radius and risk at t.
+    """
 
     t: int | None
     curve: np.ndarray
     flags: tuple[str, ...] = ()
     crossing: float = np.nan
+    sigma: float | None = None
+    rkhs_norm: float | None = None
+    risk: float | None = None
 
 
 def path_moments(spec: Spectrum, residual: np.ndarray, filter: Filter, times: np.ndarray) -> Moments:

@@ -1,4 +1,4 @@
-"""When to stop: nine rules behind one function, and the judgement of a stop on a measured curve.
+"""When to stop: ten rules behind one function, and the judgement of a stop on a measured curve.
 
 All but ``holdout`` and ``oracle`` are computed before the first training step, from the spectrum and the residual.
 """
@@ -6,14 +6,16 @@ All but ``holdout`` and ``oracle`` are computed before the first training step, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from . import rules as _rules
+from .bayes import expected_loss, task_posterior
 from .filters import Filter
 from .likelihood import Noise, estimate_noise, noise_intervals
 from .loo import loo_curve, loo_shortcut_curve
+from .rule_names import MEASURED, NEED_SIGMA, RULES
 from .rules import Choice, Moments, critical_eta, local_complexity, path_moments
 from .spectrum import Spectrum
 
@@ -32,9 +34,6 @@ __all__ = [
     "time_grid",
 ]
 
-RULES = ("worst_case", "balance", "sure", "gcv", "loo", "loo_shortcut", "discrepancy", "holdout", "oracle")
-MEASURED = ("holdout", "oracle")
-NEED_SIGMA = ("worst_case", "balance", "sure", "discrepancy")
 # The width of a hit: test loss within 5 % of the oracle's.
 HIT = 0.05
 
@@ -45,8 +44,9 @@ class Stop:
 
     ``t`` steps (None when the rule has no answer: see ``flags``), ``eta`` training time, ``epochs`` = t * batch_size /
     n (full batch: t), ``sigma`` and ``rkhs_norm`` as used, ``predicted_risk`` = SURE at t (the estimated in-sample risk
-    (1/m)|f_t - f*|^2), ``curve`` over ``times`` (0..t_max unless other times were asked for), ``crossing`` = eta* and
-    ``bound`` = 12 R^2 / eta* of the worst-case rule (nan for the others).
+    (1/m)|f_t - f*|^2; of ``bayes`` the expected squared error of a new example's f*), ``curve`` over ``times``, which
+    are 0..t_max unless others were asked for, ``crossing`` = eta* and ``bound`` = 12 R^2 / eta* of the worst-case rule
+    (nan for the others).
     """
 
     rule: str
@@ -123,10 +123,11 @@ def stops(
     ``noise``: ``reml``, ``gcv`` or a Noise; ``radius``: ``prior`` or ``fit``. ``curves``: measured (times, values) of
     ``holdout`` and ``oracle`` by rule (``curve`` serves one rule alone). ``times``: evaluate at these steps only
     (``time_grid``); the last of them then stands for t_max.
-    ``folds``, ``seed``: refits of ``loo``. ``targets`` y, when given, are checked for a single class.
+    ``folds``, ``seed``: refits of ``loo`` and ``bayes``. ``targets`` y, when given, are checked for a single class;
+    ``bayes`` needs them, for f0 = y - residual.
     ``kernel`` is accepted for callers that hold it; the spectrum keeps its matrix.
     """
-    _check(spec, filter, t_max, rules)
+    _check(spec, filter, t_max, rules, targets)
     steps = np.arange(t_max + 1) if times is None else np.unique(np.asarray(times))
     known = _plug_in(spec, residual, noise, radius, sigma, rkhs_norm)
     flags = (*spec.flags, *known.flags)
@@ -143,7 +144,7 @@ def stops(
         elif not known.serves(rule):
             choice = Choice(None, np.full(steps.size, np.nan), ("no_answer",))
         else:
-            choice = _computed(rule, spec, residual, filter, path, known, folds, seed)
+            choice = _computed(rule, spec, residual, filter, path, known, folds, seed, targets)
         out.append(_stop(rule, choice, at, flags, spec, residual, filter, known, batch_size or spec.examples))
     return out
 
@@ -197,9 +198,9 @@ def _stop(
         t=t,
         eta=np.nan if t is None else float(filter.eta(t)),
         epochs=np.nan if t is None else t * min(1.0, batch_size / spec.examples),
-        sigma=known.shown_sigma,
-        rkhs_norm=known.rkhs_norm,
-        predicted_risk=_risk_at(t, spec, residual, filter, known.sigma),
+        sigma=known.shown_sigma if choice.sigma is None else choice.sigma,
+        rkhs_norm=known.rkhs_norm if choice.rkhs_norm is None else choice.rkhs_norm,
+        predicted_risk=_risk_at(t, spec, residual, filter, known.sigma) if choice.risk is None else choice.risk,
         flags=tuple(dict.fromkeys([*choice.flags, *flags])),
         curve=choice.curve,
         times=times,
@@ -261,10 +262,12 @@ def judge(t_hat: float | None, curve_t: Iterable[float], curve_loss: Iterable[fl
     }
 
 
-def _check(spec: Spectrum, filter: Filter, t_max: int, rules: Sequence[str]) -> None:
+def _check(spec: Spectrum, filter: Filter, t_max: int, rules: Sequence[str], targets: np.ndarray | None) -> None:
     unknown = [rule for rule in rules if rule not in RULES]
     if unknown:
         raise ValueError(f"stopping.rules: {unknown[0]!r} is not one of {', '.join(RULES)}")
+    if "bayes" in rules and targets is None:
+        raise ValueError("the rule 'bayes' needs the targets y beside the residual y - f0: pass targets=")
     if t_max < 0:
         raise ValueError(f"stopping.t_max must not be negative, found {t_max}")
     largest = float(filter.step_sizes(max(t_max, 1)).max()) * spec.lambda_max
@@ -298,6 +301,7 @@ def _computed(
     known: _PlugIn,
     folds: int | None,
     seed: int,
+    targets: np.ndarray | None,
 ) -> Choice:
     if rule == "worst_case":
         return _rules.worst_case(spec, path, filter, known.sigma, known.rkhs_norm)
@@ -311,12 +315,34 @@ def _computed(
         return _rules.discrepancy(path, known.sigma)
     if spec.examples < 2 or (spec.intercept and min(n for n, _ in spec.layout) < 2):
         return Choice(None, np.full(path.times.size, np.nan), ("too_few_examples",))
+    if rule == "bayes":
+        return _bayes(spec, residual, filter, path, folds, seed, targets)
     curve = (
         loo_curve(spec, residual, filter, path.times, folds, seed)
         if rule == "loo"
         else loo_shortcut_curve(spec, residual, filter, path.times)
     )
     return _rules._minimum(path, curve)
+
+
+def _bayes(
+    spec: Spectrum,
+    residual: np.ndarray,
+    filter: Filter,
+    path: Moments,
+    folds: int | None,
+    seed: int,
+    targets: np.ndarray | None,
+) -> Choice:
+    """Stop at the least expected loss; what it believes of the noise and the radius goes with the choice."""
+    y = spec.rows(np.asarray(targets))
+    start = y - spec.rows(residual)
+    posterior = task_posterior(spec, y, start)
+    if posterior is None:
+        return Choice(None, np.full(path.times.size, np.nan), ("no_answer", "not_identifiable"))
+    choice = _rules._minimum(path, expected_loss(spec, posterior, start, filter, path.times, folds, seed))
+    sigma2, risk = posterior.sigma2, float(np.nanmin(choice.curve)) - posterior.sigma2
+    return replace(choice, sigma=sigma2**0.5, rkhs_norm=posterior.tau2**0.5, risk=risk)
 
 
 def _risk_at(t: int | None, spec: Spectrum, residual: np.ndarray, filter: Filter, sigma: float) -> float:

@@ -29,7 +29,8 @@ T_MAX = 20_000
 TIME_POINTS = 240
 KNOW_ALL = ("worst_case", "sure", "discrepancy")
 NEED_NOISE = ("worst_case", "balance", "sure", "discrepancy")
-FREE_OF_NOISE = ("gcv", "loo", "loo_shortcut")
+FREE_OF_NOISE = ("gcv", "loo", "loo_shortcut", "bayes")
+REFITTED = ("loo", "bayes")
 
 
 @dataclass(frozen=True)
@@ -81,22 +82,24 @@ class Problem:
         start = 1.5 - 2.0 * x + np.sin(5.0 * x)
         signal = phi @ (np.sqrt(self.eigenvalues) * self.weights)
         y = start + signal + self.sigma * rng.standard_normal(m)
-        return Sample(self, phi, signal, y - start, (phi * self.eigenvalues) @ phi.T)
+        return Sample(self, phi, signal, y - start, (phi * self.eigenvalues) @ phi.T, start)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One data set: features [m, D], the true f* - f0 at the inputs [m], the residual [m], the Gram matrix [m, m]."""
+    """One data set: features [m, D], f* - f0 at the inputs [m], the residual [m], the Gram matrix [m, m], f0 [m]."""
 
     problem: Problem
     phi: np.ndarray
     signal: np.ndarray
     residual: np.ndarray
     matrix: np.ndarray
+    start: np.ndarray
 
     def part(self, rows: slice) -> Sample:
         """Return the data set of some of the examples."""
-        return Sample(self.problem, self.phi[rows], self.signal[rows], self.residual[rows], self.matrix[rows, rows])
+        phi, signal, residual = self.phi[rows], self.signal[rows], self.residual[rows]
+        return Sample(self.problem, phi, signal, residual, self.matrix[rows, rows], self.start[rows])
 
     def risk_path(self, spec: Spectrum, filter: Filter, times: np.ndarray) -> np.ndarray:
         """Return the population risk |f_t - f*|^2 in L2 along the path, exactly; float64 [len(times)]."""
@@ -157,9 +160,10 @@ def judge_rules(sample: Sample, loo: bool = True, seed: int = 0) -> list[dict]:
             spec, sample.residual, filter, T_MAX, KNOW_ALL, sigma=problem.sigma, rkhs_norm=problem.radius, times=times
         ),
     ]
-    names = [*NEED_NOISE, *(rule for rule in FREE_OF_NOISE if loo or rule != "loo")]
+    names = [*NEED_NOISE, *(rule for rule in FREE_OF_NOISE if loo or rule not in REFITTED)]
     folds = None if m <= EXACT_LOO else 10
-    estimated = stops(spec, sample.residual, filter, T_MAX, names, times=times, folds=folds, seed=seed)
+    y = sample.start + sample.residual
+    estimated = stops(spec, sample.residual, filter, T_MAX, names, times=times, folds=folds, seed=seed, targets=y)
     for is_known, found in ((True, known), (False, estimated)):
         for stop in found:
             row = _row(stop.rule, is_known, stop.t, stop.flags, times, loss)

@@ -163,7 +163,7 @@ def markdown(summary: list[dict[str, Any]]) -> str:
 
 
 def _source(rule: str, known: bool) -> str:
-    if rule in ("gcv", "loo", "loo_shortcut", "holdout"):
+    if rule in ("gcv", "loo", "loo_shortcut", "holdout", "bayes"):
         return "not used"
     return "known" if known else "estimated"
 

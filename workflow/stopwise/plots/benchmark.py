@@ -87,16 +87,16 @@ def _training(tables: list[pa.Table]) -> list[str]:
     rows = [row for table in tables for row in table.to_pylist()]
     first = rows[0]
     lines = [
-        f"Training steps of {first['batch_size']} examples of {first['tokens']:.0f} tokens on average, squared loss and"
-        " heavy ball on the same parameters in the same order; the difference is between the two displacements:",
+        f"Training steps on prompts of {first['tokens']:.0f} tokens on average, squared loss and heavy ball on the same"
+        " parameters in the same order; the difference is between the two displacements:",
         "",
-        *_head("threads", "method", "examples a second", "times the stock Trainer", "difference"),
+        *_head("threads", "batch", "method", "examples a second", "times the stock Trainer", "difference"),
     ]
     for row in rows:
         name = {"transformers": "stock transformers Trainer"}.get(row["method"], row["method"])
         lines.append(
-            f"| {row['threads']} | {name} | {row['examples_per_second']:.1f} | {row['ratio']:.2f} |"
-            f" {row['difference']:.1e} |"
+            f"| {row['threads']} | {row['batch_size']} | {name} | {row['examples_per_second']:.1f} |"
+            f" {row['ratio']:.2f} | {row['difference']:.1e} |"
         )
     return lines
 

@@ -25,7 +25,8 @@ R = TypeVar("R")
 
 WIDTHS = {"one-column": 3.4, "two-column": 7.0}  # inches, the column widths of the common two-column journals
 
-# Okabe and Ito, Color Universal Design (2008), and a neutral grey: told apart by all common kinds of colour vision.
+# Okabe and Ito, Color Universal Design (2008), a neutral grey, and the wine of Tol's muted scheme (2021): told apart by
+# all common kinds of colour vision.
 COLORS = {
     "black": "#000000",
     "orange": "#E69F00",
@@ -36,6 +37,7 @@ COLORS = {
     "vermilion": "#D55E00",
     "purple": "#CC79A7",
     "grey": "#7F7F7F",
+    "wine": "#882255",
 }
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "d")
 
@@ -100,6 +102,7 @@ RULES = _looks(
         "gcv": ("green", "s"),
         "loo": ("orange", "^"),
         "loo_shortcut": ("yellow", "<"),
+        "bayes": ("wine", "h"),
         "discrepancy": ("skyblue", "D"),
         "holdout": ("black", "X"),
         "oracle": ("grey", "*"),

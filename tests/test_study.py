@@ -1,0 +1,117 @@
+"""The study of the stopping rules: cells of a made-up kernel, the table, and its figure."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from stopwise import outputs
+from stopwise.dynamics import linearized_path
+from stopwise.filters import GradientDescent
+from stopwise.gram_assembly import AssembledKernel
+from stopwise.samples import Sample
+from stopwise.study import METHODS, THUMB, Cell, answers, cell_rows
+from stopwise.study_summary import study_markdown, study_table, title
+
+TRAIN, VALIDATION, TEST = 40, 4, 60
+
+
+def cell(n=TRAIN, seed=0, classes=2):
+    """A task whose outputs are linear in 6 features, labels noisy, its start the truth at ten times the scale."""
+    rng = np.random.default_rng(seed)
+    count = TRAIN + VALIDATION + TEST
+    q = classes - 1
+    x, w = rng.standard_normal((count, 6)) / np.arange(1, 7), rng.standard_normal((6, q))
+    logits = np.asarray(2 * x @ w + 0.5 * rng.standard_normal((count, q)))
+    labels = outputs.predicted_class(logits, classes)
+    kernel = np.kron(x @ x.T, np.eye(q))
+    f0 = 3 * x @ (w + 0.3 * rng.standard_normal((6, q)))
+    m = TRAIN * q
+    table = pa.table(
+        {"split": ["train"] * TRAIN + ["validation"] * VALIDATION + ["test"] * TEST, "label": labels.astype(np.int64)}
+    )
+    sample = Sample(table, list(range(classes)), [str(c) for c in range(classes)], "digest")
+    return Cell(AssembledKernel(kernel[:m, :m], kernel[m:, :m], f0[:TRAIN], f0[TRAIN:], {}), sample, n)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return cell_rows(cell())
+
+
+def test_every_method_has_one_row(rows):
+    assert [row["method"] for row in rows] == list(METHODS)
+
+
+def test_the_test_loss_is_that_of_the_linearised_path():
+    one = cell(classes=3)
+    loss, accuracy = one.test_path
+    spec, kernel = one.spec, one.kernel
+    path = linearized_path(spec, one.residual, kernel.new[2 * VALIDATION :], GradientDescent(1 / spec.lambda_max), 5)
+    f = kernel.outputs_new[VALIDATION:] + path[5].reshape(TEST, 2)
+    labels = one.sample.labels("test")
+    at = int(np.flatnonzero(one.times == 5)[0])
+    assert loss[at] == pytest.approx(np.mean((outputs.targets(labels, 3) - f) ** 2))
+    assert accuracy[at] == outputs.accuracy(f, labels, 3)
+
+
+def test_no_row_but_the_oracle_beats_the_oracle(rows):
+    for row in rows:
+        if row["loss"] is not None and row["method"] != "holdout":
+            assert row["loss"] >= row["loss_oracle"]
+            assert row["hit"] == (row["loss"] <= 1.05 * row["loss_oracle"])
+    assert next(row for row in rows if row["method"] == "oracle")["relative_regret"] == 0
+
+
+def test_holdout_trains_on_three_quarters_and_chooses_on_the_rest(rows):
+    one, part = cell(), cell(n=30)
+    held = next(row for row in rows if row["method"] == "holdout")
+    path = linearized_path(part.spec, part.residual, one.kernel.train[30:, :30], part.filter, one.times)
+    validation = ((one.residual[30:, 0] - path) ** 2).mean(axis=1)
+    chosen = int(np.argmin(validation))
+    assert held["t"] == one.times[chosen]
+    assert held["loss"] == pytest.approx(part.test_path[0][chosen])
+    assert all(row["loss_holdout"] == held["loss"] for row in rows)
+
+
+def test_no_answer_reads_a_label_of_the_test_set():
+    one = cell()
+    table = one.sample.table
+    labels = table["label"].to_numpy().copy()
+    labels[TRAIN:] = 1 - labels[TRAIN:]
+    changed = Sample(table.set_column(1, "label", pa.array(labels)), *[one.sample.verbalizers, one.sample.classes, "x"])
+    assert answers(Cell(one.kernel, changed, TRAIN)) == answers(one)
+
+
+def test_rules_of_thumb_are_times_in_units_of_the_first_eigenvalue(rows):
+    steps = {row["method"]: row["t"] for row in rows if row["method"] in THUMB}
+    assert [steps[f"eta_{c}"] for c in (1, 3, 10, 30, 100)] == [1, 3, 10, 30, 100]
+    assert steps["epochs_3"] == pytest.approx(3 * steps["epochs_1"], abs=3)
+
+
+def test_the_table_counts_answers_and_compares_with_holdout():
+    made = []
+    for seed in range(4):
+        for n, regret in ((16, 0.0), (32, 0.1)):
+            common = {"task": "a", "seed": seed, "n": n, "accuracy": 0.5, "ratio": 2.0, "loss_holdout": 1.05}
+            loss = 1 + regret
+            made.append({**common, "method": "sure", "loss": loss, "relative_regret": regret, "hit": regret < 0.05})
+            silent = {"loss": None, "relative_regret": None, "hit": None, "accuracy": None, "ratio": None}
+            made.append(
+                {**common, "method": "gcv", "loss": 1.0, "relative_regret": 0.0, "hit": True} | (silent if seed else {})
+            )
+    found = {(row["method"], row["measure"]): row for row in study_table(made)}
+    assert found["sure", "answered"]["value"] == 1
+    assert found["gcv", "answered"]["value"] == 0.25
+    assert found["sure", "hit_rate"]["value"] == 0.5
+    assert found["sure", "median_regret"]["value"] == pytest.approx(0.05)
+    assert found["sure", "beats_holdout"]["value"] == 0.5
+    assert found["sure", "hit_rate"]["low"] == found["sure", "hit_rate"]["high"] == 0.5, "every seed has the same rows"
+    text = study_markdown(list(found.values()), 8)
+    assert "| sure | 100 % | 50 % [50, 50] | 5.0 % [5.0, 5.0] | 10 % [10, 10] | 50 % [50, 50] | 2 [2, 2] |" in text
+    assert "| gcv | 25 % |" in text
+
+
+def test_methods_are_written_as_words():
+    assert title("eta_30") == "rule of thumb: η = 30/λ̂₁"
+    assert title("epochs_1") == "rule of thumb: 1 epoch"
+    assert title("gcv") == "gcv"

@@ -1,0 +1,55 @@
+# The stopping rules judged on the linearised path, where every one can be: `snakemake --cores 2 stopping_study`.
+
+
+rule stopping_study_cells:
+    input:
+        data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
+        gram=f"{RESULTS}/gram/{{start}}/{{task}}/seed{{seed}}.parquet",
+        code=library("stopping_study_cells"),
+    output:
+        f"{RESULTS}/stopping_study/{{start}}/{{task}}/seed{{seed}}.parquet",
+    log:
+        f"{RESULTS}/logs/stopping_study/{{start}}-{{task}}-seed{{seed}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/stopping_study/{{start}}-{{task}}-seed{{seed}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=60,
+    params:
+        sizes=sorted(config["sizes"]),
+        outputs=config["kernel"]["outputs"],
+        target_scale=config["stopping"]["target_scale"],
+        packages=installed("numpy", "scipy"),
+    message:
+        "Judging the stopping rules on the kernel's path: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
+    script:
+        "../scripts/stopping_study_cells.py"
+
+
+rule stopping_study:
+    input:
+        cells=each("stopping_study/{start}/{task}/seed{seed}.parquet"),
+        code=library("stopping_study"),
+    output:
+        table=f"{RESULTS}/stopping_study.parquet",
+        text=f"{RESULTS}/stopping_study.md",
+        figure=f"{RESULTS}/figures/stopping_study.parquet",
+        svg=f"{RESULTS}/figures/stopping_study.svg",
+        png=f"{RESULTS}/figures/stopping_study.png",
+    log:
+        f"{RESULTS}/logs/stopping_study.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/stopping_study.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Writing the study of the stopping rules"
+    script:
+        "../scripts/stopping_study.py"

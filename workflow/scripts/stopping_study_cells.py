@@ -1,0 +1,18 @@
+"""Judge every stopping rule on the linearised path of one task and seed, at every training size."""
+
+from tqdm import tqdm
+
+from job import Job
+from stopwise import artifacts
+from stopwise.gram_assembly import read_gram
+from stopwise.samples import read_sample
+from stopwise.study import Cell, cell_rows
+
+with Job(snakemake) as job:
+    params, seed = snakemake.params, int(job.wildcards["seed"])
+    sample = read_sample(snakemake.input.data)
+    kernel = read_gram(artifacts.read_table(snakemake.input.gram, "gram"))
+    rows = []
+    for n in tqdm(params.sizes, desc="training sizes", unit="size"):
+        rows += cell_rows(Cell(kernel, sample, n, params.outputs, params.target_scale), seed)
+    job.write(snakemake.output[0], rows, "stopping_study", data=sample.digest)

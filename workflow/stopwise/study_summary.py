@@ -1,0 +1,113 @@
+"""The study of the stopping rules in numbers: each method's hits, regret and comparison with hold-out (no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from .study import METHODS
+
+BOOTSTRAP = 2000
+TITLES = {
+    "worst_case_plain": "worst_case without its factor 2e",
+    "sure_posterior": "sure with bayes' σ",
+    "bayes_slope_1": "bayes, slope of f0 held at 1",
+    "bayes_plug_in": "bayes, most likely noise only",
+    "bayes_and_loo": "bayes and loo, added",
+    "cv5": "5-fold cross-validation",
+    "holdout": "hold-out, a quarter of the labels",
+}
+MEASURES: dict[str, Callable[[dict[str, np.ndarray]], float]] = {
+    "hit_rate": lambda v: float(np.mean(v["hit"])),
+    "median_regret": lambda v: float(np.median(v["regret"])),
+    "p90_regret": lambda v: float(np.quantile(v["regret"], 0.9)),
+    "beats_holdout": lambda v: float(np.mean(v["better"])),
+    "median_ratio": lambda v: float(np.nanmedian(v["ratio"])),
+    "accuracy": lambda v: float(np.mean(v["accuracy"])),
+}
+
+
+def title(method: str) -> str:
+    """Return how a method is written in tables."""
+    kind, _, value = method.partition("_")
+    if kind == "eta":
+        return f"rule of thumb: η = {value}/λ̂₁"
+    if kind == "epochs":
+        return f"rule of thumb: {value} epoch{'s' if value != '1' else ''}"
+    return TITLES.get(method, method)
+
+
+def study_table(rows: Iterable[dict[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
+    """Return one row per method and measure: value and 95 % interval over the cells that the method answered.
+
+    Rows are those of ``stopping_study`` with ``task`` and ``seed``. The cells of one task and seed share their
+    examples, so that the bootstrap redraws (task, seed) pairs. ``beats_holdout`` compares the test loss with that of
+    hold-out at equal data; ``answered`` is the share of cells with an answer.
+    """
+    rows = list(rows)
+    cells = len({(row["task"], row["seed"], row["n"]) for row in rows})
+    out: list[dict[str, Any]] = []
+    for method in METHODS:
+        own = [row for row in rows if row["method"] == method and row["loss"] is not None]
+        if not own:
+            continue
+        share = {"method": method, "measure": "answered", "value": len(own) / cells, "low": None, "high": None}
+        out.append({**share, "cells": len(own)})
+        values = _columns(own)
+        draws = _resampled(own, np.random.default_rng(seed))
+        for name, measure in MEASURES.items():
+            if method in ("holdout", "oracle") and name == "beats_holdout":
+                continue
+            spread = [measure({key: column[index] for key, column in values.items()}) for index in draws]
+            low, high = np.nanquantile(spread, [0.025, 0.975])
+            row = {"method": method, "measure": name, "value": measure(values), "low": float(low), "high": float(high)}
+            out.append({**row, "cells": len(own)})
+    return out
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    return {
+        "hit": np.array([row["hit"] for row in rows], dtype=float),
+        "regret": np.array([row["relative_regret"] for row in rows]),
+        "better": np.array([row["loss"] < row["loss_holdout"] for row in rows], dtype=float),
+        "ratio": np.array([np.nan if row["ratio"] is None else row["ratio"] for row in rows]),
+        "accuracy": np.array([row["accuracy"] for row in rows]),
+    }
+
+
+def _resampled(rows: list[dict[str, Any]], rng: np.random.Generator) -> list[np.ndarray]:
+    """Indices of the rows of redrawn (task, seed) pairs, ``BOOTSTRAP`` times."""
+    groups: dict[tuple, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault((row["task"], row["seed"]), []).append(i)
+    members = [np.array(group) for group in groups.values()]
+    picks = rng.integers(len(members), size=(BOOTSTRAP, len(members)))
+    return [np.concatenate([members[k] for k in pick]) for pick in picks]
+
+
+def study_markdown(table: list[dict[str, Any]], cells: int) -> str:
+    """Return the table as Markdown, methods in the order of ``METHODS``."""
+    pick = {(row["method"], row["measure"]): row for row in table}
+    lines = [
+        f"{cells} cells of task, seed and training size. In brackets: 95 % intervals over tasks and seeds.",
+        "",
+        "| method | answers | hit rate | median regret | 90th percentile | beats hold-out | median T̂/T_oracle |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for method in dict.fromkeys(row["method"] for row in table):
+        texts = [f"{100 * pick[method, 'answered']['value']:.0f} %"]
+        for measure, digits in (("hit_rate", 0), ("median_regret", 1), ("p90_regret", 0), ("beats_holdout", 0)):
+            texts.append(_percent(pick.get((method, measure)), digits))
+        ratio = pick[method, "median_ratio"]
+        texts.append(f"{ratio['value']:.2g} [{ratio['low']:.2g}, {ratio['high']:.2g}]")
+        lines.append(f"| {title(method)} | {' | '.join(texts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _percent(row: dict[str, Any] | None, digits: int) -> str:
+    if row is None:
+        return "–"
+    value, low, high = (f"{100 * row[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} % [{low}, {high}]"
