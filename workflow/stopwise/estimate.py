@@ -133,9 +133,11 @@ def estimate(
     room = (memory_gb * 1e9 if memory_gb is not None else device.memory - counts.weights * itemsize) * 0.9
     memory = _memory(counts, all_tokens, per_example, rows + cross, share, itemsize)
     schedule, tiles, peak = _schedule(memory, room, n + new)
+    # Every pair of tiles is a run over both: each tile is in tiles - 1 of them.
+    runs = max(tiles - 1, 1)
     forward = all_tokens * (counts.forward + counts.score * tokens)
-    passes = (per_example + (1 if schedule == "keep" else 2)) * forward * tiles
-    forming = (rows + cross) * tokens * counts.selected * share * (tiles if tiles > 1 else 1)
+    passes = (per_example + (1 if schedule == "keep" else 2)) * forward * runs
+    forming = (rows + cross) * tokens * counts.selected * share * runs
     products = (rows * (rows + PANEL) / 2 + cross * rows) * counts.selected * share
     seconds = passes / device.passes + forming / device.forming + products / device.products
     return {
