@@ -111,6 +111,11 @@ def test_the_table_counts_answers_and_compares_with_holdout():
     assert "| gcv | 25 % |" in text
 
 
+def test_a_study_without_cells_names_the_key():
+    with pytest.raises(ValueError, match="config key starts"):
+        study_table([])
+
+
 def test_methods_are_written_as_words():
     assert title("eta_30") == "rule of thumb: η = 30/λ̂₁"
     assert title("epochs_1") == "rule of thumb: 1 epoch"

@@ -1,4 +1,5 @@
-# The stopping rules judged on the linearised path, where every one can be: `snakemake --cores 2 stopping_study`.
+# The stopping rules judged on the linearised path from the pretrained start, where every one can be:
+# `snakemake --cores 2 stopping_study`.
 
 
 rule stopping_study_cells:
@@ -31,7 +32,9 @@ rule stopping_study_cells:
 
 rule stopping_study:
     input:
-        cells=each("stopping_study/{start}/{task}/seed{seed}.parquet"),
+        cells=expand(
+            f"{RESULTS}/stopping_study/pretrained/{{task}}/seed{{seed}}.parquet", task=MERGED, seed=config["seeds"]
+        ),
         code=library("stopping_study"),
     output:
         table=f"{RESULTS}/stopping_study.parquet",

@@ -82,17 +82,12 @@ class Cell:
 
     @cached_property
     def test_path(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (test loss, test accuracy) at each time."""
-        return self.along(self.spec, self.residual, self.leading, self.filter)
-
-    def along(
-        self, spec: Spectrum, residual: np.ndarray, kernel: AssembledKernel, filter: Filter
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the test loss and accuracy of a path fitted on some of the training examples."""
-        held_out = len(self.sample.labels("validation"))
+        """Return the test loss and the test accuracy at each time, float64 [len(times)] both."""
+        kernel, held_out = self.leading, len(self.sample.labels("validation"))
         f0, cross = kernel.outputs_new[held_out:], kernel.new[held_out * kernel.columns :]
         y, labels = self.sample.targets("test", self.coding, self.scale), self.sample.labels("test")
-        f = linearized_path(spec, residual, cross, filter, self.times).reshape(len(self.times), *f0.shape) + f0
+        path = linearized_path(self.spec, self.residual, cross, self.filter, self.times)
+        f = path.reshape(len(self.times), *f0.shape) + f0
         loss = ((y - f) ** 2).mean(axis=(1, 2))
         return loss, np.array([outputs.accuracy(at, labels, self.sample.class_count, self.coding) for at in f])
 

@@ -44,9 +44,11 @@ def study_table(rows: Iterable[dict[str, Any]], seed: int = 0) -> list[dict[str,
 
     Rows are those of ``stopping_study`` with ``task`` and ``seed``. The cells of one task and seed share their
     examples, so that the bootstrap redraws (task, seed) pairs. ``beats_holdout`` compares the test loss with that of
-    hold-out at equal data; ``answered`` is the share of cells with an answer.
+    hold-out at equal data; ``answered`` is the share of cells with an answer. Raises ValueError without rows.
     """
     rows = list(rows)
+    if not rows:
+        raise ValueError("config key starts: the study judges the pretrained start, which no task has; allowed: add it")
     cells = len({(row["task"], row["seed"], row["n"]) for row in rows})
     out: list[dict[str, Any]] = []
     for method in METHODS:
