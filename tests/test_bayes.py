@@ -42,7 +42,7 @@ def dense_posterior(spec, y, starts):
     k, m = spec.matrix / spec.m, spec.m
     design = np.column_stack([indicators(spec), *starts]) if spec.intercept else np.column_stack(starts)
     lam = spec.eigenvalues[: spec.degrees]
-    grid = np.geomspace(lam[lam > 1e-9 * lam[0]].min(), lam[0], GRID_POINTS)
+    grid = np.geomspace(lam.min(), lam[0], GRID_POINTS)
     weights, rows = [], []
     for mu in grid:
         inverse = np.linalg.inv(k + mu * np.eye(m))
@@ -148,6 +148,15 @@ def test_an_overconfident_start_is_trained_longer_than_a_calibrated_one():
         filter = GradientDescent(1 / spec.lambda_max)
         steps[slope] = stopping_time(spec, y - f0, "bayes", filter, 2000, targets=y).t
     assert steps[0.1] >= 2 * steps[1.0]
+
+
+def test_small_noise_is_found_where_the_kernel_has_finite_rank():
+    rng = np.random.default_rng(11)
+    x = np.linalg.qr(rng.standard_normal((60, 4)))[0] * np.sqrt(60)
+    spec, f0 = Spectrum.of(x @ x.T), rng.standard_normal(60)
+    y = 0.3 * f0 + x @ rng.standard_normal(4) + 0.05 * rng.standard_normal(60)
+    # 55 degrees of freedom show the noise: its standard error is a tenth of it.
+    assert task_posterior(spec, y, f0).sigma2 ** 0.5 == pytest.approx(0.05, rel=0.3)
 
 
 def test_what_the_rule_believes_goes_with_its_stop():

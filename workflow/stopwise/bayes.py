@@ -5,8 +5,9 @@ pretrained model's outputs order the examples well but have the wrong scale; g ~
 Training starts at f0, so it has to learn r = y - f0 = (s - 1) f0 + b + g + noise. How fast it unlearns (s - 1) f0 is
 known exactly, for that part is known at every example; how fast it learns g, and how much noise it fits, follow from
 the kernel. Nothing is plugged in: with flat priors on s, b and log tau, and mu = sigma^2/tau^2 spread evenly in log
-between the smallest and the largest eigenvalue, the posterior of all four is explicit but for a sum over mu, so that an
-estimate at the end of its range (sigma = 0, tau = 0) does not silence the rule.
+between the smallest and the largest eigenvalue (from lower where the kernel has null directions), the posterior of all
+four is explicit but for a sum over mu, so that an estimate at the end of its range (sigma = 0, tau = 0) does not
+silence the rule.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from .spectrum import Spectrum
 GRID_POINTS = 81
 # Eigenvalues below this share of the largest are rounding: they do not widen the range of mu.
 ROUNDING = 1e-9
+# How far below the smallest eigenvalue mu may lie when the kernel has null directions.
+NULL_RANGE = 1e-6
 # A start whose outputs vary less than this share of the targets has no slope to fit.
 CONSTANT_START = 1e-12
 
@@ -63,7 +66,7 @@ def task_posterior(
     equal = energy <= ROUNDING**2 * float(np.sum(spec.rows(targets) ** 2))
     if k < 4 or equal or {"zero_kernel", "flat_spectrum"} & set(spec.flags):
         return None
-    mu = np.geomspace(lam[lam > ROUNDING * lam[0]].min(), lam[0], GRID_POINTS)
+    mu = _noise_range(lam)
     weight = 1 / (lam + mu[:, None])
     gram = np.einsum("gi,ia,ib->gab", weight, phi, phi)
     slope = np.linalg.solve(gram, np.einsum("gi,ia,i->ga", weight, phi, z)[..., None])[..., 0]
@@ -124,6 +127,17 @@ def expected_loss(
                 unlearned = ((errors @ posterior.start) * errors).sum(axis=1)
                 total[block] += posterior.tau2 / spec.m * signal + posterior.sigma2 * noise + unlearned
     return total / spec.m + posterior.sigma2
+
+
+def _noise_range(lam: np.ndarray) -> np.ndarray:
+    """The grid of mu: over the eigenvalues, and far below them when some are 0.
+
+    Directions that the kernel cannot reach show the noise alone, so that the labels themselves bound it from below;
+    where there are none, no direction tells noise below the smallest eigenvalue from signal.
+    """
+    reached = lam[lam > ROUNDING * lam[0]]
+    low = reached.min() * (1.0 if reached.size == lam.size else NULL_RANGE)
+    return np.geomspace(low, lam[0], GRID_POINTS)
 
 
 def _columns(spec: Spectrum) -> np.ndarray:
