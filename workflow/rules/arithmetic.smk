@@ -224,7 +224,7 @@ rule disentanglement:
         finetune=trained_section(),
         arithmetic=arithmetic_section("disentanglement", "tangent"),
         device=config["device"],
-        packages=installed("torch", "transformers"),
+        packages=installed("numpy", "scipy", "torch", "transformers"),
     message:
         "Disentanglement over the plane of coefficients, seed {wildcards.seed}"
     script:
@@ -264,7 +264,7 @@ rule tangent_arithmetic:
         finetune=config["finetune"],
         arithmetic=arithmetic_section("coefficients"),
         device=config["device"],
-        packages=installed("torch", "transformers"),
+        packages=installed("numpy", "scipy", "torch", "transformers"),
     message:
         "Tangent vectors trained and added, seed {wildcards.seed}"
     script:

@@ -27,7 +27,7 @@ rule drift:
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
         finetune=config["finetune"],
         device=config["device"],
-        packages=installed("torch", "transformers"),
+        packages=installed("numpy", "scipy", "torch", "transformers"),
     message:
         "Kernel drift along training: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
     script:

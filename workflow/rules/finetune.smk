@@ -34,7 +34,7 @@ rule finetune:
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
         finetune=config["finetune"],
         device=config["device"],
-        packages=installed("torch", "transformers"),
+        packages=installed("numpy", "scipy", "torch", "transformers"),
     message:
         "Fine-tuning: {wildcards.start} {wildcards.task}, seed {wildcards.seed}, all sizes"
     script:

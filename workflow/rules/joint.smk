@@ -29,7 +29,7 @@ rule joint:
         stopping=config["stopping"],
         finetune=config["finetune"],
         device=config["device"],
-        packages=installed("torch", "transformers"),
+        packages=installed("numpy", "scipy", "torch", "transformers"),
     message:
         "Joint training of all tasks, seed {wildcards.seed}"
     script:
