@@ -1,6 +1,7 @@
 """Fine-tuning does what its equations say: gradients, update rules, step sizes, evaluation, stopping."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -179,6 +180,21 @@ def test_a_predicted_stop_reads_no_validation_data(model, data, t):
     assert result.trajectory[-1]["validation_loss"] is None
     whole = run(model, data, settings(steps=max(t, 1)))
     assert result.vector.norm() == pytest.approx(whole.vector.norm() if t else 0.0, rel=1e-12)
+
+
+def test_validation_data_changes_nothing_of_a_predicted_stop(model, data):
+    config = settings(stop={"rule": "sure", "t": 3}, continue_after_stop=True)
+    assert config.reads_validation
+    assert not replace(config, continue_after_stop=False).reads_validation
+    seen = run(model, data, config)
+    other = run(model, (data[0], made_up_batch(16, seed=77), data[2]), config)
+    short = run(model, (data[0], None, data[2]), replace(config, continue_after_stop=False))
+    losses = [[row["validation_loss"] for row in result.trajectory] for result in (seen, other)]
+    assert losses[0] != losses[1]
+    assert seen.trajectory[-1]["step"] == 6
+    for result in (other, short):
+        assert (result.best, result.stop_step) == (seen.best, seen.stop_step) == (3, 3)
+        assert all(torch.equal(result.vector[name], seen.vector[name]) for name in seen.vector)
 
 
 def test_divergence_ends_the_run_with_a_word_and_keeps_a_finite_state(model, data):

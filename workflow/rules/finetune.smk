@@ -59,7 +59,7 @@ rule evaluation:
         mem_mb=1000,
         runtime=10,
     params:
-        finetune={key: config["finetune"][key] for key in ("patience", "min_delta")},
+        finetune=config["finetune"],
         rules=config["stopping"]["rules"],
     message:
         "Judging the rules: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"

@@ -3,16 +3,18 @@
 from job import Job
 from stopwise import artifacts
 from stopwise.evaluation import evaluate_rules
+from stopwise.finetune_settings import FinetuneSettings
 
 with Job(snakemake) as job:
     trajectory = artifacts.read_table(snakemake.input.trajectory, "trajectory").to_pylist()
     predicted = artifacts.read_table(snakemake.input.stopping, "stopping").to_pylist()
-    rules, finetune = snakemake.params.rules, snakemake.params.finetune
+    rules, settings = snakemake.params.rules, FinetuneSettings.from_config(snakemake.params.finetune)
     rows = []
     for n in sorted({row["n"] for row in trajectory}):
         run = [row for row in trajectory if row["n"] == n]
         answers = [row for row in predicted if row["n"] == n]
-        rows += evaluate_rules(run, answers, rules, finetune["patience"], finetune["min_delta"])
+        interval = settings.evaluation_interval(n)
+        rows += evaluate_rules(run, answers, rules, settings.patience, settings.min_delta, interval)
     largest = max(row["n"] for row in rows)
     metrics = {f"regret/{row['rule']}": row["relative_regret"] for row in rows if row["n"] == largest}
     job.write(snakemake.output[0], rows, "evaluation", metrics=metrics)

@@ -18,10 +18,14 @@ BEYOND_RUN = "beyond_the_run"
 
 
 def holdout_step(
-    rows: Iterable[Mapping[str, Any]], patience: int, min_delta: float
+    rows: Iterable[Mapping[str, Any]], patience: int, min_delta: float, interval: int = 1
 ) -> tuple[int, tuple[str, ...]] | None:
-    """Return the step that hold-out stopping keeps on these trajectory rows, and flags; None without validation."""
+    """Return the step that hold-out stopping keeps on these trajectory rows, and flags; None without validation.
+
+    It sees every ``interval``-th step and the last, not the evaluation that a predicted stop adds to a run.
+    """
     rows = list(rows)
+    rows = [row for row in rows if row["step"] % interval == 0 or row is rows[-1]]
     if any(row["validation_loss"] is None for row in rows):
         return None
     rule = Holdout(patience, min_delta, end=rows[-1]["step"])
@@ -36,16 +40,17 @@ def evaluate_rules(
     rules: Iterable[str],
     patience: int,
     min_delta: float,
+    interval: int = 1,
 ) -> list[dict[str, Any]]:
     """Return the rows of the ``evaluation`` artifact for one training size.
 
     ``trajectory``: rows of one run in order of steps; ``predicted``: rows of the ``stopping`` artifact of the same
-    size. A rule without an answer has no row.
+    size; ``interval``: steps between the evaluations of hold-out stopping. A rule without an answer has no row.
     """
     n, times = trajectory[0]["n"], np.array([row["step"] for row in trajectory])
     curve = {key: _numbers(trajectory, key) for key in ("test_loss", "test_accuracy", "eta", "epoch")}
     answers = {row["rule"]: (row["t"], row["flags"]) for row in predicted if row["t"] is not None}
-    held = holdout_step(trajectory, patience, min_delta)
+    held = holdout_step(trajectory, patience, min_delta, interval)
     if held is not None:
         answers["holdout"] = held
     oracle = judge(None, times, curve["test_loss"])

@@ -129,8 +129,12 @@ class FinetuneSettings:
 
     @property
     def reads_validation(self) -> bool:
-        """Whether a run looks at validation data: not when a kernel rule has named its last step."""
-        return self.stop in MEASURED_STOPS
+        """Whether a run looks at validation data: not when a kernel rule has named its last step and training ends there.
+
+        With ``continue_after_stop`` the curve is finished for the sake of judging every rule, hold-out among them; the
+        stop and the kept state do not depend on it.
+        """
+        return self.stop in MEASURED_STOPS or self.continue_after_stop
 
     def follows_filter(self, n: int) -> bool:
         """Whether the linearised run on n examples is the filter itself: squared loss, full batches and no AdamW."""
