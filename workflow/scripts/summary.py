@@ -21,14 +21,15 @@ with Job(snakemake) as job:
             found = summary.baselines(kernel, sample, params.outputs, n=n, **params.stopping)
             rows += [{**wildcards, **row} for row in found]
     for wildcards, table in pairs(files.evaluation, "evaluation"):
-        evaluations += table.to_pylist()
-        rows += [{**wildcards, **row, "method": row["rule"]} for row in table.to_pylist()]
+        judged = [{**wildcards, **row} for row in table.to_pylist()]
+        evaluations += judged
+        rows += [{**row, "method": row["rule"]} for row in judged]
     chosen = []
     for _, table in pairs(files.arithmetic, "arithmetic"):
         chosen += [row for row in table.to_pylist() if row["chosen"] and row["split"] == "test"]
-    averages, medians = summary.averaged(rows), summary.rule_medians(evaluations)
+    averages, rules = summary.averaged(rows), summary.rule_table(evaluations)
     with artifacts.atomic_path(snakemake.output.text) as temporary:
-        temporary.write_text(summary.markdown(params.name, averages, medians, chosen), encoding="utf-8")
-    metrics = {f"regret/{row['rule']}": row["regret"] for row in medians}
+        temporary.write_text(summary.markdown(params.name, averages, rules, chosen), encoding="utf-8")
+    metrics = {f"regret/{row['start']}/{row['rule']}": row["regret"][0] for row in rules if row["regret"]}
     job.write(snakemake.output.table, averages, "summary", metrics=metrics)
     print(Path(snakemake.output.text).read_text(encoding="utf-8"))

@@ -129,7 +129,7 @@ class FinetuneSettings:
 
     @property
     def reads_validation(self) -> bool:
-        """Whether a run looks at validation data: not when a kernel rule has named its last step and training ends there.
+        """Whether a run looks at validation data: not when training ends at the step that a kernel rule named.
 
         With ``continue_after_stop`` the curve is finished for the sake of judging every rule, hold-out among them; the
         stop and the kept state do not depend on it.

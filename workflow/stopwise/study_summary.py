@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from .redraw import interval, redrawn
 from .study import METHODS
 
-BOOTSTRAP = 2000
 TITLES = {
     "worst_case_plain": "worst_case without its factor 2e",
     "sure_posterior": "sure with bayes' σ",
@@ -19,7 +19,7 @@ TITLES = {
     "cv5": "5-fold cross-validation",
     "holdout": "hold-out, a quarter of the labels",
 }
-MEASURES: dict[str, Callable[[dict[str, np.ndarray]], float]] = {
+MEASURES: dict[str, Callable[[Mapping[str, np.ndarray]], float]] = {
     "hit_rate": lambda v: float(np.mean(v["hit"])),
     "median_regret": lambda v: float(np.median(v["regret"])),
     "p90_regret": lambda v: float(np.quantile(v["regret"], 0.9)),
@@ -58,13 +58,12 @@ def study_table(rows: Iterable[dict[str, Any]], seed: int = 0) -> list[dict[str,
         share = {"method": method, "measure": "answered", "value": len(own) / cells, "low": None, "high": None}
         out.append({**share, "cells": len(own)})
         values = _columns(own)
-        draws = _resampled(own, np.random.default_rng(seed))
+        draws = redrawn([(row["task"], row["seed"]) for row in own], seed)
         for name, measure in MEASURES.items():
             if method in ("holdout", "oracle") and name == "beats_holdout":
                 continue
-            spread = [measure({key: column[index] for key, column in values.items()}) for index in draws]
-            low, high = np.nanquantile(spread, [0.025, 0.975])
-            row = {"method": method, "measure": name, "value": measure(values), "low": float(low), "high": float(high)}
+            low, high = interval(values, measure, draws)
+            row = {"method": method, "measure": name, "value": measure(values), "low": low, "high": high}
             out.append({**row, "cells": len(own)})
     return out
 
@@ -77,16 +76,6 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         "ratio": np.array([np.nan if row["ratio"] is None else row["ratio"] for row in rows]),
         "accuracy": np.array([row["accuracy"] for row in rows]),
     }
-
-
-def _resampled(rows: list[dict[str, Any]], rng: np.random.Generator) -> list[np.ndarray]:
-    """Indices of the rows of redrawn (task, seed) pairs, ``BOOTSTRAP`` times."""
-    groups: dict[tuple, list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault((row["task"], row["seed"]), []).append(i)
-    members = [np.array(group) for group in groups.values()]
-    picks = rng.integers(len(members), size=(BOOTSTRAP, len(members)))
-    return [np.concatenate([members[k] for k in pick]) for pick in picks]
 
 
 def study_markdown(table: list[dict[str, Any]], cells: int) -> str:

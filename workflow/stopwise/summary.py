@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from stopwise.dynamics import kernel_regression
 from stopwise.gram_assembly import AssembledKernel
 from stopwise.likelihood import estimate_noise
 from stopwise.outputs import accuracy, squared_loss
+from stopwise.redraw import interval, redrawn
 from stopwise.samples import Sample
 from stopwise.spectrum import Spectrum
 
@@ -18,6 +19,21 @@ BASELINES = {
     "zero_shot": "zero-shot",
     "zero_shot_intercept": "zero-shot + intercept",
     "kernel_regression": "kernel regression",
+}
+# Of the judged runs of a rule.
+MEASURES: dict[str, Callable[[Mapping[str, np.ndarray]], float]] = {
+    "hits": lambda v: float(np.mean(v["hit"])),
+    "regret": lambda v: float(np.median(v["regret"])),
+    "regret_90": lambda v: float(np.quantile(v["regret"], 0.9)),
+    "no_worse": lambda v: float(np.mean(v["no_worse"])),
+    "ratio": lambda v: float(np.nanmedian(v["ratio"])),
+}
+HEADS = {
+    "hits": ("hit rate (within 5 %)", "%"),
+    "regret": ("median regret", "%.1"),
+    "regret_90": ("90th percentile", "%"),
+    "no_worse": ("no worse than hold-out", "%"),
+    "ratio": ("median T/T_oracle", "ratio"),
 }
 
 
@@ -71,28 +87,48 @@ def averaged(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def rule_medians(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return each rule's median relative regret, hit rate and median T/T_oracle over all runs that it answered."""
-    rows = []
-    for rule in dict.fromkeys(row["rule"] for row in evaluations):
-        own = [row for row in evaluations if row["rule"] == rule]
-        judged = [row for row in own if row["relative_regret"] is not None]
-        ratios = [row["ratio"] for row in judged if row["ratio"] is not None]
-        rows.append(
-            {
-                "rule": rule,
-                "runs": len(own),
-                "answered": len(judged),
-                "regret": float(np.median([row["relative_regret"] for row in judged])) if judged else None,
-                "hits": float(np.mean([bool(row["hit"]) for row in judged])) if judged else None,
-                "ratio": float(np.median(ratios)) if ratios else None,
-            }
-        )
-    return rows
+def rule_table(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one row per start and rule over the measured runs: what ``MEASURES`` says, each with its interval.
+
+    Rows of ``evaluation`` with start, task and seed. ``runs``: how many the start has; ``answered``: how many of them
+    the rule has a measured answer for. ``no_worse``: the share of runs in which the loss is no higher than hold-out
+    stopping's, which has more labels. A measure is (value, low, high), the interval over redrawn tasks and seeds (nan
+    with one pair of them); None where nothing was measured.
+    """
+    out = []
+    for start in dict.fromkeys(row["start"] for row in evaluations):
+        here = [row for row in evaluations if row["start"] == start]
+        held = {_run(row): row["loss"] for row in here if row["rule"] == "holdout"}
+        for rule in dict.fromkeys(row["rule"] for row in here):
+            own = [row for row in here if row["rule"] == rule and row["relative_regret"] is not None]
+            row = {"start": start, "rule": rule, "runs": len({_run(one) for one in here}), "answered": len(own)}
+            out.append(row | dict.fromkeys(MEASURES) | (_measured(own, held) if own else {}))
+    return out
+
+
+def _run(row: dict[str, Any]) -> tuple:
+    return row["task"], row["seed"], row["n"]
+
+
+def _measured(rows: list[dict[str, Any]], held: dict[tuple, float]) -> dict[str, tuple[float, float, float] | None]:
+    columns = {
+        "hit": np.array([row["hit"] for row in rows], dtype=float),
+        "regret": np.array([row["relative_regret"] for row in rows]),
+        "ratio": np.array([np.nan if row["ratio"] is None else row["ratio"] for row in rows]),
+        "no_worse": np.array([row["loss"] <= held.get(_run(row), np.nan) for row in rows], dtype=float),
+    }
+    groups = [(row["task"], row["seed"]) for row in rows]
+    samples = redrawn(groups) if len(set(groups)) > 1 else []
+    out: dict[str, tuple[float, float, float] | None] = {}
+    for name, measure in MEASURES.items():
+        missing = (name == "no_worse" and not held) or (name == "ratio" and np.isnan(columns["ratio"]).all())
+        spread = interval(columns, measure, samples) if samples and not missing else (np.nan, np.nan)
+        out[name] = None if missing else (measure(columns), *spread)
+    return out
 
 
 def markdown(
-    name: str, table: list[dict[str, Any]], medians: list[dict[str, Any]], arithmetic: list[dict[str, Any]]
+    name: str, table: list[dict[str, Any]], rules: list[dict[str, Any]], arithmetic: list[dict[str, Any]]
 ) -> str:
     """Return the headline numbers as Markdown: accuracy by task and size, the rules, and task arithmetic."""
     methods = list(dict.fromkeys(row["method"] for row in table))
@@ -104,18 +140,15 @@ def markdown(
         text += _line([start, task, n, *(_cell(found.get(method)) for method in methods)])
     text += [
         "",
-        "The rules (their step is in brackets above) over all runs, judged on the measured test curves:",
+        "The rules (their step is in brackets above), judged on the measured test curves. In brackets: 95 % intervals"
+        " over tasks and seeds. Hold-out stopping has the validation examples beside the training examples.",
         "",
     ]
-    text += _line(["rule", "answered", "median regret", "hit rate (within 5 %)", "median T/T_oracle"])
-    text += _line(["---"] * 5)
-    for row in medians:
-        values = [
-            _percent(row["regret"]),
-            _percent(row["hits"]),
-            "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
-        ]
-        text += _line([row["rule"], f"{row['answered']}/{row['runs']}", *values])
+    text += _line(["start", "rule", "answers", *(title for title, _ in HEADS.values())])
+    text += _line(["---"] * (3 + len(HEADS)))
+    for row in rules:
+        values = [_interval(row[key], scale) for key, (_, scale) in HEADS.items()]
+        text += _line([row["start"], row["rule"], f"{row['answered']} of {row['runs']}", *values])
     if arithmetic:
         text += ["", "Task arithmetic, test accuracy at the coefficient chosen on validation:", ""]
         text += _line(["vectors", "coefficient", "evaluated on", "zero-shot", "own vector alone", "combined"])
@@ -133,8 +166,13 @@ def _line(cells: list[Any]) -> list[str]:
     return ["| " + " | ".join(str(cell) for cell in cells) + " |"]
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
+def _interval(measured: tuple[float, float, float] | None, scale: str) -> str:
+    """Write value [low, high]: shares and regrets in per cent, ratios plainly."""
+    if measured is None:
+        return "-"
+    form, factor, unit = {"%": (".0f", 100, " %"), "%.1": (".1f", 100, " %"), "ratio": (".2f", 1, "")}[scale]
+    value, low, high = (f"{factor * x:{form}}" for x in measured)
+    return f"{value}{unit}" + (f" [{low}, {high}]" if np.isfinite(measured[1]) else "")
 
 
 def _cell(row: dict[str, Any] | None) -> str:
