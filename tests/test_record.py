@@ -49,3 +49,32 @@ def test_artifacts_of_two_kinds_are_not_mixed(tmp_path, paths):
     artifacts.write_table(other, [{"n": 1, "step": 0, "layer": None}], "drift")
     with pytest.raises(artifacts.ArtifactError, match="of kind 'drift', expected 'guarantee'"):
         record.merged([*paths, other])
+
+
+def test_times_are_added_up_by_rule_and_broken_files_left_out(tmp_path):
+    head = "s\th:m:s\tmax_rss\n"
+    for name, text in {
+        "finetune/a.tsv": head + "90.0\t0:01:30\t2048\n",
+        "finetune/b.tsv": head + "30.0\t0:00:30\t1024\n",
+        "summary.tsv": head + "1.0\t0:00:01\t512\n",
+        "finetune/c.tsv": head + "NA\tNA\tNA\n",
+        "finetune/d.tsv": "no table",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    times = record.job_times(tmp_path)
+    assert times == [("finetune", 2, 120.0, 2.0), ("summary", 1, 1.0, 0.5)]
+    text = record.readme("x", "snakemake", "0123", [], [], times)
+    assert "took 2 minutes together" in text
+    assert "| finetune | 2 | 2.0 | 2.0 |" in text
+    assert "| summary |" not in text  # under three seconds
+
+
+def test_pages_are_copied_whole(tmp_path):
+    (tmp_path / "claims.md").write_text("held")
+    record.copied({str(tmp_path / "claims.md"): str(tmp_path / "kept.md")})
+    assert (tmp_path / "kept.md").read_text() == "held"
+    with pytest.raises(FileNotFoundError):
+        record.copied({str(tmp_path / "nothing.md"): str(tmp_path / "none.md")})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["claims.md", "kept.md"]

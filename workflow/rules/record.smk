@@ -1,16 +1,22 @@
-# The small tables of a finished run, for the repository: `snakemake --cores 1 record --configfile FILE`.
+# What the repository keeps of a finished run: `snakemake --cores 1 record --configfile FILE`, and of a study of the
+# stopping rules on kernels: `snakemake --cores 1 record_study --configfile FILE`.
 
 RECORD = recorded()
-CONFIG_FILES = [relative(path) for path in workflow.overwrite_configfiles]
+KEPT = f"docs/data/{config['name']}"
+PAGES = recorded_pages()
 
 
 rule record:
     input:
         **RECORD,
+        pages=[f"{RESULTS}/{page}" for page in PAGES],
+        pictures=[f"{RESULTS}/figures/{figure}.png" for figure in figure_ids()],
         code=library("record"),
     output:
-        tables=expand(f"docs/data/{config['name']}/{{table}}.parquet", table=RECORD),
-        text=f"docs/data/{config['name']}/README.md",
+        tables=expand("{kept}/{table}.parquet", kept=KEPT, table=RECORD),
+        pages=expand("{kept}/{page}", kept=KEPT, page=PAGES),
+        pictures=expand("{kept}/{figure}.png", kept=KEPT, figure=figure_ids()),
+        text=f"{KEPT}/README.md",
     log:
         f"{RESULTS}/logs/record.log",
     benchmark:
@@ -21,9 +27,42 @@ rule record:
     params:
         name=config["name"],
         tables=list(RECORD),
+        times=f"{RESULTS}/benchmarks",
         digest=CONFIG_DIGEST,
-        command=" ".join(["snakemake --cores 2", *(f"--configfile {path}" for path in CONFIG_FILES)]),
+        command=command_line(),
     message:
-        "Writing the run's small tables to docs/data"
+        "Writing the run's small tables, pages and pictures to docs/data"
     script:
         "../scripts/record.py"
+
+
+rule record_study:
+    input:
+        cells=expand(
+            f"{RESULTS}/stopping_study/pretrained/{{task}}/seed{{seed}}.parquet", task=MERGED, seed=config["seeds"]
+        ),
+        table=f"{RESULTS}/stopping_study.parquet",
+        page=f"{RESULTS}/stopping_study.md",
+        picture=f"{RESULTS}/figures/stopping_study.png",
+        code=library("record_study"),
+    output:
+        cells=f"{KEPT}/study/cells.parquet",
+        table=f"{KEPT}/study/methods.parquet",
+        page=f"{KEPT}/study/methods.md",
+        picture=f"{KEPT}/study/F3.png",
+        text=f"{KEPT}/study/README.md",
+    log:
+        f"{RESULTS}/logs/record_study.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/record_study.tsv"
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        name=config["name"],
+        digest=CONFIG_DIGEST,
+        command=command_line("stopping_study"),
+    message:
+        "Writing the study's cells, table and picture to docs/data"
+    script:
+        "../scripts/record_study.py"

@@ -65,3 +65,18 @@ def recorded():
     for stage in JOINT_STAGES if joint_paths() else ():
         tables[stage] = [path for path in joint_paths() if path.split("/")[-2] == stage]
     return tables | {figure: [f"{RESULTS}/figures/{figure}.parquet"] for figure in figure_ids()}
+
+
+def recorded_pages():
+    """Return the pages of a run that its record keeps."""
+    advice = ["merge_advice.md", "merge_score.md"] if config["arithmetic"]["predict"] else []
+    merged = ["arithmetic_check.md", *advice] if arithmetic_runs() and config["arithmetic"]["predict"] else []
+    return ["summary.md", "claims.md", *merged]
+
+
+def command_line(target=""):
+    """Return the command that makes this run: its configuration files and the values given on the command line."""
+    files = [f"--configfile {relative(path)}" for path in workflow.overwrite_configfiles]
+    given = [f"{key}={value}".replace(" ", "") for key, value in workflow.config_settings.config.items()]
+    words = ["snakemake --cores 2", *([target] if target else []), *files, *(["--config", *given] if given else [])]
+    return " ".join(words)

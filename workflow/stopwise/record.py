@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -70,19 +72,66 @@ def write_record(folder: str | os.PathLike, tables: Mapping[str, Sequence[str]])
     return written
 
 
-def readme(name: str, command: str, digest: str, revisions: Iterable[str], written: Iterable[tuple]) -> str:
-    """Return the text beside the tables: how to make them again, from what, and what each file holds."""
+def copied(files: Mapping[str, str]) -> None:
+    """Copy each file to where it is kept, whole or not at all."""
+    for source, kept in files.items():
+        with artifacts.atomic_path(kept) as temporary:
+            shutil.copyfile(source, temporary)
+
+
+def job_times(folder: str | os.PathLike) -> list[tuple[str, int, float, float]]:
+    """Return (rule, jobs, seconds of all, GiB of the largest) from Snakemake's benchmark files, the longest first.
+
+    A job that went on from a checkpoint counts its last part only. Files that do not hold numbers are left out.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    folder = Path(folder)
+    for path in sorted(folder.rglob("*.tsv")):
+        rows = list(csv.DictReader(path.open(encoding="utf-8"), delimiter="\t"))
+        try:
+            own = [(float(row["s"]), float(row["max_rss"]) / 1024) for row in rows]
+        except (KeyError, TypeError, ValueError):
+            continue
+        name = path.relative_to(folder).parts[0].removesuffix(".tsv")
+        found.setdefault(name, []).extend(own)
+    times = [(name, len(jobs), sum(s for s, _ in jobs), max(gib for _, gib in jobs)) for name, jobs in found.items()]
+    return sorted(times, key=lambda row: -row[2])
+
+
+def readme(
+    name: str,
+    command: str,
+    digest: str,
+    revisions: Iterable[str],
+    written: Iterable[tuple],
+    times: Sequence[tuple[str, int, float, float]] = (),
+) -> str:
+    """Return the text beside the tables: how to make them again, from what, what each file holds, and the jobs' times.
+
+    ``times`` as ``job_times`` returns them; jobs that ran side by side are added up.
+    """
     known = ", ".join(sorted(revisions)) or "unknown"
     lines = [
         f"# Tables of the run `{name}`",
         "",
-        f"Made by `{command}`, configuration {digest}, revision {known} of this repository; written by the target",
-        "`record`. One file a table, all starts, tasks and seeds below one another; the metadata names each source.",
+        f"Made by `{command}`, configuration {digest}, revision {known} of this repository.",
+        "One file a table, all starts, tasks and seeds below one another; the metadata names each source.",
         "",
         "| file | rows | bytes |",
         "|---|---|---|",
         *(f"| {table}.parquet | {rows} | {size} |" for table, rows, size in written),
     ]
+    if times:
+        total = sum(seconds for _, _, seconds, _ in times)
+        lines += [
+            "",
+            f"The jobs took {total / 60:.0f} minutes together, those side by side added up; a job that went on from a",
+            "checkpoint counts its last part only.",
+            "",
+            "| jobs of | number | minutes | largest process, GiB |",
+            "|---|---|---|---|",
+            *(f"| {rule} | {jobs} | {s / 60:.1f} | {gib:.1f} |" for rule, jobs, s, gib in times if s >= 3),
+        ]
     return "\n".join(lines) + "\n"
 
 
