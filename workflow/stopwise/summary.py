@@ -143,12 +143,8 @@ def markdown(
         "The rules (their step is in brackets above), judged on the measured test curves. In brackets: 95 % intervals"
         " over tasks and seeds. Hold-out stopping has the validation examples beside the training examples.",
         "",
+        *rule_lines(rules),
     ]
-    text += _line(["start", "rule", "answers", *(title for title, _ in HEADS.values())])
-    text += _line(["---"] * (3 + len(HEADS)))
-    for row in rules:
-        values = [_interval(row[key], scale) for key, (_, scale) in HEADS.items()]
-        text += _line([row["start"], row["rule"], f"{row['answered']} of {row['runs']}", *values])
     if arithmetic:
         text += ["", "Task arithmetic, test accuracy at the coefficient chosen on validation:", ""]
         text += _line(["vectors", "coefficient", "evaluated on", "zero-shot", "own vector alone", "combined"])
@@ -160,6 +156,17 @@ def markdown(
                 [vectors, row["coefficient"], row["task"], *("-" if v is None else f"{v:.3f}" for v in levels)]
             )
     return "\n".join(text) + "\n"
+
+
+def rule_lines(rules: list[dict[str, Any]], titles: Mapping[str, str] | None = None) -> list[str]:
+    """Return the rows of ``rule_table`` as a Markdown table; ``titles`` are longer names of rules."""
+    lines = _line(["start", "rule", "answers", *(title for title, _ in HEADS.values())])
+    lines += _line(["---"] * (3 + len(HEADS)))
+    for row in rules:
+        values = [_interval(row[key], scale) for key, (_, scale) in HEADS.items()]
+        name = (titles or {}).get(row["rule"], row["rule"])
+        lines += _line([row["start"], name, f"{row['answered']} of {row['runs']}", *values])
+    return lines
 
 
 def _line(cells: list[Any]) -> list[str]:
