@@ -56,3 +56,39 @@ rule stopping_study:
         "Writing the study of the stopping rules"
     script:
         "../scripts/stopping_study.py"
+
+
+rule stopping_runs:
+    input:
+        trajectory=expand(
+            f"{RESULTS}/finetune/pretrained/{{task}}/seed{{seed}}/trajectory.parquet",
+            task=MERGED,
+            seed=config["seeds"],
+        ),
+        stopping=expand(f"{RESULTS}/stopping/pretrained/{{task}}/seed{{seed}}.parquet", task=MERGED, seed=config["seeds"]),
+        gram=expand(f"{RESULTS}/gram/pretrained/{{task}}/seed{{seed}}.parquet", task=MERGED, seed=config["seeds"]),
+        data=expand(f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet", task=MERGED, seed=config["seeds"]),
+        code=library("stopping_runs"),
+    output:
+        table=f"{RESULTS}/stopping_runs.parquet",
+        text=f"{RESULTS}/stopping_runs.md",
+    log:
+        f"{RESULTS}/logs/stopping_runs.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/stopping_runs.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=3000,
+        runtime=60,
+    params:
+        finetune=config["finetune"],
+        kernel={key: config["kernel"][key] for key in ("parameters", "outputs")},
+        stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
+        rules=config["stopping"]["rules"],
+        packages=installed("numpy", "scipy"),
+    message:
+        "Judging the stopping rules and their variants on real training"
+    script:
+        "../scripts/stopping_runs.py"

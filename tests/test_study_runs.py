@@ -1,0 +1,70 @@
+"""The variants of the rules that are judged on real runs."""
+
+import numpy as np
+import pytest
+
+from stopwise.bayes import expected_loss, task_posterior
+from stopwise.dynamics import squared_norm_path
+from stopwise.finetune_settings import FinetuneSettings
+from stopwise.study_runs import DRIFT, LATE, TITLES, equal_labels, run_rows, variants
+from test_study import cell
+
+STEPS = 10
+SETTINGS = FinetuneSettings(optimizer="heavy_ball", steps=STEPS, evaluate_every=2, patience=2)
+
+
+def trajectory(one, test, path):
+    rows = []
+    for step, loss, linear in zip(range(0, STEPS + 1, 2), test, path, strict=True):
+        row = {"n": one.n, "step": step, "test_loss": loss, "test_accuracy": 0.5, "validation_loss": loss + 0.1}
+        rows.append(row | {"linearised_test_loss": linear, "eta": float(step), "epoch": float(step)})
+    return rows
+
+
+def test_variants_follow_their_definitions():
+    one = cell()
+    spec, y, f0 = one.spec, one.targets, one.leading.outputs
+    filter = SETTINGS.filter(spec.lambda_max)
+    found = variants(spec, y, f0, filter, STEPS)
+    times = np.arange(6 * STEPS + 1)
+    curve = expected_loss(spec, task_posterior(spec, y, f0), f0, filter, times)
+    inside = curve[: STEPS + 1]
+    assert found["bayes_far"] == np.argmin(curve)
+    for name, slack in LATE.items():
+        assert found[name] == max(t for t in range(STEPS + 1) if inside[t] <= (1 + slack) * inside.min())
+    distance = np.sqrt(squared_norm_path(spec, y - f0, filter, STEPS))
+    for name, weight in DRIFT.items():
+        assert found[name] == np.argmin(inside * np.exp(-weight * distance))
+    assert len(set(found.values())) > 1  # else the case tells nothing apart
+
+
+def test_every_variant_of_a_run_is_judged_on_its_measured_curve():
+    one = cell()
+    test, path = [1.0, 0.8, 0.6, 0.5, 0.55, 0.6], [1.0, 0.8, 0.7, 0.75, 0.8, 0.9]
+    predicted = [{"rule": "sure", "t": 3, "flags": []}]
+    rows = run_rows(one.leading, one.targets, SETTINGS, trajectory(one, test, path), predicted, ["sure", "oracle"])
+    found = {row["rule"]: row for row in rows}
+    assert set(found) == {"sure", "oracle", *TITLES} - {"holdout_equal"}
+    assert found["path_oracle"]["t"] == 4
+    assert found["path_oracle"]["loss"] == 0.6
+    assert found["all_steps"]["relative_regret"] == pytest.approx(0.2)
+    assert found["sure"]["loss"] == pytest.approx(0.7)
+
+
+def test_a_run_whose_path_has_no_test_loss_has_no_path_oracle():
+    one = cell()
+    rows = run_rows(one.leading, one.targets, SETTINGS, trajectory(one, [1.0] * 6, [None] * 6), [], ["oracle"])
+    assert "path_oracle" not in {row["rule"] for row in rows}
+
+
+def test_holdout_at_equal_labels_is_charged_the_smaller_run():
+    def row(n, rule, t, loss, best):
+        own = {"n": n, "rule": rule, "t": t, "loss": loss, "t_oracle": 4, "loss_oracle": best, "flags": []}
+        return own | {"relative_regret": loss / best - 1, "hit": True, "ratio": t / 4}
+
+    rows = [row(32, "holdout", 6, 0.6, 0.6), row(32, "oracle", 4, 0.6, 0.6)]
+    rows += [row(64, "holdout", 4, 0.5, 0.5), row(64, "oracle", 4, 0.5, 0.5)]
+    (found,) = equal_labels(rows, 32)
+    assert (found["n"], found["rule"], found["t"], found["loss"]) == (64, "holdout_equal", 6, 0.6)
+    assert found["relative_regret"] == pytest.approx(0.2)
+    assert (found["hit"], found["ratio"]) == (False, 1.5)

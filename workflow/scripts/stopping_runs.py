@@ -1,0 +1,46 @@
+"""Judge the stopping rules, and what was tried to make them follow real training, on runs from pretrained weights."""
+
+from itertools import groupby
+
+from tqdm import tqdm
+
+from figures import pairs
+from job import Job
+from stopwise import artifacts
+from stopwise.finetune_settings import FinetuneSettings
+from stopwise.gram_assembly import read_gram
+from stopwise.samples import read_sample
+from stopwise.study_runs import TITLES, equal_labels, run_rows
+from stopwise.summary import rule_lines, rule_table
+
+with Job(snakemake) as job:
+    params, files = snakemake.params, snakemake.input
+    settings = FinetuneSettings.from_config(params.finetune, **params.kernel, **params.stopping)
+    stages = zip(pairs(files.trajectory, "trajectory"), files.stopping, files.gram, files.data, strict=True)
+    rows = []
+    for (wildcards, table), stopping, gram, data in tqdm(list(stages), desc="tasks and seeds", unit="run"):
+        kernel, sample = read_gram(artifacts.read_table(gram, "gram")), read_sample(data)
+        predicted = artifacts.read_table(stopping, "stopping").to_pylist()
+        own = []
+        for n, run in groupby(table.to_pylist(), key=lambda row: row["n"]):
+            y = sample.targets("train", settings.outputs, settings.target_scale, n)
+            answers = [row for row in predicted if row["n"] == n]
+            seed = wildcards["seed"]
+            own += run_rows(kernel.leading(n), y, settings, list(run), answers, params.rules, seed)
+        own += equal_labels(own, len(sample.labels("validation")))
+        rows += [{**{key: wildcards[key] for key in ("start", "task", "seed")}, **row} for row in own]
+    table = rule_table(rows)
+    text = "\n".join(
+        [
+            "Real training from the pretrained start. In brackets: 95 % intervals over tasks and seeds. Hold-out",
+            "stopping has the validation examples beside the training examples, but for the row of equal labels.",
+            "",
+            *rule_lines(table, TITLES),
+            "",
+        ]
+    )
+    with artifacts.atomic_path(snakemake.output.text) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    metrics = {f"hits/{row['rule']}": row["hits"][0] for row in table if row["hits"]}
+    job.write(snakemake.output.table, rows, "stopping_runs", metrics=metrics)
+    print(text)

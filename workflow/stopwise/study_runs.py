@@ -1,0 +1,105 @@
+"""The stopping rules judged on real training beside what was tried to make up for its departure from the path.
+
+Real training leaves the path of its first kernel, so that a rule that reads the path can be right there and wrong here.
+``path_oracle``, which knows the path's test loss, bounds what any of them can reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .bayes import expected_loss, task_posterior
+from .dynamics import squared_norm_path
+from .evaluation import evaluate_rules
+from .filters import Filter
+from .finetune_plan import step_eigenvalue
+from .finetune_settings import FinetuneSettings
+from .gram_assembly import AssembledKernel
+from .spectrum import Spectrum
+from .stopping import HIT, time_grid
+from .study import EXACT_ROWS
+
+# How much further than the run ``bayes_far`` looks.
+FAR = 6
+LATE = {"bayes_late_1": 0.01, "bayes_late_2": 0.02, "bayes_late_5": 0.05}
+# Weight of |theta_t - theta_0|, which is not free of the model's scale.
+DRIFT = {"bayes_drift_03": 0.3, "bayes_drift_1": 1.0}
+TITLES = {
+    "bayes_far": f"bayes, looking {FAR} times as far",
+    "bayes_late_1": "bayes, latest step within 1 % of the least",
+    "bayes_late_2": "bayes, latest step within 2 %",
+    "bayes_late_5": "bayes, latest step within 5 %",
+    "bayes_drift_03": "bayes, times exp(−0.3 ‖θ_t − θ_0‖)",
+    "bayes_drift_1": "bayes, times exp(−‖θ_t − θ_0‖)",
+    "path_oracle": "where the path's own test loss is lowest",
+    "all_steps": "all steps of the run",
+    "holdout_equal": "hold-out at equal labels, trained on n − validation",
+}
+
+
+def run_rows(
+    kernel: AssembledKernel,
+    targets: np.ndarray,
+    settings: FinetuneSettings,
+    trajectory: list[dict[str, Any]],
+    predicted: Iterable[dict[str, Any]],
+    rules: Iterable[str],
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Return rows of ``evaluation`` for one run: the configured rules as predicted, and every variant of ``TITLES``.
+
+    ``kernel``: of the run's n training examples, ``targets`` y [n, columns]; ``trajectory``: the run's evaluations;
+    ``predicted``: its rows of ``stopping``. A variant of a rule without an answer has no row.
+    """
+    spec = kernel.spectrum(settings.intercept)
+    filter = settings.filter(step_eigenvalue(spec, settings.batch_size))
+    found = variants(spec, targets, kernel.outputs, filter, settings.steps, seed)
+    path = [row["linearised_test_loss"] for row in trajectory]
+    if all(loss is not None for loss in path):
+        found["path_oracle"] = trajectory[int(np.argmin(path))]["step"]
+    found["all_steps"] = trajectory[-1]["step"]
+    answers = [{"rule": name, "t": min(t, trajectory[-1]["step"]), "flags": []} for name, t in found.items()]
+    interval = settings.evaluation_interval(trajectory[0]["n"])
+    order = [*rules, *found]
+    return evaluate_rules(trajectory, [*predicted, *answers], order, settings.patience, settings.min_delta, interval)
+
+
+def variants(
+    spec: Spectrum, targets: np.ndarray, start: np.ndarray, filter: Filter, steps: int, seed: int = 0
+) -> dict[str, int]:
+    """Return the step that each variant of ``bayes`` names for a run of ``steps`` steps; none without a posterior."""
+    posterior = task_posterior(spec, targets, start)
+    if posterior is None:
+        return {}
+    times = np.unique(np.concatenate([time_grid(steps), time_grid(FAR * steps)]))
+    folds = None if spec.m <= EXACT_ROWS else min(10, spec.examples)
+    curve = expected_loss(spec, posterior, start, filter, times, folds, seed)
+    inside = times <= steps
+    out = {"bayes_far": int(times[np.argmin(curve)])}
+    near, own = times[inside], curve[inside]
+    out |= {name: int(near[own <= (1 + slack) * own.min()].max()) for name, slack in LATE.items()}
+    distance = np.sqrt(np.maximum(squared_norm_path(spec, targets - start, filter, near), 0.0))
+    return out | {name: int(near[np.argmin(np.log(own) - weight * distance)]) for name, weight in DRIFT.items()}
+
+
+def equal_labels(rows: Iterable[Mapping[str, Any]], validation: int) -> list[dict[str, Any]]:
+    """Return rows ``holdout_equal``: at n labels in all, hold-out stopping of the run on n − ``validation`` examples.
+
+    ``rows``: evaluations of one task and seed at several n. It is charged the loss of the model so trained, against the
+    oracle of all n; sizes without such a run have no row.
+    """
+    held = {row["n"]: row for row in rows if row["rule"] == "holdout"}
+    out = []
+    for oracle in (row for row in rows if row["rule"] == "oracle"):
+        other = held.get(oracle["n"] - validation)
+        if other is None:
+            continue
+        regret = other["loss"] / oracle["loss_oracle"] - 1
+        ratio = other["t"] / oracle["t_oracle"] if oracle["t_oracle"] > 0 else None
+        own = {"n": oracle["n"], "rule": "holdout_equal", "t_oracle": oracle["t_oracle"], "ratio": ratio}
+        own |= {"loss_oracle": oracle["loss_oracle"], "relative_regret": regret, "hit": bool(regret <= HIT)}
+        out.append({**other, **own})
+    return out
