@@ -65,7 +65,9 @@ rule stopping_runs:
             task=MERGED,
             seed=config["seeds"],
         ),
-        stopping=expand(f"{RESULTS}/stopping/pretrained/{{task}}/seed{{seed}}.parquet", task=MERGED, seed=config["seeds"]),
+        stopping=expand(
+            f"{RESULTS}/stopping/pretrained/{{task}}/seed{{seed}}.parquet", task=MERGED, seed=config["seeds"]
+        ),
         gram=expand(f"{RESULTS}/gram/pretrained/{{task}}/seed{{seed}}.parquet", task=MERGED, seed=config["seeds"]),
         data=expand(f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet", task=MERGED, seed=config["seeds"]),
         code=library("stopping_runs"),
