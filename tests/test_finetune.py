@@ -170,10 +170,6 @@ def test_continue_after_stop_changes_the_curve_and_not_the_answer(model, data):
 
 @pytest.mark.parametrize("t", [0, 3, 6])
 def test_a_predicted_stop_reads_no_validation_data(model, data, t):
-    class Forbidden(dict):
-        def __getitem__(self, key):
-            raise AssertionError("validation data was read")
-
     config = settings(stop={"rule": "sure", "t": t})
     result = run(model, (data[0], None, data[2]), config)
     assert (result.best, result.stopped, result.trajectory[-1]["step"]) == (t, "predicted", t)

@@ -69,7 +69,7 @@ def test_a_finished_run_leaves_its_record_with_drift_and_joint_training(copy):
 
 def test_a_run_that_a_rule_stops_reads_no_validation_data(copy):
     """With every validation example poisoned, its kernel rows included, such a run gives the same bits."""
-    config = configure(copy, finetune={"stop": "gcv"})
+    config = configure(copy, finetune={"stop": "gcv", "continue_after_stop": False})
     target = f"results/test/{RUN}/trajectory.parquet"
     run = snakemake(copy, target, config=config)
     assert run.code == 0, run.output[-4000:]
