@@ -65,7 +65,7 @@ def evaluate(
     autocast: str | None = None,
 ) -> Evaluation:
     """Measure a model with the weights it has on one labelled batch; no gradients, one forward pass."""
-    prompts = Prompts.of(batch, tokens_per_batch)
+    prompts = Prompts.of(batch, tokens_per_batch, model)
     f = Learner(model, {}, outputs, autocast).predict(prompts)
     return judged(f, batch, intercept, outputs=outputs, target_scale=target_scale)
 
@@ -129,7 +129,7 @@ class Workbench:
         self.options: dict[str, Any] = {"outputs": outputs, "target_scale": target_scale}
         self.learner = Learner(model, {}, outputs, autocast)
         self.prompts = {
-            (name, split): Prompts.of(getattr(task, split), TOKENS_PER_BATCH)
+            (name, split): Prompts.of(getattr(task, split), TOKENS_PER_BATCH, model)
             for name, task in self.tasks.items()
             for split in SPLITS
         }

@@ -106,6 +106,27 @@ def length_buckets(
         overhead /= 2
 
 
+def even_groups(packed: Packed, tokens_per_batch: int) -> list[torch.Tensor]:
+    """Return example indices in groups of about equally many tokens, padding not counted, long [n_b] each.
+
+    As few groups as have room in ``tokens_per_batch`` tokens (or one example) each; longest prompts first, together a
+    permutation of the examples.
+    """
+    order = torch.argsort(packed.lengths, descending=True, stable=True)
+    wanted = max(1, -(-int(packed.lengths.sum()) // tokens_per_batch))
+    groups: list[list[int]] = []
+    # The last group takes what is left; where rounding to whole prompts would overfill it, one more is made.
+    share, held = int(packed.lengths.sum()) / wanted, 0
+    for example in order.tolist():
+        length = int(packed.lengths[example])
+        if not groups or held + length > tokens_per_batch or held >= share:
+            groups.append([])
+            held = 0
+        groups[-1].append(example)
+        held += length
+    return [torch.tensor(group, dtype=torch.long) for group in groups]
+
+
 def _cuts(lengths: list[int], limit: int, overhead: float) -> list[tuple[int, int]]:
     """Return the cheapest split of descending lengths into runs, by padded tokens plus an overhead for each run."""
     best: list[tuple[float, int]] = [(0.0, 0)]

@@ -115,7 +115,7 @@ def finetune(
         torch.manual_seed(seed)
         kind = TangentLearner if settings.tangent else Learner
         learner = kind(model, parameters, settings.outputs, settings.autocast)
-        splits = {name: _split(batch, settings) for name, batch in batches.items()}
+        splits = {name: _split(batch, settings, model) for name, batch in batches.items()}
         trainer = Trainer(
             learner, splits, settings, lambda_1, seed=seed, predicted=predicted, start_outputs=start_outputs
         )
@@ -241,12 +241,13 @@ def _is_joint(batch: Batch) -> bool:
     return "input_ids" not in batch
 
 
-def _split(batch: Batch, settings: FinetuneSettings) -> Split:
+def _split(batch: Batch, settings: FinetuneSettings, model: Any) -> Split:
     if _is_joint(batch):
-        parts = {task: _split(own, settings) for task, own in batch.items()}
+        parts = {task: _split(own, settings, model) for task, own in batch.items()}
         prompts_of, objective_of = ([getattr(p, key) for p in parts.values()] for key in ("prompts", "objective"))
         return Split(JointPrompts.joined(prompts_of), JointObjective(dict(zip(parts, objective_of, strict=True))))
-    prompts = Prompts.of(batch, settings.tokens_per_batch)
+    # Forward-mode derivatives, which the linearised model needs, run padded.
+    prompts = Prompts.of(batch, settings.tokens_per_batch, None if settings.tangent else model)
     objective = Objective(
         settings.objective,
         np.asarray(batch["labels"]),

@@ -23,7 +23,10 @@ __all__ = ["HeadCall", "attach_head", "class_outputs", "detach_head", "length_bu
 
 @dataclass
 class HeadCall:
-    """What the output head saw in one pass: hidden [n, 1, d] at the output positions, logits [n, 1, C]."""
+    """What the output head saw in one pass: hidden [n, 1, d] at the output positions, logits [n, 1, C].
+
+    Where several prompts share a row of tokens, [1, n, d] and [1, n, C].
+    """
 
     hidden: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -55,8 +58,16 @@ def packed_outputs(
     arguments = {"input_ids": ids, "attention_mask": mask, **_optional_arguments(model, ids)}
     with verbalizer_head(model, packed.positions.to(device), verbalizers.to(device), call):
         result = model(**arguments)
-    logits = result.logits[:, 0] if outputs != "head" else _class_head(model, len(verbalizers))(call.hidden)[:, 0]
-    coding = torch.as_tensor(coding_matrix(len(verbalizers), outputs), dtype=logits.dtype, device=device)
+    return columns_of(model, result.logits[:, 0], call, outputs)
+
+
+def columns_of(model: nn.Module, logits: torch.Tensor, call: HeadCall, outputs: str) -> torch.Tensor:
+    """Return f [n, columns] of the verbalizers' logits [n, C], or of the hidden states of ``call`` for a new head."""
+    classes = logits.shape[1]
+    if outputs == "head":
+        assert call.hidden is not None
+        logits = _class_head(model, classes)(call.hidden).reshape(-1, classes)
+    coding = torch.as_tensor(coding_matrix(classes, outputs), dtype=logits.dtype, device=logits.device)
     return logits @ coding.T
 
 
@@ -112,14 +123,17 @@ def _optional_arguments(model: nn.Module, ids: torch.Tensor) -> dict[str, object
 
 @contextmanager
 def verbalizer_head(model: nn.Module, positions: torch.Tensor, tokens: torch.Tensor, call: HeadCall) -> Iterator[None]:
-    """Let the output head gather the output positions and multiply only the rows of the verbalizer tokens."""
+    """Let the output head gather the output positions and multiply only the rows of the verbalizer tokens.
+
+    ``positions``: long [rows], one in each row of tokens, or [rows, P].
+    """
     head = output_head(model)
     size = head.weight.shape[0]
     if int(tokens.max()) >= size or int(tokens.min()) < 0:
         raise ValueError(f"verbalizers: token ids must lie in 0..{size - 1}, found {tokens.tolist()}")
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        index = positions[:, None, None].expand(-1, 1, hidden.shape[-1])
+        index = positions.reshape(len(positions), -1, 1).expand(-1, -1, hidden.shape[-1])
         call.hidden = hidden.gather(1, index)
         bias = getattr(head, "bias", None)
         call.logits = nn.functional.linear(call.hidden, head.weight[tokens], None if bias is None else bias[tokens])

@@ -30,7 +30,7 @@ class JointPrompts(Prompts):
         """Join tasks; every group stays within one of them."""
         starts = _starts([len(part) for part in parts])
         groups = [group + int(start) for part, start in zip(parts, starts, strict=False) for group in part.groups]
-        return cls(parts[0].packed, parts[0].verbalizers, groups, tuple(parts))
+        return cls(parts[0].packed, parts[0].verbalizers, groups, parts=tuple(parts))
 
     def rows(self, index: np.ndarray, tokens_per_batch: int) -> JointPrompts:
         """Return some examples, ordered by task."""
@@ -38,8 +38,8 @@ class JointPrompts(Prompts):
         pieces = [part.rows(own, tokens_per_batch) for part, own in zip(self.parts, local, strict=True)]
         return JointPrompts.joined(pieces)
 
-    def part(self, index: torch.Tensor) -> tuple[Packed, torch.Tensor]:
-        """Return the packed rows of one group and its task's verbalizers."""
+    def part(self, index: torch.Tensor) -> tuple[Packed, torch.Tensor, bool]:
+        """Return the packed rows of one group, its task's verbalizers, and whether it runs unpadded."""
         starts = _starts([len(part) for part in self.parts])
         which = int(np.searchsorted(starts, int(index[0]), side="right")) - 1
         return self.parts[which].part(index - int(starts[which]))

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from stopwise.batches import START_TOKENS, Packed, length_buckets, pack, verbalizers_of
+from stopwise.batches import START_TOKENS, Packed, even_groups, length_buckets, pack, verbalizers_of
 from stopwise.forward import packed_outputs
+from stopwise.unpadded import runs_unpadded, unpadded_outputs
 
 # The gradient of a loss in the outputs: (f of some rows, their indices in the batch) -> cotangent of the same shape.
 Cotangent = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -24,26 +25,31 @@ Cotangent = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Prompts ready for passes: packed tokens, verbalizers, and example indices grouped by length."""
+    """Prompts ready for passes: packed tokens, verbalizers, example indices in groups, one pass each.
+
+    ``unpadded``: whether a pass runs them as one row of tokens (``stopwise.unpadded``).
+    """
 
     packed: Packed
     verbalizers: torch.Tensor
     groups: list[torch.Tensor]
+    unpadded: bool = False
 
     @classmethod
-    def of(cls, batch: Mapping[str, torch.Tensor], tokens_per_batch: int) -> Prompts:
-        """Pack a batch and group it; raises ValueError for a malformed one."""
-        packed = pack(batch)
-        return cls(packed, verbalizers_of(batch, None), _groups(packed, tokens_per_batch))
+    def of(cls, batch: Mapping[str, torch.Tensor], tokens_per_batch: int, model: Any = None) -> Prompts:
+        """Pack a batch and group it, without padding for a ``model`` that can; ValueError for a malformed batch."""
+        packed, verbalizers = pack(batch), verbalizers_of(batch, None)
+        unpadded = model is not None and runs_unpadded(model, packed, verbalizers)
+        return cls(packed, verbalizers, _groups(packed, tokens_per_batch, unpadded), unpadded)
 
     def rows(self, index: np.ndarray, tokens_per_batch: int) -> Prompts:
         """Return the prompts of some examples, grouped anew."""
         packed = self.packed.rows(torch.as_tensor(index))
-        return Prompts(packed, self.verbalizers, _groups(packed, tokens_per_batch))
+        return Prompts(packed, self.verbalizers, _groups(packed, tokens_per_batch, self.unpadded), self.unpadded)
 
-    def part(self, index: torch.Tensor) -> tuple[Packed, torch.Tensor]:
-        """Return the packed rows of one group and the verbalizers that answer it."""
-        return self.packed.rows(index), self.verbalizers
+    def part(self, index: torch.Tensor) -> tuple[Packed, torch.Tensor, bool]:
+        """Return the packed rows of one group, the verbalizers that answer it, and whether it runs unpadded."""
+        return self.packed.rows(index), self.verbalizers, self.unpadded
 
     def gather(self, pieces: list[torch.Tensor]) -> np.ndarray:
         """Return the outputs of all groups, in the order of the batch, as one array [n, columns]."""
@@ -56,7 +62,9 @@ class Prompts:
         return len(self.packed)
 
 
-def _groups(packed: Packed, tokens_per_batch: int) -> list[torch.Tensor]:
+def _groups(packed: Packed, tokens_per_batch: int, unpadded: bool) -> list[torch.Tensor]:
+    if unpadded:
+        return even_groups(packed, tokens_per_batch)
     return length_buckets(packed, tokens_per_batch, start_tokens=START_TOKENS)
 
 
@@ -103,7 +111,9 @@ class Learner:
     def forward(self, prompts: Prompts, index: torch.Tensor) -> torch.Tensor:
         """Return f of some examples, differentiable."""
         with self._precision():
-            f = packed_outputs(self.model, *prompts.part(index), self.outputs)
+            packed, verbalizers, unpadded = prompts.part(index)
+            run = unpadded_outputs if unpadded else packed_outputs
+            f = run(self.model, packed, verbalizers, self.outputs)
         return _at_least_float32(f)
 
     def predict(self, prompts: Prompts) -> np.ndarray:
@@ -163,7 +173,8 @@ class TangentLearner(Learner):
         return f0 + change
 
     def _jvp(self, prompts: Prompts, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        arguments = (*prompts.part(index), self.outputs)
+        packed, verbalizers, _ = prompts.part(index)
+        arguments = (packed, verbalizers, self.outputs)
 
         def outputs(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
             return torch.func.functional_call(self._wrapped, parameters, arguments)

@@ -81,7 +81,7 @@ def _train_here(
     optimizer = make_optimizer("heavy_ball", learner.tensors, momentum=momentum)
     labels = np.asarray(batch["labels"])
     objective = Objective("squared", labels, len(batch["verbalizers"]), "contrast", 1.0, np.zeros(1))
-    prompts, times = Prompts.of(batch, 1024), []
+    prompts, times = Prompts.of(batch, 1024, model), []
     with learner.trainable():
         for step in range(steps):
             began = time.perf_counter()
