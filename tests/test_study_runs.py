@@ -6,7 +6,7 @@ import pytest
 from stopwise.bayes import expected_loss, task_posterior
 from stopwise.dynamics import squared_norm_path
 from stopwise.finetune_settings import FinetuneSettings
-from stopwise.study_runs import DRIFT, LATE, TITLES, equal_labels, run_rows, variants
+from stopwise.study_runs import DRIFT, LATE, TITLES, equal_labels, equal_labels_text, run_rows, variants
 from test_study import cell
 
 STEPS = 10
@@ -68,3 +68,16 @@ def test_holdout_at_equal_labels_is_charged_the_smaller_run():
     assert (found["n"], found["rule"], found["t"], found["loss"]) == (64, "holdout_equal", 6, 0.6)
     assert found["relative_regret"] == pytest.approx(0.2)
     assert (found["hit"], found["ratio"]) == (False, 1.5)
+
+
+def test_a_rule_and_holdout_are_compared_at_equal_labels():
+    def row(task, rule, loss, hit):
+        return {"task": task, "seed": 0, "n": 64, "rule": rule, "loss": loss, "hit": hit}
+
+    rows = [row("a", "bayes", 0.5, True), row("a", "holdout_equal", 0.6, False)]
+    rows += [row("b", "bayes", 0.5, False), row("b", "holdout_equal", 0.4, True), row("c", "bayes", 0.1, True)]
+    rows += [row("d", "bayes", 0.5, True), row("d", "holdout_equal", 0.5, True)]
+    text = equal_labels_text(rows)
+    assert "in the 3 runs that have both: `bayes` hits 67%, hold-out stopping 67%" in text
+    assert text.endswith("lower test loss in 33%.")
+    assert equal_labels_text(rows[:1]) == ""

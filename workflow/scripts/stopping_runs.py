@@ -10,7 +10,7 @@ from stopwise import artifacts
 from stopwise.finetune_settings import FinetuneSettings
 from stopwise.gram_assembly import read_gram
 from stopwise.samples import read_sample
-from stopwise.study_runs import TITLES, equal_labels, run_rows
+from stopwise.study_runs import TITLES, equal_labels, equal_labels_text, run_rows
 from stopwise.summary import rule_lines, rule_table
 
 with Job(snakemake) as job:
@@ -36,6 +36,8 @@ with Job(snakemake) as job:
             "stopping has the validation examples beside the training examples, but for the row of equal labels.",
             "",
             *rule_lines(table, TITLES),
+            "",
+            equal_labels_text(rows),
             "",
         ]
     )

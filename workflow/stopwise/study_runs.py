@@ -103,3 +103,23 @@ def equal_labels(rows: Iterable[Mapping[str, Any]], validation: int) -> list[dic
         own |= {"loss_oracle": oracle["loss_oracle"], "relative_regret": regret, "hit": bool(regret <= HIT)}
         out.append({**other, **own})
     return out
+
+
+def equal_labels_text(rows: Iterable[Mapping[str, Any]], rule: str = "bayes") -> str:
+    """Return one sentence that compares a rule at n labels with hold-out stopping at n labels in all, run by run.
+
+    ``rows``: of several tasks and seeds, with those of ``equal_labels``; empty without any.
+    """
+    losses: dict[tuple, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        losses.setdefault((row["task"], row["seed"], row["n"]), {})[row["rule"]] = row
+    pairs = [(own[rule], own["holdout_equal"]) for own in losses.values() if {rule, "holdout_equal"} <= own.keys()]
+    if not pairs:
+        return ""
+    better = sum(own["loss"] < other["loss"] for own, other in pairs)
+    hits, others = (sum(pair[i]["hit"] for pair in pairs) for i in (0, 1))
+    total = len(pairs)
+    return (
+        f"At equal labels, in the {total} runs that have both: `{rule}` hits {hits / total:.0%}, hold-out stopping "
+        f"{others / total:.0%}; `{rule}` has the lower test loss in {better / total:.0%}."
+    )
