@@ -7,6 +7,7 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.transforms import offset_copy
 
 from stopwise.plots import style
 from stopwise.plots.tables import frame, ordered
@@ -26,6 +27,7 @@ COLUMNS = pa.schema(
     ]
 )
 LEVELS = {"zero_shot": ("the prompt alone", (0, (1, 1.5))), "with_offset": ("prompt and offset", (0, (4, 2)))}
+MARK = 5.5  # from one mark of a stack to the next, in points
 TICKS = [t * 10**k for k in range(5) for t in (1, 2, 5)]
 
 
@@ -64,7 +66,9 @@ def _training(ax: Axes, data: pd.DataFrame, looks: dict[str, style.Look]) -> Non
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.minorticks_off()
-    for _, one in rules.iterrows():
+    # Marks of one step are stacked, the followed rule's on the curve itself.
+    above = rules[::-1].groupby("step").cumcount()
+    for index, one in rules.iterrows():
         look = looks[one["name"]]
         if one["chosen"]:
             ax.axvline(one["step"], color=look.color, linewidth=1.0, zorder=1)
@@ -80,6 +84,7 @@ def _training(ax: Axes, data: pd.DataFrame, looks: dict[str, style.Look]) -> Non
             markeredgewidth=0.5,
             clip_on=False,
             zorder=4,
+            transform=offset_copy(ax.transData, ax.get_figure(), y=MARK * above[index], units="points"),
         )
     ax.set_xlabel("training steps on all examples")
     chosen = rules[rules["chosen"]]
