@@ -307,3 +307,33 @@ def test_numbers_read_as_a_person_writes_them():
     assert (points(0.034), points(-0.034), points(0.0)) == ("+3", "−3", "+0")
     assert (several(1, "step"), several(12, "step"), several(0.75, "epoch")) == ("one step", "12 steps", "0.8 epochs")
     assert (number(0.00312345), number(1.5e-7)) == ("0.00312", "1.50e-07")
+
+
+# --- the scale of the targets
+
+
+def test_an_informative_start_larger_than_the_targets_is_not_shrunk():
+    """The start has the answer, too large; with targets of scale 1 training would take its size for an error."""
+    problem = linear_problem(signal=1.0, noise=0.3, n=64, seed=3)
+    rng = np.random.default_rng(3)
+    problem = replace(problem, outputs=(2.0 * (2 * problem.labels - 1) + 2.5 * rng.normal(size=64))[:, None])
+    fitted, usual = findings(problem, settings()), findings(problem, settings(target_scale=1.0))
+    assert usual.problem.scale == 1.0
+    assert fitted.problem.scale > 1.5
+    accuracy = [found.crossed.chosen_correct.mean() for found in (usual, fitted)]
+    assert accuracy[1] > accuracy[0]
+
+
+def test_the_answer_says_how_large_the_targets_are_and_why(tmp_path):
+    problem = linear_problem(signal=3.0, noise=0.1)
+    asked = made_up(problem, tmp_path, target_scale=3.0)
+    text = document(asked, verdict_of(asked))
+    assert "The targets are 3 times as large as usual, as you asked." in text
+    assert "(±2.121 less" in text
+    usual = made_up(problem, tmp_path, target_scale=1.0)
+    assert "as large as usual" not in document(usual, verdict_of(usual))
+
+
+def test_a_wrong_scale_is_refused():
+    with pytest.raises(AdviceError, match="--target-scale: found 0, must be in"):
+        settings(target_scale=0)

@@ -1,5 +1,7 @@
 """Held-out estimates from the kernel: exact refits, no leak, fair folds, and intervals that mean something."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -170,3 +172,26 @@ def test_too_small_sizes_are_left_out_of_the_curve():
     assert curve_sizes(64, 2) == [8, 16, 32]
     assert curve_sizes(20, 2) == [10]
     assert curve_sizes(64, 6) == [16, 32]
+
+
+def test_the_scale_is_chosen_anew_in_each_fit_and_from_its_examples_only():
+    x, f0, labels = features()
+    problem = problem_of(x, f0, labels)
+    seen = []
+
+    def scale(spec, unit, start):
+        seen.append(len(start))
+        assert unit.shape == start.shape
+        return 2.0 if len(start) == 16 else 5.0
+
+    splits = [(np.arange(16), np.arange(16, 24)), (np.arange(18), np.arange(18, 24))]
+    own = [held_out(problem, GradientDescent, lambda *parts: 3, 6, [split], scale) for split in splits]
+    assert seen == [16, 18]
+    for split, found, a in zip(splits, own, (2.0, 5.0), strict=True):
+        same = held_out(dataclasses.replace(problem, scale=a), GradientDescent, lambda *parts: 3, 6, [split])
+        np.testing.assert_array_equal(found.loss, same.loss)
+        # Step 0: f0 and its offset against targets a times as large, in units of the targets.
+        train, test = split
+        y = a * targets(labels, 3)
+        wanted = ((y[test] - f0[test] - (y - f0)[train].mean(axis=0)) ** 2).mean(axis=1) / a**2
+        np.testing.assert_allclose(found.loss[0, test], wanted, rtol=1e-12)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stopwise.bayes import GRID_POINTS, expected_loss, task_posterior
+from stopwise.bayes import GRID_POINTS, LARGEST_SCALE, expected_loss, fitted_target_scale, task_posterior
 from stopwise.filters import GradientDescent, HeavyBall
 from stopwise.loo import leave_out_groups, refit_errors
 from stopwise.spectrum import Spectrum, joint_spectrum
@@ -198,3 +198,33 @@ def test_a_start_without_variation_has_no_slope():
     assert np.isnan(posterior.slope).all()
     assert (posterior.start == 0).all()
     assert posterior.sigma2 > 0
+
+
+# --- the scale of the targets
+
+
+def test_the_fitted_scale_takes_the_start_for_what_it_is():
+    spec, y, f0 = task(n=60, slope=0.25, sigma=0.01, tau=0.01)
+    assert fitted_target_scale(spec, y, f0) == pytest.approx(4, rel=0.1)
+    # In targets of that scale the start needs no shrinking.
+    scaled = task_posterior(spec, fitted_target_scale(spec, y, f0) * y, f0)
+    assert scaled.slope[0] == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("slope", "start", "scale"),
+    [
+        (2.0, 1.0, 1.0),  # a start too small for its targets: training grows it in any case
+        (-0.5, 1.0, LARGEST_SCALE),  # one that the labels contradict
+        (0.01, 1.0, LARGEST_SCALE),  # one that they do not follow
+        (0.5, 0.0, 1.0),  # one that says nothing
+    ],
+)
+def test_the_fitted_scale_stays_in_its_range(slope, start, scale):
+    spec, y, f0 = task(n=60, slope=slope, sigma=0.05, tau=0.02)
+    assert fitted_target_scale(spec, y, start * f0) == scale
+
+
+def test_labels_that_say_nothing_leave_the_scale_alone():
+    spec, y, f0 = task(n=12)
+    assert fitted_target_scale(spec, np.ones_like(y), f0) == 1.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ from .advise_heldout import (
 )
 from .advise_rule import COMPARED, DEFAULT_RULE, FALLBACKS, Decision, decide
 from .assets import ASSETS
+from .bayes import fitted_target_scale
 from .decay import Rate, decay_fit, half_sample_eigenvalues, predicted_rate
 from .filters import Filter, GradientDescent, HeavyBall, Nesterov
 from .minibatch import batch_lambda_max
-from .outputs import coding_matrix, columns, predicted_class
+from .outputs import coding_matrix, columns, predicted_class, targets
+from .spectrum import Spectrum
 from .stopping import Stop, judge, stops
 from .tasks import Task, batch_from_table
 
@@ -48,7 +50,8 @@ class Settings:
     """What a person asks for; every field is an option of ``stopwise advise``.
 
     ``steps``: the longest time considered (None: 24 with momentum, 240 without). ``step_size``: c in alpha = c/lambda_1
-    of the kernel. ``batch_size``: the mini-batch that the recipes speak of. Raises AdviceError for a wrong value.
+    of the kernel. ``batch_size``: the mini-batch that the recipes speak of. ``target_scale``: of the regression targets
+    (None: fitted to the start, ``bayes.fitted_target_scale``). Raises AdviceError for a wrong value.
     """
 
     model: str
@@ -66,6 +69,7 @@ class Settings:
     steps: int | None = None
     step_size: float = 1.0
     batch_size: int = 16
+    target_scale: float | None = None
     encoding: str = "utf-8"
     revision: str | None = None
 
@@ -78,6 +82,7 @@ class Settings:
             "steps": (self.steps is None or 1 <= self.steps <= 100_000, "1 to 100000"),
             "step_size": (0 < self.step_size <= 1, "in (0, 1]"),
             "batch_size": (self.batch_size >= 1, "1 or more"),
+            "target_scale": (self.target_scale is None or 0 < self.target_scale <= 1000, "in (0, 1000]"),
         }
         for name, (right, allowed) in ranges.items():
             if not right:
@@ -94,6 +99,10 @@ class Settings:
         if beta == 0:
             return GradientDescent(alpha)
         return Nesterov(alpha, beta) if self.optimizer == "nesterov" else HeavyBall(alpha, beta)
+
+    def scale(self, spec: Spectrum, targets: np.ndarray, start: np.ndarray) -> float:
+        """Return the scale of the targets: the one asked for, or the one fitted to targets of scale 1 and f0."""
+        return fitted_target_scale(spec, targets, start) if self.target_scale is None else self.target_scale
 
     @property
     def beta(self) -> float:
@@ -165,6 +174,7 @@ def findings(problem: Problem, settings: Settings, progress: bool = False) -> Fi
     spec, t_max, seed = problem.spectrum(), settings.t_max, settings.seed
     if spec.lambda_max <= 0:
         raise AdviceError("--parameters: the kernel is zero: these parameters do not move the outputs")
+    problem = replace(problem, scale=settings.scale(spec, targets(problem.labels, problem.classes), problem.outputs))
     filter = settings.filter(spec.lambda_max)
     decision = decide(spec, problem.residual, problem.targets, filter, t_max, seed)
     compared = stops(spec, problem.residual, filter, t_max, COMPARED, seed=seed, targets=problem.targets)
@@ -177,7 +187,7 @@ def findings(problem: Problem, settings: Settings, progress: bool = False) -> Fi
         return decide(part, residual, y, own, t_max, seed).t
 
     def run(splits: list) -> HeldOut:
-        return held_out(problem, settings.filter, choose, t_max, splits)
+        return held_out(problem, settings.filter, choose, t_max, splits, settings.scale)
 
     with bar:
         crossed = run(folds)

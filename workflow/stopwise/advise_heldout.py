@@ -25,6 +25,8 @@ from .spectrum import Spectrum
 Split = tuple[np.ndarray, np.ndarray]
 # (spectrum, residual, targets, filter) -> the step to stop at
 Chooser = Callable[[Spectrum, np.ndarray, np.ndarray, Filter], int]
+# (spectrum, targets of scale 1, f0) -> the scale of the targets
+Scaler = Callable[[Spectrum, np.ndarray, np.ndarray], float]
 
 FOLDS = 10
 REPEATS = 5
@@ -37,13 +39,15 @@ BOOTSTRAP = 2000
 class Problem:
     """A training kernel and what belongs to it.
 
-    ``matrix`` [m, m] un-normalised, rows example-major; ``outputs`` f0 [n, columns]; ``labels`` [n] in 0..classes-1.
+    ``matrix`` [m, m] un-normalised, rows example-major; ``outputs`` f0 [n, columns]; ``labels`` [n] in 0..classes-1;
+    ``scale`` of the targets.
     """
 
     matrix: np.ndarray
     outputs: np.ndarray
     labels: np.ndarray
     classes: int
+    scale: float = 1.0
 
     @property
     def examples(self) -> int:
@@ -53,7 +57,7 @@ class Problem:
     @cached_property
     def targets(self) -> np.ndarray:
         """y, float64 [n, columns]."""
-        return targets(self.labels, self.classes)
+        return targets(self.labels, self.classes, scale=self.scale)
 
     @cached_property
     def residual(self) -> np.ndarray:
@@ -77,6 +81,7 @@ class HeldOut:
 
     ``correct`` and ``loss`` [times, n] along the steps 0..t_max; ``chosen_correct`` and ``chosen_loss`` [n] at the step
     that each fit chose for itself; ``steps`` and ``eta`` [fits] those choices; ``trained_on`` examples in the mean fit.
+    Losses are those of outputs and targets divided by the fit's scale.
     """
 
     correct: np.ndarray
@@ -99,24 +104,28 @@ def held_out(
     choose: Chooser,
     t_max: int,
     splits: Iterable[Split],
+    scale: Scaler | None = None,
 ) -> HeldOut:
     """Refit on the first part of every split and look at the second; ``make_filter`` turns lambda_1 into a filter.
 
-    Cost per split: two decompositions of the part's m rows, the chooser, and O(t_max m) for each left-out row.
+    ``scale`` chooses the scale of the targets in each fit (default: the problem's own). Cost per split: two
+    decompositions of the part's m rows, the chooser, and O(t_max m) for each left-out row.
     """
     n, times = problem.examples, np.arange(t_max + 1)
     count, sums = np.zeros(n), np.zeros((2, times.size, n))
     at, steps, etas, sizes = np.zeros((2, n)), [], [], []
-    y = problem.targets
+    unit = targets(problem.labels, problem.classes)
     for train, test in splits:
         spec = problem.spectrum(train)
         filter = make_filter(spec.lambda_max)
-        residual = problem.residual[train]
+        a = problem.scale if scale is None else scale(spec, unit[train], problem.outputs[train])
+        y = a * unit
+        residual = y[train] - problem.outputs[train]
         t = choose(spec, residual, y[train], filter)
         path = linearized_path(spec, residual, problem.block(test, train), filter, times)
         f = problem.outputs[test] + path.reshape(times.size, len(test), -1)
         correct = predicted_class(f.reshape(-1, f.shape[2]), problem.classes).reshape(f.shape[:2])
-        both = np.stack([correct == problem.labels[test], ((y[test] - f) ** 2).mean(axis=2)])
+        both = np.stack([correct == problem.labels[test], ((unit[test] - f / a) ** 2).mean(axis=2)])
         sums[:, :, test] += both
         at[:, test] += both[:, t]
         count[test] += 1

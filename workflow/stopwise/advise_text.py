@@ -181,24 +181,32 @@ def _how(advice: Advice, verdict: Verdict) -> str:
 
 def _loss(advice: Advice) -> str:
     """Say what is minimised, so that a learning rate means something."""
-    words = list(advice.task.verbalizers.values())
+    found, words = advice.findings, list(advice.task.verbalizers.values())
     which = f"Train the {advice.settings.parameters} parameters with plain SGD, no weight decay, on the squared loss."
     aside = " Adam and cross-entropy need learning rates of their own; the number of epochs is then a rough guide."
+    if found.problem.scale != 1:
+        aside = f" The targets are {found.problem.scale:g} times as large as usual{_reason(advice)}.{aside}"
     if len(words) == 2:
-        target = float(targets(np.array([1]), 2)[0, 0])
-        shift = float(advice.findings.offsets[1] * 2 / math.sqrt(2))
+        target = float(targets(np.array([1]), 2, scale=found.problem.scale)[0, 0])
+        shift = float(found.offsets[1] * 2 / math.sqrt(2))
         low, high = -target - shift, target - shift
         return (
             f"{which} For each text f = (logit of `{words[1]}` − logit of `{words[0]}`)/√2 at the last token of the"
             f" prompt; the loss is the mean of ½(y − f)², with y = {high:.3f} for `{words[1]}` and {low:.3f} for"
             f" `{words[0]}`"
-            f" (±0.707 less the prompt's own offset of {shift:.3f}, which you add to f when you predict).{aside}"
+            f" (±{target:.3f} less the prompt's own offset of {shift:.3f}, which you add to f when you predict).{aside}"
         )
     return (
         f"{which} f are the {len(words) - 1} orthonormal contrasts of the words' logits"
         " (`stopwise.outputs.coding_matrix`), the loss is the mean of ½(y − f)² over examples and contrasts, y from"
-        f" `stopwise.targets` less the prompt's own offset.{aside}"
+        f" `stopwise.targets` of scale {found.problem.scale:g} less the prompt's own offset.{aside}"
     )
+
+
+def _reason(advice: Advice) -> str:
+    if advice.settings.target_scale is not None:
+        return ", as you asked"
+    return ": smaller ones would make training shrink the model's outputs first, and lose what they know"
 
 
 def _offset_recipe(advice: Advice, verdict: Verdict) -> str:

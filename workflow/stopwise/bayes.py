@@ -27,6 +27,8 @@ ROUNDING = 1e-9
 NULL_RANGE = 1e-6
 # A start whose outputs vary less than this share of the targets has no slope to fit.
 CONSTANT_START = 1e-12
+# The largest scale that is advised: larger targets are further away, and training departs from the kernel on the way.
+LARGEST_SCALE = 8.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,21 @@ def task_posterior(
     slopes, weighed = np.full(told.size, np.nan), np.zeros((told.size, told.size))
     slopes[told], weighed[np.ix_(told, told)] = belief @ slope, np.einsum("g,gab->ab", belief, outer)
     return Posterior(float(belief @ (tau2 * mu)), float(belief @ tau2), slopes, weighed)
+
+
+def fitted_target_scale(spec: Spectrum, targets: np.ndarray, start: np.ndarray) -> float:
+    """Return the scale a in 1..8 for which targets a y continue the start's outputs instead of shrinking them.
+
+    A pretrained model orders the examples with outputs f0 that are larger than targets y of scale 1: the slope s of y
+    on f0 is below 1, and training on y unlearns (s - 1) f0 first, the order with it. Against targets y/s nothing is to
+    be unlearned. a = 1/s, s the posterior mean, to two digits; the largest where the labels do not follow the start
+    (s below 1/8), 1 where they say nothing or the start is constant. ``targets`` of scale 1, ``start`` f0, each [m] or
+    [examples, columns], of one task.
+    """
+    posterior = task_posterior(spec, targets, start)
+    if posterior is None or not np.isfinite(posterior.slope[0]):
+        return 1.0
+    return float(f"{np.clip(1 / max(posterior.slope[0], 1 / LARGEST_SCALE), 1.0, LARGEST_SCALE):.2g}")
 
 
 def expected_loss(

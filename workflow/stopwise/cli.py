@@ -56,6 +56,9 @@ def advise(
     steps: Annotated[int | None, typer.Option(help="longest time considered; default 24, without momentum 240")] = None,
     step_size: Annotated[float, typer.Option(help="learning rate as a share of the largest stable one")] = 1.0,
     batch_size: Annotated[int, typer.Option(help="mini-batch that the answer speaks of beside full batches")] = 16,
+    target_scale: Annotated[
+        float | None, typer.Option(help="size of the regression targets; default: fitted to the model's outputs")
+    ] = None,
     encoding: Annotated[str, typer.Option(help="of a text file")] = "utf-8",
     seed: Annotated[int, typer.Option(help="which examples are drawn, and how they are left out")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
@@ -88,6 +91,7 @@ def advise(
         "steps": steps,
         "step_size": step_size,
         "batch_size": batch_size,
+        "target_scale": target_scale,
         "encoding": encoding,
         "revision": revision,
     }

@@ -68,6 +68,7 @@ def _training(ax: Axes, data: pd.DataFrame, looks: dict[str, style.Look]) -> Non
     ax.minorticks_off()
     # Marks of one step are stacked, the followed rule's on the curve itself.
     above = rules[::-1].groupby("step").cumcount()
+    canvas = ax.get_figure(root=True)
     for index, one in rules.iterrows():
         look = looks[one["name"]]
         if one["chosen"]:
@@ -84,7 +85,7 @@ def _training(ax: Axes, data: pd.DataFrame, looks: dict[str, style.Look]) -> Non
             markeredgewidth=0.5,
             clip_on=False,
             zorder=4,
-            transform=offset_copy(ax.transData, ax.get_figure(), y=MARK * above[index], units="points"),
+            transform=offset_copy(ax.transData, canvas, y=MARK * above[index], units="points"),
         )
     ax.set_xlabel("training steps on all examples")
     chosen = rules[rules["chosen"]]
