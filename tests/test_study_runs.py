@@ -6,7 +6,7 @@ import pytest
 from stopwise.bayes import expected_loss, task_posterior
 from stopwise.dynamics import squared_norm_path
 from stopwise.finetune_settings import FinetuneSettings
-from stopwise.study_runs import DRIFT, LATE, TITLES, equal_labels, equal_labels_text, run_rows, variants
+from stopwise.study_runs import DRIFT, LATE, TITLES, equal_labels, equal_labels_text, read_again, run_rows, variants
 from test_study import cell
 
 STEPS = 10
@@ -30,6 +30,7 @@ def test_variants_follow_their_definitions():
     curve = expected_loss(spec, task_posterior(spec, y, f0), f0, filter, times)
     inside = curve[: STEPS + 1]
     assert found["bayes_far"] == np.argmin(curve)
+    assert found["bayes"] == np.argmin(inside)
     for name, slack in LATE.items():
         assert found[name] == max(t for t in range(STEPS + 1) if inside[t] <= (1 + slack) * inside.min())
     distance = np.sqrt(squared_norm_path(spec, y - f0, filter, STEPS))
@@ -44,11 +45,31 @@ def test_every_variant_of_a_run_is_judged_on_its_measured_curve():
     predicted = [{"rule": "sure", "t": 3, "flags": []}]
     rows = run_rows(one.leading, one.targets, SETTINGS, trajectory(one, test, path), predicted, ["sure", "oracle"])
     found = {row["rule"]: row for row in rows}
-    assert set(found) == {"sure", "oracle", *TITLES} - {"holdout_equal"}
+    assert set(found) == {"sure", "oracle", *TITLES} - {"holdout_equal", "bayes_again", "bayes_later"}
     assert found["path_oracle"]["t"] == 4
     assert found["path_oracle"]["loss"] == 0.6
     assert found["all_steps"]["relative_regret"] == pytest.approx(0.2)
     assert found["sure"]["loss"] == pytest.approx(0.7)
+
+
+def test_bayes_read_again_goes_on_from_the_outputs_it_is_given():
+    one = cell()
+    spec, y, f0 = one.spec, one.targets, one.leading.outputs
+    filter = SETTINGS.filter(spec.lambda_max)
+    # From the start itself it is bayes, in a run shorter by the steps already made.
+    shorter = variants(spec, y, f0, filter, STEPS - 2)["bayes"]
+    assert read_again(spec, y, 2, f0, filter, STEPS, 9) == {"bayes_again": 2 + shorter, "bayes_later": 9}
+    # Outputs that training has brought nearer to the targets leave less to do.
+    near = f0 + 0.8 * (y - f0)
+    found = read_again(spec, y, 2, near, filter, STEPS, None)
+    assert found == {"bayes_again": 2 + variants(spec, y, near, filter, STEPS - 2)["bayes"]}
+    assert read_again(spec, y, STEPS, f0, filter, STEPS, 3) == {}
+    assert read_again(spec, np.ones_like(y), 2, f0, filter, STEPS, 3) == {}
+
+    rows = run_rows(one.leading, y, SETTINGS, trajectory(one, [1.0] * 6, [1.0] * 6), [], ["oracle"], again=(2, near))
+    named = {row["rule"]: row["t"] for row in rows}
+    assert named["bayes_again"] == found["bayes_again"]
+    assert named["bayes_later"] == max(found["bayes_again"], variants(spec, y, f0, filter, STEPS)["bayes"])
 
 
 def test_a_run_whose_path_has_no_test_loss_has_no_path_oracle():

@@ -70,6 +70,11 @@ rule stopping_runs:
         ),
         gram=expand(f"{RESULTS}/gram/pretrained/{{task}}/seed{{seed}}.parquet", task=MERGED, seed=config["seeds"]),
         data=expand(f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet", task=MERGED, seed=config["seeds"]),
+        outputs=expand(
+            f"{RESULTS}/finetune/pretrained/{{task}}/seed{{seed}}/finetune_outputs.parquet",
+            task=MERGED,
+            seed=config["seeds"],
+        ),
         code=library("stopping_runs"),
     output:
         table=f"{RESULTS}/stopping_runs.parquet",

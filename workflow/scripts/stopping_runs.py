@@ -16,17 +16,21 @@ from stopwise.summary import rule_lines, rule_table
 with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input
     settings = FinetuneSettings.from_config(params.finetune, **params.kernel, **params.stopping)
-    stages = zip(pairs(files.trajectory, "trajectory"), files.stopping, files.gram, files.data, strict=True)
+    tables = (files.stopping, files.gram, files.data, files.outputs)
+    stages = list(zip(pairs(files.trajectory, "trajectory"), *tables, strict=True))
     rows = []
-    for (wildcards, table), stopping, gram, data in tqdm(list(stages), desc="tasks and seeds", unit="run"):
+    for (wildcards, table), stopping, gram, data, outputs in tqdm(stages, desc="tasks and seeds", unit="run"):
+        kept = artifacts.read_table(outputs, "finetune_outputs")
         kernel, sample = read_gram(artifacts.read_table(gram, "gram")), read_sample(data)
         predicted = artifacts.read_table(stopping, "stopping").to_pylist()
         own = []
-        for n, run in groupby(table.to_pylist(), key=lambda row: row["n"]):
+        for n, group in groupby(table.to_pylist(), key=lambda row: row["n"]):
             y = sample.targets("train", settings.outputs, settings.target_scale, n)
             answers = [row for row in predicted if row["n"] == n]
-            seed = wildcards["seed"]
-            own += run_rows(kernel.leading(n), y, settings, list(run), answers, params.rules, seed)
+            run, seed = list(group), wildcards["seed"]
+            step = run[min(1, len(run) - 1)]["step"]
+            again = step, artifacts.read_matrix(kept, n=n, step=step, split="train")
+            own += run_rows(kernel.leading(n), y, settings, run, answers, params.rules, seed, again)
         own += equal_labels(own, len(sample.labels("validation")))
         rows += [{**{key: wildcards[key] for key in ("start", "task", "seed")}, **row} for row in own]
     table = rule_table(rows)

@@ -34,6 +34,8 @@ TITLES = {
     "bayes_late_5": "bayes, latest step within 5 %",
     "bayes_drift_03": "bayes, times exp(−0.3 ‖θ_t − θ_0‖)",
     "bayes_drift_1": "bayes, times exp(−‖θ_t − θ_0‖)",
+    "bayes_again": "bayes, read again at the first evaluation",
+    "bayes_later": "the later of bayes and bayes read again",
     "path_oracle": "where the path's own test loss is lowest",
     "all_steps": "all steps of the run",
     "holdout_equal": "hold-out at equal labels, trained on n − validation",
@@ -48,15 +50,20 @@ def run_rows(
     predicted: Iterable[dict[str, Any]],
     rules: Iterable[str],
     seed: int = 0,
+    again: tuple[int, np.ndarray] | None = None,
 ) -> list[dict[str, Any]]:
     """Return rows of ``evaluation`` for one run: the configured rules as predicted, and every variant of ``TITLES``.
 
     ``kernel``: of the run's n training examples, ``targets`` y [n, columns]; ``trajectory``: the run's evaluations;
-    ``predicted``: its rows of ``stopping``. A variant of a rule without an answer has no row.
+    ``predicted``: its rows of ``stopping``; ``again``: the first evaluation after the start and the network's training
+    outputs at it, [n, columns]. A variant of a rule without an answer has no row.
     """
     spec = kernel.spectrum(settings.intercept)
     filter = settings.filter(step_eigenvalue(spec, settings.batch_size))
     found = variants(spec, targets, kernel.outputs, filter, settings.steps, seed)
+    if again is not None:
+        found |= read_again(spec, targets, *again, filter, settings.steps, found.get("bayes"), seed)
+    found.pop("bayes", None)
     path = [row["linearised_test_loss"] for row in trajectory]
     if all(loss is not None for loss in path):
         found["path_oracle"] = trajectory[int(np.argmin(path))]["step"]
@@ -70,7 +77,10 @@ def run_rows(
 def variants(
     spec: Spectrum, targets: np.ndarray, start: np.ndarray, filter: Filter, steps: int, seed: int = 0
 ) -> dict[str, int]:
-    """Return the step that each variant of ``bayes`` names for a run of ``steps`` steps; none without a posterior."""
+    """Return the step that each variant of ``bayes``, and it itself, names for a run of ``steps`` steps.
+
+    None of them without a posterior.
+    """
     posterior = task_posterior(spec, targets, start)
     if posterior is None:
         return {}
@@ -81,8 +91,33 @@ def variants(
     out = {"bayes_far": int(times[np.argmin(curve)])}
     near, own = times[inside], curve[inside]
     out |= {name: int(near[own <= (1 + slack) * own.min()].max()) for name, slack in LATE.items()}
+    out["bayes"] = int(near[np.argmin(own)])
     distance = np.sqrt(np.maximum(squared_norm_path(spec, targets - start, filter, near), 0.0))
     return out | {name: int(near[np.argmin(np.log(own) - weight * distance)]) for name, weight in DRIFT.items()}
+
+
+def read_again(
+    spec: Spectrum,
+    targets: np.ndarray,
+    step: int,
+    outputs: np.ndarray,
+    filter: Filter,
+    steps: int,
+    first: int | None,
+    seed: int = 0,
+) -> dict[str, int]:
+    """Return ``bayes_again``, what ``bayes`` says at a step of the run, and the later of that and its ``first`` answer.
+
+    The network's own outputs at ``step`` take the place of f0, the first kernel stays, and training goes on from rest:
+    the momentum gathered so far is left out. Costs no pass: training has these outputs anyway.
+    """
+    posterior = task_posterior(spec, targets, outputs)
+    if posterior is None or step >= steps:
+        return {}
+    left = time_grid(steps - step)
+    folds = None if spec.m <= EXACT_ROWS else min(10, spec.examples)
+    t = step + int(left[np.argmin(expected_loss(spec, posterior, outputs, filter, left, folds, seed))])
+    return {"bayes_again": t, **({} if first is None else {"bayes_later": max(t, first)})}
 
 
 def equal_labels(rows: Iterable[Mapping[str, Any]], validation: int) -> list[dict[str, Any]]:
