@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline import TEST_CONFIG, snakemake
 from stopwise import artifacts
@@ -77,6 +78,15 @@ def test_a_changed_formula_reruns_the_rules_that_use_it_only(copy):
     assert jobs["finetune"] == 2
     for rule in ("data", "jacobian", "gram", "prepare_model"):
         assert rule not in jobs
+
+
+def test_training_waits_for_the_rules_only_where_one_of_them_stops_it(copy):
+    config = yaml.safe_load((copy / TEST_CONFIG).read_text())
+    for stop, waits in (("bayes", True), ("holdout", False), ("none", False)):
+        config |= {"name": f"stop-{stop}", "finetune": {**config["finetune"], "stop": stop}}
+        (copy / "changed.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        target = f"results/stop-{stop}/finetune/pretrained/colours/seed0/trajectory.parquet"
+        assert ("stopping" in snakemake(copy, "-n", target, config="changed.yaml").jobs()) is waits
 
 
 def test_a_changed_config_value_reruns_what_depends_on_it_only(copy):

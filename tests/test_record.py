@@ -2,8 +2,11 @@
 
 import json
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from stopwise import artifacts, record
 
@@ -78,3 +81,17 @@ def test_pages_are_copied_whole(tmp_path):
     with pytest.raises(FileNotFoundError):
         record.copied({str(tmp_path / "nothing.md"): str(tmp_path / "none.md")})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["claims.md", "kept.md"]
+
+
+def test_pictures_are_kept_smaller_and_look_the_same(tmp_path):
+    figure = Figure(figsize=(4, 3), dpi=150)
+    axes = figure.subplots()
+    for i, color in enumerate(("#0072b2", "#d55e00", "#009e73")):
+        axes.plot([0, 1, 2], [i, i + 1, i], color=color, marker="o")
+    source, kept = tmp_path / "F1.png", tmp_path / "kept.png"
+    figure.savefig(source)
+    record.pictured({str(source): str(kept)})
+    assert kept.stat().st_size < 0.6 * source.stat().st_size
+    before, after = (np.asarray(Image.open(path).convert("RGB"), dtype=float) for path in (source, kept))
+    assert before.shape == after.shape
+    assert np.abs(before - after).mean() < 0.5

@@ -120,7 +120,7 @@ def test_groups_are_a_permutation_within_the_limit(limit):
     sizes = [int(packed.lengths[group].sum()) for group in groups]
     assert all(size <= limit or len(group) == 1 for size, group in zip(sizes, groups, strict=True))
     if limit >= 40:
-        # No more than one group beyond what the tokens need, and none much fuller than another.
+        # No more than one group beyond what the tokens need.
         assert len(groups) <= -(-sum(lengths) // limit) + 1
 
 

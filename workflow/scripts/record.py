@@ -4,14 +4,14 @@ from pathlib import Path
 
 from job import Job
 from stopwise import artifacts
-from stopwise.record import copied, job_times, readme, revisions, write_record
+from stopwise.record import copied, job_times, pictured, readme, revisions, write_record
 
 with Job(snakemake) as job:
     params, files, output = snakemake.params, snakemake.input, snakemake.output
     tables = {name: list(files[name]) for name in params.tables}
     written = write_record(Path(output.text).parent, tables)
-    sources, kept = [*files.pages, *files.pictures], [*output.pages, *output.pictures]
-    copied(dict(zip(sources, kept, strict=True)))
+    copied(dict(zip(files.pages, output.pages, strict=True)))
+    pictured(dict(zip(files.pictures, output.pictures, strict=True)))
     made_at = revisions(path for paths in tables.values() for path in paths)
     text = readme(params.name, params.command, params.digest, made_at, written, job_times(params.times))
     with artifacts.atomic_path(output.text) as temporary:

@@ -4,13 +4,14 @@ from pathlib import Path
 
 from job import Job
 from stopwise import artifacts
-from stopwise.record import copied, readme, revisions, write_record
+from stopwise.record import copied, pictured, readme, revisions, write_record
 
 with Job(snakemake) as job:
     params, files, output = snakemake.params, snakemake.input, snakemake.output
     tables = {"cells": list(files.cells), "methods": [files.table]}
     written = write_record(Path(output.text).parent, tables)
-    copied({files.page: output.page, files.picture: output.picture})
+    copied({files.page: output.page})
+    pictured({files.picture: output.picture})
     made_at = revisions([*files.cells, files.table])
     text = readme(f"{params.name}, study of the rules", params.command, params.digest, made_at, written)
     with artifacts.atomic_path(output.text) as temporary:

@@ -109,14 +109,12 @@ def length_buckets(
 def even_groups(packed: Packed, tokens_per_batch: int) -> list[torch.Tensor]:
     """Return example indices in groups of about equally many tokens, padding not counted, long [n_b] each.
 
-    As few groups as have room in ``tokens_per_batch`` tokens (or one example) each; longest prompts first, together a
-    permutation of the examples.
+    At most ``tokens_per_batch`` tokens (or one example) each, in as few groups as have room, or one more where whole
+    prompts do not fit; longest prompts first, together a permutation of the examples.
     """
-    order = torch.argsort(packed.lengths, descending=True, stable=True)
-    wanted = max(1, -(-int(packed.lengths.sum()) // tokens_per_batch))
+    order, total = torch.argsort(packed.lengths, descending=True, stable=True), int(packed.lengths.sum())
+    share, held = total / max(1, -(-total // tokens_per_batch)), 0
     groups: list[list[int]] = []
-    # The last group takes what is left; where rounding to whole prompts would overfill it, one more is made.
-    share, held = int(packed.lengths.sum()) / wanted, 0
     for example in order.tolist():
         length = int(packed.lengths[example])
         if not groups or held + length > tokens_per_batch or held >= share:

@@ -61,9 +61,10 @@ def run_rows(
     spec = kernel.spectrum(settings.intercept)
     filter = settings.filter(step_eigenvalue(spec, settings.batch_size))
     found = variants(spec, targets, kernel.outputs, filter, settings.steps, seed)
+    predicted = list(predicted)
     if again is not None:
-        found |= read_again(spec, targets, *again, filter, settings.steps, found.get("bayes"), seed)
-    found.pop("bayes", None)
+        first = next((row["t"] for row in predicted if row["rule"] == "bayes"), None)
+        found |= read_again(spec, targets, *again, filter, settings.steps, first, seed)
     path = [row["linearised_test_loss"] for row in trajectory]
     if all(loss is not None for loss in path):
         found["path_oracle"] = trajectory[int(np.argmin(path))]["step"]
@@ -77,10 +78,7 @@ def run_rows(
 def variants(
     spec: Spectrum, targets: np.ndarray, start: np.ndarray, filter: Filter, steps: int, seed: int = 0
 ) -> dict[str, int]:
-    """Return the step that each variant of ``bayes``, and it itself, names for a run of ``steps`` steps.
-
-    None of them without a posterior.
-    """
+    """Return the step that each variant of ``bayes`` names for a run of ``steps`` steps; none without a posterior."""
     posterior = task_posterior(spec, targets, start)
     if posterior is None:
         return {}
@@ -91,7 +89,6 @@ def variants(
     out = {"bayes_far": int(times[np.argmin(curve)])}
     near, own = times[inside], curve[inside]
     out |= {name: int(near[own <= (1 + slack) * own.min()].max()) for name, slack in LATE.items()}
-    out["bayes"] = int(near[np.argmin(own)])
     distance = np.sqrt(np.maximum(squared_norm_path(spec, targets - start, filter, near), 0.0))
     return out | {name: int(near[np.argmin(np.log(own) - weight * distance)]) for name, weight in DRIFT.items()}
 

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,30 +33,18 @@ TOLERANCE = 1e3  # in units of the dtype's epsilon and of the largest logit; a l
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the N tokens of a row stand in a grid [n, T]: ``slots`` long [N], row-major."""
+    """Where the N tokens of a row stand in a grid of n prompts, T long: ``slots`` long [N], row-major."""
 
-    lengths: torch.Tensor
+    examples: int
     longest: int
     slots: torch.Tensor
-
-    @classmethod
-    def of(cls, lengths: torch.Tensor, device: torch.device) -> Layout:
-        """Lay out prompts of these lengths, long [n]."""
-        longest = int(lengths.max())
-        inside = torch.arange(longest) < lengths[:, None]
-        return cls(lengths, longest, inside.reshape(-1).nonzero()[:, 0].to(device))
-
-    @cached_property
-    def starts(self) -> torch.Tensor:
-        """The index in the row of each prompt's first token, long [n]."""
-        return self.lengths.cumsum(0) - self.lengths
 
     def grid(self, rows: torch.Tensor) -> torch.Tensor:
         """Return states [1, heads, N, d] of a row as [n, heads, T, d], zero where there is no token."""
         tokens = rows[0].transpose(0, 1)
-        grid = tokens.new_zeros(len(self.lengths) * self.longest, *tokens.shape[1:])
+        grid = tokens.new_zeros(self.examples * self.longest, *tokens.shape[1:])
         grid = grid.index_copy(0, self.slots, tokens)
-        return grid.view(len(self.lengths), self.longest, *tokens.shape[1:]).transpose(1, 2)
+        return grid.view(self.examples, self.longest, *tokens.shape[1:]).transpose(1, 2)
 
     def row(self, grid: torch.Tensor) -> torch.Tensor:
         """Return attention's output [n, T, heads, d] as a row [1, N, heads, d]."""
@@ -94,17 +81,13 @@ ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _attention)
 def unpadded_outputs(model: nn.Module, packed: Packed, verbalizers: torch.Tensor, outputs: str) -> torch.Tensor:
     """Return f [n, columns] as ``forward.packed_outputs`` does, computed without padding."""
     device = next(model.parameters()).device
-    layout = Layout.of(packed.lengths, device)
-    inside = torch.arange(packed.ids.shape[1]) < packed.lengths[:, None]
-    within = torch.arange(packed.ids.shape[1]).expand_as(packed.ids)
-    at = (layout.starts + packed.positions).to(device)
+    inside, within = packed.mask.bool(), torch.arange(packed.ids.shape[1]).expand_as(packed.ids)
+    layout = Layout(len(packed), packed.ids.shape[1], inside.reshape(-1).nonzero()[:, 0].to(device))
+    ids, position_ids = (grid[inside][None].to(device) for grid in (packed.ids, within))
+    at = (packed.lengths.cumsum(0) - packed.lengths + packed.positions)[None].to(device)
     call = HeadCall()
-    with _attending(model, layout), verbalizer_head(model, at[None], verbalizers.to(device), call):
-        result = model(
-            input_ids=packed.ids[inside][None].to(device),
-            position_ids=within[inside][None].to(device),
-            use_cache=False,
-        )
+    with _attending(model, layout), verbalizer_head(model, at, verbalizers.to(device), call):
+        result = model(input_ids=ids, position_ids=position_ids, use_cache=False)
     return columns_of(model, result.logits[0], call, outputs)
 
 
