@@ -7,7 +7,17 @@ from stopwise.bayes import expected_loss, task_posterior
 from stopwise.dynamics import squared_norm_path
 from stopwise.finetune_settings import FinetuneSettings
 from stopwise.stopping import stopping_time
-from stopwise.study_runs import DRIFT, LATE, TITLES, equal_labels, equal_labels_text, read_again, run_rows, variants
+from stopwise.study_runs import (
+    DRIFT,
+    LATE,
+    TITLES,
+    equal_labels,
+    equal_labels_text,
+    level_step,
+    read_again,
+    run_rows,
+    variants,
+)
 from test_study import cell
 
 STEPS = 10
@@ -18,6 +28,7 @@ def trajectory(one, test, path):
     rows = []
     for step, loss, linear in zip(range(0, STEPS + 1, 2), test, path, strict=True):
         row = {"n": one.n, "step": step, "test_loss": loss, "test_accuracy": 0.5, "validation_loss": loss + 0.1}
+        row |= {"train_loss": loss / 2}
         rows.append(row | {"linearised_test_loss": linear, "eta": float(step), "epoch": float(step)})
     return rows
 
@@ -45,7 +56,7 @@ def test_every_variant_of_a_run_is_judged_on_its_measured_curve():
     predicted = [{"rule": "sure", "t": 3, "flags": []}]
     rows = run_rows(one.leading, one.targets, SETTINGS, trajectory(one, test, path), predicted, ["sure", "oracle"])
     found = {row["rule"]: row for row in rows}
-    assert set(found) == {"sure", "oracle", *TITLES} - {"holdout_equal", "bayes_again", "bayes_later"}
+    assert set(found) == {"sure", "oracle", *TITLES} - {"holdout_equal", "bayes_again", "bayes_later", "bayes_level"}
     assert found["path_oracle"]["t"] == 4
     assert found["path_oracle"]["loss"] == 0.6
     assert found["all_steps"]["relative_regret"] == pytest.approx(0.2)
@@ -76,6 +87,29 @@ def test_bayes_read_again_goes_on_from_the_outputs_it_is_given():
     rows = run_rows(one.leading, y, SETTINGS, run, said, ["bayes", "oracle"], again=(2, near))
     named = {row["rule"]: row["t"] for row in rows}
     assert (named["bayes"], named["bayes_again"], named["bayes_later"]) == (9, found["bayes_again"], 9)
+
+
+def test_a_level_is_the_paths_training_loss_at_the_step_of_the_rule():
+    one = cell()
+    spec, r = one.spec, one.targets - one.leading.outputs
+    filter = SETTINGS.filter(spec.lambda_max)
+    shrunk = filter.shrinkage(spec.raw.eigenvalues, np.array([4]))[0]
+    path = float(np.sum((1 - shrunk) ** 2 * spec.training_coefficients(r) ** 2) / spec.m)
+
+    def stops(*losses):
+        run = [{"step": 2 * i, "train_loss": loss} for i, loss in enumerate(losses)]
+        return level_step(spec, r, filter, 4, run)
+
+    # The first that is as low, whether the network fits faster than its path or slower; the last where none is.
+    assert stops(9 * path, 0.999 * path, 0.5 * path, 0.1 * path) == 2
+    assert stops(9 * path, 5 * path, 1.001 * path, 0.1 * path) == 6
+    assert stops(9 * path, 5 * path, 1.001 * path) == 4
+
+    run = trajectory(one, [1.0] * 6, [1.0] * 6)
+    for row, loss in zip(run, (9.0, 5.0, 2.0, 0.9, 0.8, 0.7), strict=True):
+        row["train_loss"] = loss * path
+    rows = run_rows(one.leading, one.targets, SETTINGS, run, [{"rule": "bayes", "t": 4, "flags": []}], ["bayes"])
+    assert {row["rule"]: row["t"] for row in rows}["bayes_level"] == 6
 
 
 def test_a_run_whose_path_has_no_test_loss_has_no_path_oracle():

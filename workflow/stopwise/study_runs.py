@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .bayes import expected_loss, task_posterior
-from .dynamics import squared_norm_path
+from .dynamics import linearized_path, squared_norm_path
 from .evaluation import evaluate_rules
 from .filters import Filter
 from .finetune_plan import step_eigenvalue
@@ -36,6 +36,7 @@ TITLES = {
     "bayes_drift_1": "bayes, times exp(−‖θ_t − θ_0‖)",
     "bayes_again": "bayes, read again at the first evaluation",
     "bayes_later": "the later of bayes and bayes read again",
+    "bayes_level": "bayes, where training loss reaches the path's at its step",
     "path_oracle": "where the path's own test loss is lowest",
     "all_steps": "all steps of the run",
     "holdout_equal": "hold-out at equal labels, trained on n − validation",
@@ -62,12 +63,14 @@ def run_rows(
     filter = settings.filter(step_eigenvalue(spec, settings.batch_size))
     found = variants(spec, targets, kernel.outputs, filter, settings.steps, seed)
     predicted = list(predicted)
+    first = next((row["t"] for row in predicted if row["rule"] == "bayes"), None)
     if again is not None:
-        first = next((row["t"] for row in predicted if row["rule"] == "bayes"), None)
         found |= read_again(spec, targets, *again, filter, settings.steps, first, seed)
     path = [row["linearised_test_loss"] for row in trajectory]
     if all(loss is not None for loss in path):
         found["path_oracle"] = trajectory[int(np.argmin(path))]["step"]
+        if first is not None:
+            found["bayes_level"] = level_step(spec, targets - kernel.outputs, filter, first, trajectory)
     found["all_steps"] = trajectory[-1]["step"]
     answers = [{"rule": name, "t": min(t, trajectory[-1]["step"]), "flags": []} for name, t in found.items()]
     interval = settings.evaluation_interval(trajectory[0]["n"])
@@ -115,6 +118,19 @@ def read_again(
     folds = None if spec.m <= EXACT_ROWS else min(10, spec.examples)
     t = step + int(left[np.argmin(expected_loss(spec, posterior, outputs, filter, left, folds, seed))])
     return {"bayes_again": t, **({} if first is None else {"bayes_later": max(t, first)})}
+
+
+def level_step(
+    spec: Spectrum, residual: np.ndarray, filter: Filter, t: int, trajectory: Iterable[Mapping[str, Any]]
+) -> int:
+    """Return the first evaluation whose training loss is at most the path's at step t; the last where none is.
+
+    ``residual`` y - f0 of the training examples. As if a rule named how well to fit, and not how long to train.
+    """
+    gained = linearized_path(spec, residual, spec.matrix, filter, np.array([t]))[0]
+    level = float(np.mean((spec.rows(residual) - gained) ** 2))
+    rows = list(trajectory)
+    return next((row["step"] for row in rows if row["train_loss"] <= level), rows[-1]["step"])
 
 
 def equal_labels(rows: Iterable[Mapping[str, Any]], validation: int) -> list[dict[str, Any]]:
