@@ -201,6 +201,22 @@ def test_divergence_ends_the_run_with_a_word_and_keeps_a_finite_state(model, dat
     assert math.isfinite(result.vector.norm())
 
 
+def test_one_hard_example_in_a_small_batch_is_not_divergence(model, data):
+    """A batch of one whose loss is far above the mean, in training that hardly moves."""
+    config = settings(batch_size=1, learning_rate=1e-6, steps=8, evaluate_every=8)
+    one = {name: value[:8] if len(value) > 2 else value for name, value in data[0].items()}
+    f = outputs_one_by_one(model, one)
+    y = targets(one["labels"].numpy(), 2)
+    losses = ((y - f - (y - f).mean(axis=0)) ** 2).mean(axis=1)
+    limit = max(losses.mean(), (y**2).mean())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stopwise.trainer.DIVERGENCE", float(0.9 * losses.max() / limit))
+        assert losses.max() > 0.9 * losses.max() > losses.mean()
+        result = finetune(model, one, data[1], data[2], config, progress=False)
+    assert result.stopped != "diverged"
+    assert result.trajectory[-1]["step"] == 8
+
+
 def test_nan_is_never_best(data):
     model = pico_model("llama", dtype="float32")
     result = run(model, data, settings(learning_rate=1e30, steps=5, evaluate_every=1, stop="holdout"))

@@ -365,6 +365,24 @@ def test_f4_takes_the_noise_off_and_predicts_the_slope_of_the_largest_n():
     assert (rows["predicted_low"] < rows["predicted_slope"]).all()
 
 
+def test_f4_takes_a_noise_at_its_boundary_for_none():
+    evaluations, decays, stoppings = made_up.upstream("F4", tasks=2, seeds=1)
+
+    def silenced(names, value):
+        out = []
+        for wildcards, table in stoppings:
+            sigma = table["sigma"].to_pandas().where(~table["rule"].to_pandas().isin(names), value)
+            column = pa.array(sigma, pa.float64())
+            out.append((wildcards, table.set_column(table.column_names.index("sigma"), "sigma", column)))
+        return plots.figure("F4").table(evaluations, decays, out).to_pandas()
+
+    rules = stoppings[0][1]["rule"].to_pandas().unique()
+    assert len(rules) > 2
+    assert silenced(rules, 0.0)["excess"].isna().all()
+    one = silenced(rules[1:], 0.0)  # the others at the boundary, one with an estimate
+    assert one["excess"].to_numpy() == pytest.approx(one["loss"].to_numpy() - 0.45**2)
+
+
 def test_f4_without_noise_or_law_still_shows_the_loss():
     evaluations, _, _ = made_up.upstream("F4", tasks=1, seeds=1)
     figure = plots.figure("F4").draw(plots.figure("F4").table(evaluations))

@@ -62,6 +62,14 @@ def test_the_law_of_a_sampled_kernel_is_found():
     assert decay_fit(lam).exponent == pytest.approx(2.0, rel=0.1)
 
 
+def test_half_samples_of_one_example_give_no_interval():
+    """Three examples of two columns with an intercept: a half has no degrees of freedom."""
+    j = np.random.default_rng(3).standard_normal((6, 9))
+    samples = half_sample_eigenvalues(j @ j.T, 2, True, draws=5)
+    assert [s.size for s in samples] == [0] * 5
+    assert decay_fit(np.linalg.eigvalsh(j @ j.T)[::-1], samples).interval_kind == "regression"
+
+
 def test_half_samples_give_an_interval_that_holds_the_exponent():
     lam, matrix = sample_eigenvalues("beta1", 160)
     samples = half_sample_eigenvalues(matrix, draws=60, seed=1)

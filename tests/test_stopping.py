@@ -452,6 +452,17 @@ def test_leaving_out_of_a_joint_kernel_takes_whole_examples_of_either_width():
     np.testing.assert_allclose(loo_curve(spec, r, filter, np.arange(13)), expected, rtol=1e-9)
 
 
+def test_a_joint_kernel_whose_first_task_has_several_columns_takes_targets():
+    rng = np.random.default_rng(31)
+    ja, jb = rng.standard_normal((8, 40)) + 0.3, rng.standard_normal((5, 40)) + 0.3
+    blocks = {("a", "a"): ja @ ja.T, ("a", "b"): ja @ jb.T, ("b", "b"): jb @ jb.T}
+    spec, r = joint_spectrum(blocks, {"a": 2, "b": 1}, intercept=True), rng.standard_normal(13)
+    filter = GradientDescent(0.9 / spec.lambda_max)
+    told = stopping_time(spec, r, "gcv", filter, 25, targets=r + 1)
+    assert told.t == stopping_time(spec, r, "gcv", filter, 25).t
+    assert "one_class" not in told.flags
+
+
 def test_a_task_of_one_example_gives_leaving_out_no_answer():
     spec = joint_spectrum({("a", "a"): np.eye(3) + 1, ("b", "b"): np.eye(1) * 2, ("a", "b"): np.ones((3, 1))}, 1, True)
     stop = stopping_time(spec, np.arange(4.0), "loo", GradientDescent(0.1), 5, sigma=1.0, rkhs_norm=1.0)

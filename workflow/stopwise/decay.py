@@ -131,7 +131,7 @@ def decay_fit(eigenvalues: np.ndarray, samples: list[np.ndarray] | None = None, 
     slope, level, half_width = _regress(lam, first, last, chosen)
     interval, how = (slope - half_width, slope + half_width), "regression"
     if samples:
-        slopes = [_regress(s, *fit_range(s), chosen)[0] for s in samples if fit_range(s)[1] >= 4]
+        slopes = [_regress(s, *fit_range(s), chosen)[0] for s in samples if s.size and fit_range(s)[1] >= 4]
         if len(slopes) >= 2:  # halves of a handful of examples have too few eigenvalues
             spread = np.quantile(slopes, [0.025, 0.975]) - np.median(slopes)
             interval, how = (slope + float(spread[0]), slope + float(spread[1])), "half-samples"

@@ -184,7 +184,7 @@ class Spectrum:
         if len(self.layout) > 1:
             raise ValueError("a joint kernel has no leading block: take it from each task before stacking")
         rows = examples * self.columns
-        return Spectrum.of(self.matrix[:rows, :rows], self.columns, self.intercept)
+        return Spectrum.of(self.matrix[:rows, :rows], self.columns, self.intercept, tolerance=self.tolerance)
 
 
 def stack_blocks(blocks: dict[tuple[str, str], np.ndarray], tasks: list[str] | None = None) -> np.ndarray:

@@ -279,8 +279,10 @@ def _check(spec: Spectrum, filter: Filter, t_max: int, rules: Sequence[str], tar
 
 
 def _single_class(spec: Spectrum, targets: np.ndarray) -> bool:
+    if len(spec.layout) > 1:
+        return False
     y = np.asarray(targets, dtype=np.float64).reshape(-1, spec.columns)
-    return len(spec.layout) == 1 and bool((y == y[0]).all())
+    return bool((y == y[0]).all())
 
 
 def _measured(rule: str, curve: tuple | None, patience: int | None, min_delta: float) -> tuple[Choice, np.ndarray]:

@@ -129,7 +129,9 @@ class Trainer:
     def _step(self, save: Callable[[], None], observe: Callable[[int], None]) -> None:
         began, step = time.perf_counter(), self.progress.step
         known, gradients, loss = self._gradient(step) if step < self.end else ({}, None, math.nan)
-        self.progress.diverged = gradients is not None and self._diverges(loss)
+        # The loss of a batch is one of a few examples: whether the mean grew is seen at the evaluations.
+        grew = self._diverges(loss) if self.full_batch else not math.isfinite(loss)
+        self.progress.diverged = gradients is not None and grew
         if self._due(step) and not self._recorded(step):
             self._evaluate(step, known, gradients)
             over = self.stop.stopped and not self.settings.continue_after_stop

@@ -66,12 +66,14 @@ def table(evaluations: Pairs, decays: Pairs = (), stoppings: Pairs = (), rule: s
     """Assemble the table from `evaluation`, `decay` and `stopping` artifacts, for the times of one rule.
 
     Each is a list of (wildcards with start, task and seed, table). The noise is the median of the sigma that the rules
-    report, squared. ValueError when a column is missing.
+    report, squared; a sigma of 0 is none, so that a run with no other has no excess. ValueError when a column is missing.
     """
     rows = gather(evaluations, _EVALUATION, "F4").to_pandas()
     rows = rows[rows["rule"] == rule].copy()
     rows["error"] = 1 - rows.pop("accuracy")
-    sigma = _at_largest(gather(stoppings, _STOPPING, "F4").to_pandas()).groupby(_RUN)["sigma"].median()
+    said = _at_largest(gather(stoppings, _STOPPING, "F4").to_pandas())
+    said["sigma"] = said["sigma"].where(said["sigma"] > 0)  # 0 is an estimate at its boundary, which is none
+    sigma = said.groupby(_RUN)["sigma"].median()
     rows = rows.join((sigma**2).rename("noise"), on=_RUN)
     rows["excess"] = rows["loss"] - rows["noise"]
     laws = _at_largest(gather(decays, _DECAY, "F4").to_pandas())
