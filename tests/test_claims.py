@@ -183,6 +183,7 @@ def test_the_power_laws_are_averaged_and_the_others_named():
 
 def test_merging_is_judged_at_the_coefficient_that_validation_chose():
     row = {"kind": "addition", "coefficient": 1.0, "split": "test", "chosen": True, "accuracy_single": 0.8}
+    row["accuracy_zero_shot"] = 0.75
     rows = [
         {**row, "task_a": a, "task_b": b, "task": a, "accuracy": 0.78, "predicted_accuracy": 0.9}
         for a, b in ("xy", "yz", "xz")
@@ -193,6 +194,10 @@ def test_merging_is_judged_at_the_coefficient_that_validation_chose():
     assert found["addition"]["over"] == "pairs"
     assert found["accuracy of merged models"]["value"] == pytest.approx(0.12)
     assert found["accuracy of merged models"]["verdict"] == FAILED
+    assert found["accuracy of merged models"]["note"] == "Predicting the accuracy before merging would err by 0.03."
+    assert found["addition"]["note"] is None
+    rows[0]["accuracy_single"] = 0.7
+    assert judged(Evidence(arithmetic=rows))["addition"]["note"].startswith("In 1 of 3 cases the own vector alone is")
 
 
 def test_predictions_of_vectors_are_judged_by_their_distance():
@@ -205,6 +210,7 @@ def test_predictions_of_vectors_are_judged_by_their_distance():
     assert found["cosine of task vectors"]["value"] == pytest.approx(0.02)
     assert found["cosine of task vectors"]["verdict"] == HELD
     assert "1.00" in found["interference"]["note"]
+    assert found["interference"]["note"].endswith("Predicting 0 for every pair would err by 0.32.")
 
 
 def test_predictions_that_were_fitted_to_the_measurement_do_not_count():

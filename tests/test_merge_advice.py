@@ -26,6 +26,7 @@ def points(losses, single=0.5, **labels):
             "split": split,
             "loss": loss,
             "accuracy": 1 - loss / 2,
+            "accuracy_zero_shot": 0.5,
             "loss_zero_shot": 1.0,
             "loss_single": single,
         }
@@ -122,7 +123,15 @@ def test_agreement_counts_whole_vectors_and_grid_points_only():
     assert (cosine["low"], cosine["high"]) == pytest.approx((1, 1))  # each seed alone is in order
     assert cosine["error"] == pytest.approx(0.05)
     assert cosine["bias"] == pytest.approx(0, abs=1e-12)
+    assert cosine["unchanged_error"] == pytest.approx(np.mean([0.05, 0.15, 0.25, 0.05, 0.05, 0.15]))
+    assert cosine["change_correlation"] == cosine["rank_correlation"]  # without merging it is 0
     loss = found["loss", "test"]
+    start = {row["task"]: row["loss_zero_shot"] for row in points(BAD)}
+    test = [row for row in rows if (row["quantity"], row["split"]) == ("loss", "test")]
+    assert {row["unchanged"] for row in test} == set(start.values())
+    assert loss["unchanged_error"] == pytest.approx(np.mean([abs(row["measured"] - row["unchanged"]) for row in test]))
+    change = [[row[key] - start[row["task"]] for row in test] for key in ("predicted", "measured")]
+    assert loss["change_correlation"] == pytest.approx(spearmanr(*change).statistic)
     assert loss["error"] == pytest.approx(np.mean([0.2, 0.1, 0.8, 0.0]))
     assert table_of(list(found.values()), "arithmetic_agreement").num_rows == 5
     text = markdown(list(found.values()), "optimizer adamw")

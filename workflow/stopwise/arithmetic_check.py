@@ -27,14 +27,15 @@ def compared(
     """Return one row per method and quantity that was both predicted and measured, of one seed.
 
     ``outside`` says what puts the training outside the theory, None when nothing does. Cosine, interference and
-    transfer are those of the whole vectors; loss and accuracy those of every point of the grid.
+    transfer are those of the whole vectors; loss and accuracy those of every point of the grid. ``unchanged`` is what
+    would be measured if merging did nothing: 0, or the loss and accuracy of the start with the task's intercept.
     """
     found = []
     effects = {tuple(row[key] for key in EFFECT): row["value"] for row in measured_effects if row["grouping"] == WHOLE}
     for row in predicted_effects:
         key = tuple(row[name] for name in EFFECT)
         if row["grouping"] == WHOLE and key in effects:
-            pair = {"predicted": row["value"], "measured": effects[key]}
+            pair = {"predicted": row["value"], "measured": effects[key], "unchanged": 0.0}
             found.append(dict(zip(EFFECT, key, strict=True)) | {"method": row["method"]} | pair)
     points = {tuple(row[key] for key in POINT): row for row in measured_points}
     for row in predicted_points:
@@ -42,18 +43,20 @@ def compared(
         if key in points:
             for quantity in ("loss", "accuracy"):
                 pair = {"predicted": row[quantity], "measured": points[key][quantity]}
-                found.append(
-                    dict(zip(POINT, key, strict=True)) | {"method": row["method"], "quantity": quantity} | pair
-                )
+                before = {"unchanged": points[key][f"{quantity}_zero_shot"]}
+                labels = {"method": row["method"], "quantity": quantity}
+                found.append(dict(zip(POINT, key, strict=True)) | labels | pair | before)
     return [{"seed": seed, "outside_theory": outside} | row for row in found]
 
 
 def agreement(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return how well each method predicted each quantity: rank correlation, mean error, mean size of the measured.
+    """Return how well each method predicted each quantity, beside how well predicting no change would have done.
 
     The rank correlation is over all pairs of all seeds; its interval is Student's over the correlations of the single
-    seeds, cut to [-1, 1] (empty with one seed). ``error`` is the mean absolute difference,
-    ``bias`` the mean of predicted - measured.
+    seeds, cut to [-1, 1] (empty with one seed). ``change_correlation``: of predicted and measured, each minus
+    ``unchanged``, which leaves out what differs between tasks before anything is merged. ``error`` is the mean absolute
+    difference, ``unchanged_error`` that of predicting ``unchanged``, ``bias`` the mean of predicted - measured,
+    ``size`` the mean size of the measured.
     """
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
@@ -66,11 +69,14 @@ def agreement(rows: Sequence[Row]) -> list[dict[str, Any]]:
         by_seed = [_correlation([row for row in own if row["seed"] == seed]) for seed in seeds]
         _, low, high = mean_interval(by_seed)
         difference = np.array([row["predicted"] - row["measured"] for row in own])
+        changes = [{key: row[key] - row["unchanged"] for key in ("predicted", "measured")} for row in own]
         values = {
             "rank_correlation": _correlation(own),
             "low": max(low, -1.0),
             "high": min(high, 1.0),
+            "change_correlation": _correlation(changes),
             "error": float(np.abs(difference).mean()),
+            "unchanged_error": float(np.mean([abs(row["measured"]) for row in changes])),
             "bias": float(difference.mean()),
             "size": float(np.mean([abs(row["measured"]) for row in own])),
         }
@@ -85,19 +91,22 @@ def _correlation(rows: Sequence[Row]) -> float:
 
 
 def markdown(found: Sequence[Row], outside: str | None) -> str:
-    """Return the agreement as a Markdown table."""
+    """Return the agreement as a Markdown table, with what predicting no effect of merging would have reached."""
     lines = ["# Task arithmetic: predicted by the kernels, measured on the network", ""]
     if outside:
         lines += [f"This training lies outside the theory ({outside}): the weights c are fitted to its outputs.", ""]
     lines += [
-        "| quantity | data | c from | pairs | rank correlation (95 % over seeds) | mean error | mean size |",
-        "|---|---|---|---|---|---|---|",
+        "| quantity | data | c from | pairs | rank correlation (95 % over seeds) | of the changes | mean error |"
+        " error of predicting no change |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in found:
         name = f"{row['kind']}: {row['quantity']}" if row["kind"] else row["quantity"]
         interval = "" if row["low"] is None else f" [{row['low']:.2f}, {row['high']:.2f}]"
         correlation = "–" if row["rank_correlation"] is None else f"{row['rank_correlation']:.2f}{interval}"
         source = {"filter": "the filter", "least_squares": "least squares"}[row["method"]]
-        cells = [name, row["split"] or "", source, row["pairs"], correlation, f"{row['error']:.3g}"]
-        lines.append(f"| {' | '.join(map(str, cells))} | {row['size']:.3g} |")
+        changes = "–" if row["change_correlation"] is None else f"{row['change_correlation']:.2f}"
+        errors = [f"{row[key]:.3g}" for key in ("error", "unchanged_error")]
+        cells = [name, row["split"] or "", source, row["pairs"], correlation, changes, *errors]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
