@@ -207,6 +207,12 @@ def chosen(parameters: Any) -> Any:
     return select_parameters(pico.pico_model("llama"), parameters)
 
 
+def too_long(folder: Path) -> None:
+    from stopwise.models import check_positions, prepare_model
+
+    check_positions(100_000, prepare_model("pico-gpt2", folder / "assets"))
+
+
 def model_cases() -> list[Case]:
     """Return the bad model sources and parameter choices."""
     return [
@@ -215,6 +221,7 @@ def model_cases() -> list[Case]:
         Case("model", "pickled weights only", pickled, "pickled weights can run code and are refused"),
         Case("model", "truncated weights", damaged, "could not be loaded"),
         Case("model", "no tokenizer", without_tokenizer, "tokenizer"),
+        Case("model", "prompts longer than its positions", too_long, "data.max_tokens: 100000 is more than the"),
         Case("model", "a revision of a built-in", lambda d: model(d, "pico-llama", revision="main"), "is not a hub id"),
         Case("hub model", "no network", lambda d: model(d, "owner/model"), "the hub cannot be reached"),
         Case("hub model", "a name that leaves the folder", lambda d: model(d, "../up"), "there is no folder"),

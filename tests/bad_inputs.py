@@ -56,6 +56,8 @@ CONFIG: list[tuple[str, Any, str]] = [
     ("kernel", [], "is not of type 'object'"),
     ("kernel.parameters", "attentoin", "attention, linear, all, lora, head"),
     ("kernel.outputs", "contrasts", "contrast, head or logits"),
+    ("kernel.outputs", "head", "which only the library attaches"),
+    ("kernel.outputs", "logits", "'logits' has singular noise under squared loss"),
     ("kernel.formula", "adam", "sgd or signgd"),
     ("kernel.shards", 0, "an integer >= 1"),
     ("kernel.memory_gb", 0, "a number > 0 or null"),

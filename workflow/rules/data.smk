@@ -21,7 +21,8 @@ rule data:
     params:
         task=lambda w: config["tasks"][w.task],
         data=config["data"],
-        sizes=sorted(config["sizes"]),
+        train=max(config["sizes"]),
+        model={"trust_remote_code": config["model"]["trust_remote_code"]},
         packages=installed("tokenizers", "transformers"),
     message:
         "Sampling and tokenising {wildcards.task}, seed {wildcards.seed}"

@@ -22,7 +22,7 @@ rule drift:
         gpu=gpus_per_job(),
     params:
         drift={key: config["drift"][key] for key in ("size", "examples", "checkpoints")},
-        model=config["model"],
+        model=lambda w: model_section(w.start),
         kernel=kernel_section(),
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
         finetune=config["finetune"],

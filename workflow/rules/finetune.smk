@@ -29,7 +29,7 @@ rule finetune:
         gpu=gpus_per_job(),
     params:
         sizes=sorted(config["sizes"]),
-        model=config["model"],
+        model=lambda w: model_section(w.start),
         kernel={key: config["kernel"][key] for key in ("parameters", "outputs")},
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
         finetune=config["finetune"],

@@ -20,7 +20,7 @@ rule jacobian:
         runtime=120,
         gpu=gpus_per_job(),
     params:
-        model=config["model"],
+        model=lambda w: model_section(w.start),
         kernel=kernel_section(),
         device=config["device"],
         packages=installed("torch", "transformers"),

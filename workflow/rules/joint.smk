@@ -24,7 +24,7 @@ rule joint:
     params:
         tasks=MERGED,
         joint={"size": config["joint"]["size"]},
-        model=config["model"],
+        model=model_section(),
         kernel=kernel_section(),
         stopping=config["stopping"],
         finetune=config["finetune"],

@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 
 from job import Job
-from stopwise.models import load_tokenizer
+from stopwise.models import check_positions, load_tokenizer
 from stopwise.tasks import Task, verbalizers_of
 
 with Job(snakemake) as job:
     stamp = json.loads(Path(snakemake.input.model).read_text(encoding="utf-8"))
     params, name = snakemake.params, job.wildcards["task"]
-    defaults = {**params.data, "train": max(params.sizes)}
+    defaults = {**params.data, "train": params.train}
+    check_positions(params.data["max_tokens"], Path(stamp["folder"]))
     task = Task.from_config(params.task, defaults, name=name, assets=Path(snakemake.input.model).parents[1])
-    table = task.sample(load_tokenizer(stamp["folder"]), seed=int(job.wildcards["seed"]))
+    tokenizer = load_tokenizer(stamp["folder"], params.model["trust_remote_code"])
+    table = task.sample(tokenizer, seed=int(job.wildcards["seed"]))
     described = {"name": name, "classes": list(task.verbalizers), "verbalizers": verbalizers_of(table)}
     metrics = {"examples": table.num_rows, "cut": sum(table["cut"].to_pylist())}
     job.write(snakemake.output[0], table, "data", task=described, metrics=metrics, tokenizer=stamp["tokenizer"])

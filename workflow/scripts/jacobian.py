@@ -1,5 +1,7 @@
 """Run the passes of one Jacobian shard and add up its own layers' Gram contributions."""
 
+import numpy as np
+
 from job import Job, load_start, use_device
 from stopwise.samples import read_sample
 
@@ -32,6 +34,11 @@ with Job(snakemake) as job:
         device=device,
         progress=True,
     )
+    if not all(np.isfinite(f).all() for f in (train_kernel.outputs, new_kernel.outputs)):
+        raise ValueError(
+            f"config key model.source: the outputs of {stamp['source']!r} are not finite at the start; its weights or"
+            " model.dtype cannot be used"
+        )
     rows = shard_rows(
         train_kernel.by_layer, new_kernel.by_layer, train_kernel.outputs, new_kernel.outputs, train_kernel.row_norms
     )

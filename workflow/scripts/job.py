@@ -24,11 +24,16 @@ if TYPE_CHECKING:
 __all__ = ["Job", "load_start", "peak_mb", "use_device"]
 
 
+# Beside ValueError and OSError: a full disk while tensors are written, and memory that does not suffice.
+PLAIN_ERRORS = ("SafetensorError", "OutOfMemoryError", "MemoryError")
+
+
 class Job:
     """Context of one Snakemake job: `with Job(snakemake) as job: ... job.write(path, table, kind)`.
 
-    Logs to the rule's log file and to the terminal; a ValueError or OSError ends the job with one clear line (the
-    traceback goes to the log only). Artifacts written through it carry the job's provenance.
+    Logs to the rule's log file and to the terminal; a ValueError or OSError, a full disk and a lack of memory end the
+    job with one clear line (the traceback goes to the log only). Artifacts written through it carry the job's
+    provenance.
     """
 
     def __init__(self, snakemake: Any) -> None:
@@ -59,7 +64,7 @@ class Job:
         if self.log_file is not None:
             with self.log_file.open("a", encoding="utf-8") as log:
                 log.write("".join(traceback.format_exception(kind, error, trace)))
-        if isinstance(error, (ValueError, OSError)):
+        if isinstance(error, (ValueError, OSError)) or type(error).__name__ in PLAIN_ERRORS:
             print(f"stopwise: {self.snakemake.rule}: {error}", file=sys.stderr)
             sys.exit(1)
 

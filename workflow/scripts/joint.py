@@ -1,6 +1,7 @@
 """Train several tasks together, beside what their joint kernel says of it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from job import Job, load_start, use_device
 from stopwise.evaluation import evaluate_rules
@@ -10,6 +11,7 @@ from stopwise.stopping import MEASURED
 
 with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
+    from stopwise.checkpoint import remove_checkpoint
     from stopwise.finetune import FinetuneSettings, finetune, first_examples
     from stopwise.gram import task_kernels
     from stopwise.tasks import batch_from_table
@@ -33,12 +35,16 @@ with Job(snakemake) as job:
     plan = JointPlan.of(blocks, targets, stopping["intercept"] == "fitted", settings)
     rules = [rule for rule in stopping["rules"] if rule not in MEASURED]
     stops = plan.stops(rules, stopping["t_max"] or settings.steps, stopping["noise"], stopping["radius"])
+    folder = Path(snakemake.output.joint).parents[1]
+    checkpoint = folder / "checkpoints" / "joint" / f"seed{job.wildcards['seed']}.safetensors"
     run = finetune(
         model,
         *(batches[split] for split in SPLITS),
         settings,
         spectrum=plan.spectrum,
         predicted={"train": plan.path},
+        checkpoint=checkpoint,
+        keep_checkpoint=True,
         metadata={"task": "+".join(names)},
         seed=int(job.wildcards["seed"]),
     )
@@ -48,3 +54,4 @@ with Job(snakemake) as job:
     job.write(snakemake.output.stopping, stops, "stopping", **origin)
     metrics = {f"regret/{row['rule']}": row["relative_regret"] for row in judged}
     job.write(snakemake.output.evaluation, judged, "evaluation", metrics=metrics, **origin)
+    remove_checkpoint(checkpoint)

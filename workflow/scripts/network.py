@@ -41,6 +41,6 @@ def load_start(snakemake: Any, start: str, seed: int, device: str) -> tuple[Any,
         trust_remote_code=section["trust_remote_code"],
         start=start,
         seed=seed,
-        reinit=section["reinit"],
+        reinit=section.get("reinit", ()),
     )
     return model.to(device), stamp

@@ -99,6 +99,13 @@ def conform(table: pa.Table, kind: str) -> pa.Table:
         raise ArtifactError(f"kind {kind!r}: {error}") from error
 
 
+def file_mode() -> int:
+    """Return the mode of a new file by the process's umask: a temporary file is made for its owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is flushed and renamed, on failure it is removed."""
@@ -111,9 +118,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(file_mode())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

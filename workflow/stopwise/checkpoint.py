@@ -41,16 +41,22 @@ def save_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], meta: Mappi
     """Write tensors and JSON-able ``meta`` to ``path`` by a temporary name, fsync and rename.
 
     Costs one pass over the bytes for the checksum and one for the disk; a leftover temporary file is overwritten.
+    Raises OSError naming the file when it cannot be written (a full disk); no part of it stays.
     """
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     checksums = {name: zlib.crc32(_bytes(tensor)) for name, tensor in tensors.items()}
     header = {"format": FORMAT, "checksums": checksums, "meta": dict(meta)}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = temporary_name(path)
-    save_file(tensors, part, metadata={HEADER_KEY: json.dumps(header)})
-    with part.open("rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(part, path)
+    try:
+        save_file(tensors, part, metadata={HEADER_KEY: json.dumps(header)})
+        with part.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: the checkpoint could not be written ({error})") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -98,6 +98,7 @@ def _cross_checks(config: dict[str, Any]) -> None:
             "config key starts: 'mixed' needs model.reinit, a list of parameter-name patterns; found none"
         )
     _check_finetune(config["finetune"], config["stopping"]["rules"])
+    _check_training(config["kernel"], config["finetune"])
 
 
 def _complete_stage(config: dict[str, Any], name: str, size: int) -> None:
@@ -140,6 +141,26 @@ def _check_finetune(section: Mapping[str, Any], rules: Sequence[str]) -> None:
         raise ConfigError(
             f"config key finetune.stop: {stop!r} is not among stopping.rules {list(rules)}, so nothing predicts its"
             " time; allowed: holdout, none, or one of these kernel rules"
+        )
+
+
+def _check_training(kernel: dict[str, Any], section: Mapping[str, Any]) -> None:
+    """Refuse what no step of the workflow can train, before any kernel is computed; ``lora`` takes its defaults."""
+    if kernel["outputs"] == "head":
+        raise ConfigError(
+            "config key kernel.outputs: 'head' needs a new head on the model, which only the library attaches"
+            " (attach_head); allowed: contrast, or logits with finetune.objective: cross_entropy"
+        )
+    if kernel["outputs"] == "logits" and section["objective"] == "squared":
+        raise ConfigError(
+            "config key kernel.outputs: 'logits' has singular noise under squared loss; allowed: contrast, or"
+            " finetune.objective: cross_entropy"
+        )
+    if kernel["parameters"] == "lora":
+        kernel["parameters"] = {"lora": {}}
+    if section.get("tangent") and isinstance(kernel["parameters"], Mapping):
+        raise ConfigError(
+            "config key finetune.tangent: adapters (lora) have no tangent training; allowed: other kernel.parameters"
         )
 
 

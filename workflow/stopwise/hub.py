@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,14 @@ def _record(folder: Path, hub_id: str, revision: str | None, commit: str) -> Non
     (folder / RESOLVED).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def fetch_dataset(source: dict[str, Any], assets: Path, key: str) -> Path:
+def dataset_folder(source: Mapping[str, Any], key: str) -> str:
+    """Return the folder name of one split of a hub data set; raises AssetError for what is not a hub id."""
+    config, split = source.get("config"), source.get("split", "train")
+    parts = [hub_folder_name(str(source["hub"]), key), *([str(config)] if config else []), str(split)]
+    return re.sub(r"[^A-Za-z0-9._-]", "_", "--".join(parts))
+
+
+def fetch_dataset(source: Mapping[str, Any], assets: Path, key: str) -> Path:
     """Return the Parquet file of one split of a hub data set, fetched at a resolved commit when it is absent.
 
     ``source`` holds ``hub`` (the id), and optionally ``revision``, ``config`` and ``split`` (default ``train``). Class
@@ -143,8 +151,7 @@ def fetch_dataset(source: dict[str, Any], assets: Path, key: str) -> Path:
     """
     hub_id, revision = str(source["hub"]), source.get("revision")
     config, split = source.get("config"), source.get("split", "train")
-    parts = [hub_folder_name(hub_id, key), *([str(config)] if config else []), str(split)]
-    folder = assets / "datasets" / re.sub(r"[^A-Za-z0-9._-]", "_", "--".join(parts))
+    folder = assets / "datasets" / dataset_folder(source, key)
     record = held(folder)
     if record is not None:
         check_held(record, "dataset", hub_id, revision, key)

@@ -30,7 +30,7 @@ def model_skeleton(model: Mapping[str, Any], assets: str) -> Any:
             return skeleton(AutoConfig.from_pretrained(folder, local_files_only=True))
     raise ValueError(
         f"model.source: the configuration of {source!r} is not on this machine yet; run"
-        " `snakemake --cores 1 --until prepare_model` first (a network is needed once)"
+        " `snakemake --cores 1 --until prepare_model` with the same --configfile first (a network is needed once)"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import zipfile
@@ -195,6 +196,14 @@ def load_tokenizer(folder: str | os.PathLike, trust_remote_code: bool = False) -
     if not tokenizer.is_fast:
         raise ModelError(f"model.source: {folder} has no tokenizer.json; only fast tokenizers are supported")
     return tokenizer
+
+
+def check_positions(max_tokens: int, folder: str | os.PathLike) -> None:
+    """Raise ModelError when prompts of ``max_tokens`` tokens would not fit into the model of a local folder."""
+    shape = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    known = [shape[key] for key in ("max_position_embeddings", "n_positions") if isinstance(shape.get(key), int)]
+    if known and max_tokens > min(known):
+        raise ModelError(f"data.max_tokens: {max_tokens} is more than the {min(known)} positions of the model")
 
 
 def _reason(error: BaseException) -> str:

@@ -66,7 +66,7 @@ class Report:
         more = f" (and {len(reasons) - 1} more reasons in the table)" if len(reasons) > 1 else ""
         return (
             f"MLflow: {len(self.pending)} of {len(self.rows)} artifacts are not recorded yet: {reasons[0]}{more}. "
-            "No result is lost; the next run, or `snakemake track`, records them."
+            "No result is lost; the next run, or `snakemake --cores 1 track`, records them."
         )
 
 

@@ -21,7 +21,7 @@ from urllib.parse import quote, urlsplit
 
 from filelock import FileLock
 
-from .artifacts import TEMPORARY_PREFIX
+from .artifacts import TEMPORARY_PREFIX, file_mode
 
 EXPERIMENT = "stopwise"
 DATABASE = "mlflow.db"
@@ -109,7 +109,7 @@ def _build(path: Path) -> None:
         store = SqlAlchemyStore(SQLITE + name, artifacts)
         store.create_experiment(EXPERIMENT, artifacts)
         store.engine.dispose()
-        Path(name).chmod(0o644)
+        Path(name).chmod(file_mode())
         Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
