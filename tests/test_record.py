@@ -72,6 +72,8 @@ def test_times_are_added_up_by_rule_and_broken_files_left_out(tmp_path):
     assert "took 2 minutes together" in text
     assert "| finetune | 2 | 2.0 | 2.0 |" in text
     assert "| summary |" not in text  # under three seconds
+    text = record.readme("x", "snakemake", "0123", [], [], times, {"F1": "Eigenvalues.\n", "F2": "Curves.\n"})
+    assert text.endswith("## F1\n\n![F1](F1.png)\n\nEigenvalues.\n\n## F2\n\n![F2](F2.png)\n\nCurves.\n")
 
 
 def test_pages_are_copied_whole(tmp_path):

@@ -11,6 +11,7 @@ rule record:
         **RECORD,
         pages=[f"{RESULTS}/{page}" for page in PAGES],
         pictures=[f"{RESULTS}/figures/{figure}.png" for figure in figure_ids()],
+        captions=[relative(Path(workflow.basedir) / f"workflow/report/{figure.lower()}.rst") for figure in figure_ids()],
         code=library("record"),
     output:
         tables=expand("{kept}/{table}.parquet", kept=KEPT, table=RECORD),
@@ -44,6 +45,7 @@ rule record_study:
         table=f"{RESULTS}/stopping_study.parquet",
         page=f"{RESULTS}/stopping_study.md",
         picture=f"{RESULTS}/figures/stopping_study.png",
+        caption=relative(Path(workflow.basedir) / "workflow/report/f3.rst"),
         code=library("record_study"),
     output:
         cells=f"{KEPT}/study/cells.parquet",

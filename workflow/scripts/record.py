@@ -13,7 +13,8 @@ with Job(snakemake) as job:
     copied(dict(zip(files.pages, output.pages, strict=True)))
     pictured(dict(zip(files.pictures, output.pictures, strict=True)))
     made_at = revisions(path for paths in tables.values() for path in paths)
-    text = readme(params.name, params.command, params.digest, made_at, written, job_times(params.times))
+    captions = {Path(path).stem.upper(): Path(path).read_text(encoding="utf-8") for path in files.captions}
+    text = readme(params.name, params.command, params.digest, made_at, written, job_times(params.times), captions)
     with artifacts.atomic_path(output.text) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(text)

@@ -13,7 +13,9 @@ with Job(snakemake) as job:
     copied({files.page: output.page})
     pictured({files.picture: output.picture})
     made_at = revisions([*files.cells, files.table])
-    text = readme(f"{params.name}, study of the rules", params.command, params.digest, made_at, written)
+    captions = {"F3": Path(files.caption).read_text(encoding="utf-8")}
+    title = f"{params.name}, study of the rules"
+    text = readme(title, params.command, params.digest, made_at, written, captions=captions)
     with artifacts.atomic_path(output.text) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(text)

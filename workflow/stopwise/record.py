@@ -113,17 +113,20 @@ def readme(
     revisions: Iterable[str],
     written: Iterable[tuple],
     times: Sequence[tuple[str, int, float, float]] = (),
+    captions: Mapping[str, str] | None = None,
 ) -> str:
     """Return the text beside the tables: how to make them again, from what, what each file holds, and the jobs' times.
 
-    ``times`` as ``job_times`` returns them; jobs that ran side by side are added up.
+    ``times`` as ``job_times`` returns them; jobs that ran side by side are added up. ``captions``: of the pictures that
+    lie beside the tables, by name without ``.png``.
     """
     known = ", ".join(sorted(revisions)) or "unknown"
     lines = [
         f"# Tables of the run `{name}`",
         "",
         f"Made by `{command}`, configuration {digest}, revision {known} of this repository.",
-        "One file a table, all starts, tasks and seeds below one another; the metadata names each source.",
+        "One file a table, all starts, tasks and seeds below one another; the metadata names each source. The columns",
+        "are declared in `workflow/schemas/artifacts.yaml`; `docs/rules.md` explains the words.",
         "",
         "| file | rows | bytes |",
         "|---|---|---|",
@@ -140,6 +143,8 @@ def readme(
             "|---|---|---|---|",
             *(f"| {rule} | {jobs} | {s / 60:.1f} | {gib:.1f} |" for rule, jobs, s, gib in times if s >= 3),
         ]
+    for figure, caption in (captions or {}).items():
+        lines += ["", f"## {figure}", "", f"![{figure}]({figure}.png)", "", caption.strip()]
     return "\n".join(lines) + "\n"
 
 

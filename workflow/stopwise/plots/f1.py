@@ -58,19 +58,25 @@ def largest(data: pd.DataFrame) -> pd.DataFrame:
     return data[data["eigenvalue"] > ZERO * top]
 
 
+def usual_law(data: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the seeds of one task whose fitted law is of the commonest kind: laws of two kinds have no mean."""
+    kinds = data.drop_duplicates("seed")["fit_kind"].dropna()
+    return data[data["fit_kind"] == kinds.mode().iloc[0]] if len(kinds) else data
+
+
 def law(data: pd.DataFrame) -> str:
     """Kind of the fitted law of one task with the mean exponent over seeds and the hull of the seeds' intervals."""
     fits = data.drop_duplicates("seed")
-    kinds = [str(kind).replace("_", " ") for kind in ordered(fits["fit_kind"])]
-    if not kinds:
+    if not fits["fit_kind"].notna().any():
         return "no fit"
-    if kinds == ["finite rank"]:  # a flat level and a cliff: there is no exponent to tell
-        return kinds[0]
-    exponent, low, high = fits["exponent"].mean(), fits["exponent_low"].min(), fits["exponent_high"].max()
-    if not np.isfinite(exponent):
-        return "/".join(kinds)
-    band = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) and np.isfinite(high) else ""
-    return f"{'/'.join(kinds)} {exponent:.2f}{band}"
+    usual = usual_law(fits)
+    others = len(fits) - len(usual)
+    text = str(usual["fit_kind"].iloc[0]).replace("_", " ")
+    exponent, low, high = usual["exponent"].mean(), usual["exponent_low"].min(), usual["exponent_high"].max()
+    if text != "finite rank" and np.isfinite(exponent):  # a flat level and a cliff has no exponent to tell
+        text += f" {exponent:.2f}"
+        text += f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) and np.isfinite(high) else ""
+    return text + (f" ({len(usual)} of {len(fits)} seeds)" if others else "")
 
 
 def _geometric(data: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +98,7 @@ def _panel(ax: Axes, data: pd.DataFrame, looks: dict[str, style.Look]) -> None:
         index, mean = _geometric(rows, "eigenvalue")
         few = {"marker": look.marker} if index.size <= 8 else {"marker": look.marker, "markevery": (0, index.size // 6)}
         ax.plot(index, mean, color=look.color, markersize=3, **few)
-        index, fit = _geometric(rows, "fit")
+        index, fit = _geometric(usual_law(rows), "fit")
         ax.plot(index, fit, color="black", linewidth=0.8, linestyle=(0, (4, 2)))
         label = f"{style.plain(task)}: {law(rows)}"
         keys.append(style.line_key(label, color=look.color, marker=look.marker, markersize=3))

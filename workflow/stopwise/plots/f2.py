@@ -56,15 +56,26 @@ def table(trajectories: Pairs, evaluations: Pairs = ()) -> pa.Table:
     return gather(parts, COLUMNS, "F2")
 
 
-def _panels(data: pd.DataFrame) -> tuple[list[str], list[tuple[str, pd.DataFrame]]]:
-    """Tasks (the rows of the figure) and its columns: up to three sizes, or every start at the largest size."""
-    starts, sizes = ordered(data["start"], style.STARTS), ordered(data["n"])
-    if len(starts) > 1:
-        largest = data[data["n"] == data.groupby(["start", "task"])["n"].transform("max")]
-        columns = [(f"{style.plain(s)} start, n = {sizes[-1]}", largest[largest["start"] == s]) for s in starts]
-    else:
-        columns = [(f"n = {n}", data[data["n"] == n]) for n in spread(sizes, 3)]
-    return ordered(data["task"], style.TASKS), columns
+def _panels(data: pd.DataFrame) -> list[tuple[str, list[tuple[str, pd.DataFrame]]]]:
+    """The rows of the figure, each a task and its panels: the first start at up to three sizes, then every start.
+
+    A task with one start has no row of starts; where all tasks have one size and one start, that is the whole figure.
+    """
+    starts, tasks = ordered(data["start"], style.STARTS), ordered(data["task"], style.TASKS)
+    rows = []
+    for task in tasks:
+        own = data[(data["task"] == task) & (data["start"] == starts[0])]
+        who = f"{style.plain(starts[0])} start, " if len(starts) > 1 else ""
+        sizes = [(f"{who}n = {n}", own[own["n"] == n]) for n in spread(ordered(own["n"]), 3)]
+        rows.append((task, sizes))
+    for task in tasks:
+        own = data[data["task"] == task]
+        held = ordered(own["start"], style.STARTS)
+        largest = {start: own[own["start"] == start]["n"].max() for start in held}
+        if len(held) > 1:
+            panels = [(s, own[(own["start"] == s) & (own["n"] == n)]) for s, n in largest.items()]
+            rows.append((task, [(f"{style.plain(s)} start, n = {largest[s]}", one) for s, one in panels]))
+    return [(task, panels) for task, panels in rows if panels]
 
 
 def over_seeds(data: pd.DataFrame) -> pd.DataFrame:
@@ -179,32 +190,35 @@ def _keys(data: pd.DataFrame, rules: Iterable[str], looks: dict[str, style.Look]
 
 @style.styled
 def draw(table: pa.Table) -> Figure:
-    """Draw the mean over seeds and its range: tasks down; across, up to three sizes, or all starts at the largest."""
+    """Draw the mean over seeds and its range: tasks down, up to three sizes across; then all starts at the largest."""
     data = over_seeds(frame(table, COLUMNS, "F2"))
-    tasks, columns = _panels(data)
-    if not tasks:
+    lines = _panels(data)
+    if not lines:
         figure, axes = style.new_figure("two-column", height=1.5)
         style.note(axes[0, 0], "no training run")
         return figure
     rules = ordered(data["rule"], style.RULES)
     looks = style.looks(rules, style.RULES)
-    width, across = ("two-column", 6) if len(columns) > 1 else ("one-column", 3)
+    columns = max(len(panels) for _, panels in lines)
+    width, across = ("two-column", 6) if columns > 1 else ("one-column", 3)
     keys = _keys(data, rules, looks)
-    height = 0.55 + 1.45 * len(tasks) + 0.15 * -(-len(keys) // across)
-    figure, axes = style.new_figure(width, height, nrows=len(tasks), ncols=len(columns), sharex="col", sharey="row")
-    for i, task in enumerate(tasks):
-        panels = [rows[rows["task"] == task] for _, rows in columns]
-        for ax, rows in zip(axes[i], panels, strict=True):
+    titles = [[title for title, _ in panels] for _, panels in lines]
+    titled = [i == 0 or titles[i] != titles[i - 1] for i in range(len(lines))]
+    height = 0.4 + 1.45 * len(lines) + 0.15 * (sum(titled) - (-len(keys) // across))
+    figure, axes = style.new_figure(width, height, nrows=len(lines), ncols=columns, sharex="col", sharey="row")
+    for i, (task, panels) in enumerate(lines):
+        for ax, (title, rows) in zip(axes[i], panels, strict=False):
             _curves(ax, rows)
-            if rows.empty:
-                ax.text(0.5, 0.5, "no run", transform=ax.transAxes, ha="center", color=style.COLORS["grey"])
+            if titled[i]:
+                ax.set_title(title)
+        everything = pd.concat([rows for _, rows in panels])
         for ax in axes[i]:
-            _scales(ax, pd.concat(panels))
-        for ax, rows in zip(axes[i], panels, strict=True):
+            _scales(ax, everything)
+        for ax, (_, rows) in zip(axes[i], panels, strict=False):
             _marks(ax, rows, looks)
+        for ax in axes[i, len(panels) :]:
+            ax.set_visible(False)
         axes[i, 0].set_ylabel(f"{style.plain(task)}\nsquared loss")
-    for ax, (title, _) in zip(axes[0], columns, strict=True):
-        ax.set_title(title)
     for ax in axes[-1]:
         ax.set_xlabel("optimizer step")
         if ax.get_xscale() == "linear":

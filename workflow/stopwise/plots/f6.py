@@ -33,12 +33,13 @@ COLUMNS = pa.schema(
 QUANTITIES = {
     "residual": "residual left, |z(t)/z(0)|",
     "loss": "training loss",
-    "drift": "kernel drift",
-    "distance": "distance from start",
+    "drift": r"drift $|K_t - K_0| / |K_0|$",
+    "distance": r"distance $|θ_t - θ_0| / |θ_0|$",
 }
 DASHED = (0, (3, 1.5))
 DOTTED = (0, (1, 1.2))
 GUARANTEE = "guarantee"  # a quantity of the table that is drawn into the panel of the loss
+DIRECTIONS = (1, 2, 5, 10)  # of the measured ten: all of them are a thicket of lines
 MOST_ROWS = 8
 
 
@@ -87,6 +88,13 @@ def _lines(ax: Axes, rows: pd.DataFrame, **look: Any) -> None:
         ax.plot(rows["step"], rows["predicted"], **{**look, "linestyle": DASHED, "marker": "", "linewidth": 0.9})
 
 
+def _directions(rows: pd.DataFrame) -> dict[int, Any]:
+    """The directions that are drawn, those of ``DIRECTIONS`` that were measured, each with its colour."""
+    shades = dict(zip(DIRECTIONS, _shades(len(DIRECTIONS)), strict=True))
+    measured = set(rows["direction"].dropna())
+    return {direction: shade for direction, shade in shades.items() if direction in measured}
+
+
 def _panel(ax: Axes, rows: pd.DataFrame, quantity: str) -> None:
     """Draw one quantity of one run; a panel without rows says so."""
     bound, rows = rows[rows["quantity"] == GUARANTEE], rows[rows["quantity"] == quantity]
@@ -94,8 +102,7 @@ def _panel(ax: Axes, rows: pd.DataFrame, quantity: str) -> None:
         style.note(ax, "not measured")
         return
     if quantity == "residual":
-        directions = [d for d in ordered(rows["direction"]) if d > 0][:10]
-        for direction, color in zip(directions, _shades(len(directions)), strict=True):
+        for direction, color in _directions(rows).items():
             _lines(ax, rows[rows["direction"] == direction], color=color, linewidth=0.9)
         _lines(ax, rows[rows["direction"] == 0], color=style.COLORS["vermilion"], linewidth=1.4)
         ax.set_yscale("symlog", linthresh=0.01, linscale=0.4)
@@ -131,18 +138,15 @@ def _keys(data: pd.DataFrame) -> list:
         style.line_key("measured", color="black"),
         style.line_key("theory", color="black", linestyle=DASHED, linewidth=0.9),
     ]
-    directions, layers = data["direction"].max(), data["layer"].dropna().nunique()
-    if directions > 0 or layers:
-        words = " / ".join(["direction 1"] * bool(directions > 0) + ["first layer"] * bool(layers))
-        keys.append(style.line_key(words, color=shades[0], linewidth=1.4))
-        words = " / ".join(
-            [f"direction {min(directions, 10):.0f}"] * bool(directions > 0) + ["last layer"] * bool(layers)
-        )
-        keys.append(style.line_key(words, color=shades[-1], linewidth=1.4))
+    for direction, shade in _directions(data).items():
+        keys.append(style.line_key(f"direction {direction}", color=shade, linewidth=1.4))
     if (data["quantity"] == GUARANTEE).any():
         keys.insert(2, style.line_key("guarantee", color="black", linestyle=DOTTED, linewidth=0.9))
     if (data["direction"] == 0).any():
-        keys.append(style.line_key("all other directions", color=style.COLORS["vermilion"]))
+        keys.append(style.line_key("all after the tenth", color=style.COLORS["vermilion"]))
+    if data["layer"].notna().any():
+        keys.append(style.line_key("first layer", color=shades[0], linewidth=0.6))
+        keys.append(style.line_key("last layer", color=shades[-1], linewidth=0.6))
     return keys
 
 

@@ -32,7 +32,7 @@ COLUMNS = pa.schema(
 POINT = ("kind", "task_a", "task_b", "coefficient", "task", "split")
 COLUMNS_ACROSS = 3
 LEVELS = {  # reference levels: column -> label and line style
-    "accuracy_zero_shot": ("zero-shot", (0, (1, 1.5))),
+    "accuracy_zero_shot": ("no vector, with intercept", (0, (1, 1.5))),
     "accuracy_single": ("own vector alone", (0, (6, 2))),
     "accuracy_joint": ("joint fine-tuning", (0, (4, 1.5, 1, 1.5))),
 }
@@ -128,7 +128,9 @@ def _keys(data: pd.DataFrame, looks: dict[str, style.Look]) -> list:
         if data[level].notna().any():
             keys.append(style.line_key(label, color="black", linestyle=dashes, linewidth=0.7))
     if data["chosen"].any():
-        keys.append(style.line_key("chosen on validation", color=style.COLORS["grey"], linewidth=3.0, alpha=0.3))
+        keys.append(
+            style.line_key("chosen on validation, by each seed", color=style.COLORS["grey"], linewidth=3.0, alpha=0.3)
+        )
     return keys
 
 

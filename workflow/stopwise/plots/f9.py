@@ -92,12 +92,13 @@ def draw(table: pa.Table) -> Figure:
     starts = ordered(data["start"], style.STARTS)
     width = "two-column" if len(starts) > 1 else "one-column"
     figure, axes = style.new_figure(width, 4.6, nrows=3, ncols=len(starts), sharex="col", sharey="row")
-    lines: list = []
+    shown: dict[str, dict[str, Any]] = {}
     for column, start in zip(axes.T, starts, strict=True):
         rows = data[data["start"] == start]
         lines, outside = _lines(rows), rows[rows["position"].isna()]
         for ax, name in zip(column, LABELS, strict=True):
             _panel(ax, lines, outside, name)
+        shown |= {name: look for name, _, look in lines}
         column[0].set_title(f"{style.plain(start)} start, n = {rows['n'].max()}", loc="left")
         column[-1].set_xlabel("block")
     for ax in axes[:, 1:].flat:
@@ -105,7 +106,7 @@ def draw(table: pa.Table) -> Figure:
     for row in axes:  # only now: fixed limits would cut what a later start draws
         top = max(ax.dataLim.y1 for ax in row)
         row[0].set_ylim(0, 1.08 * top if np.isfinite(top) and top > 0 else 1.0)
-    keys = [style.line_key(style.plain(name, 20), markersize=2.5, **look) for name, _, look in lines]
+    keys = [style.line_key(style.plain(name, 20), markersize=2.5, **look) for name, look in shown.items()]
     if np.any(data["position"].isna()):
         keys.append(style.line_key("outside the blocks", color=style.COLORS["grey"], marker="_", linestyle=""))
     style.outside_legend(figure, keys, 4 if width == "two-column" else 3)
