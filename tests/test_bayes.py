@@ -228,3 +228,20 @@ def test_the_fitted_scale_stays_in_its_range(slope, start, scale):
 def test_labels_that_say_nothing_leave_the_scale_alone():
     spec, y, f0 = task(n=12)
     assert fitted_target_scale(spec, np.ones_like(y), f0) == 1.0
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_a_repeated_example_says_nothing_new_of_the_noise(columns):
+    """The posterior is that of the distinct examples, its prior in the units of all of them."""
+    spec, y, f0 = task(n=30, columns=columns, seed=4)
+    rows = np.concatenate([np.arange(spec.m), np.arange(columns), np.arange(columns)])
+    again = Spectrum.of(spec.matrix[np.ix_(rows, rows)], columns, True)
+    alone, with_copies = task_posterior(spec, y, f0), task_posterior(again, y[rows], f0[rows])
+    assert "duplicated_examples" in again.flags
+    assert with_copies.sigma2 == pytest.approx(alone.sigma2)
+    assert with_copies.tau2 == pytest.approx(alone.tau2 * again.m / spec.m)
+    assert with_copies.slope == pytest.approx(alone.slope)
+    # A copy with another label does tell: it is noise.
+    other = y[rows].copy()
+    other[-columns:] += 2.0
+    assert task_posterior(again, other, f0[rows]).sigma2 > 1.3 * alone.sigma2

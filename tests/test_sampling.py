@@ -127,3 +127,46 @@ def test_groups_that_cover_everything_leave_nothing_to_train_on():
     rows = Rows([0, 1] * 20, ["one"] * 40, [str(i) for i in range(40)])
     with pytest.raises(SplitError, match="validation: 4 rows wanted, 0 available"):
         split_rows(rows, train=4, validation=4, test=4, seed=0)
+
+
+@given(populations(), st.integers(0, 5), st.integers(2, 9))
+def test_no_two_rows_of_a_sample_look_the_same(rows, seed, looks):
+    """Every ``looks``-th row shares its look with others: the first that is drawn stands for them."""
+
+    def look(i):
+        return ("shared", i % looks) if i % 3 == 0 else i
+
+    asked = []
+
+    def asking(i):
+        asked.append(i)
+        return look(i)
+
+    try:
+        parts = split_rows(rows, train=12, validation=6, test=8, seed=seed, look=asking)
+        other = split_rows(rows, train=12, validation=6, test=8, seed=seed + 1, look=look)
+        shorter = split_rows(rows, train=7, validation=6, test=8, seed=seed, look=look)
+    except SplitError:
+        assume(False)
+    chosen = [i for part in parts.values() for i in part]
+    assert len({look(i) for i in chosen}) == len(chosen) == 26
+    assert parts["test"] == other["test"]
+    assert shorter["train"] == parts["train"][:7]
+    assert set(chosen) <= set(asked)
+    groups = [{rows.groups[i] for i in parts[name]} for name in parts]
+    assert sum(len(found) for found in groups) == len(set.union(*groups))
+
+
+def test_rows_that_look_different_are_sampled_as_ever_and_only_those_drawn_are_looked_at():
+    rows = Rows([0, 1] * 200, [f"g{i}" for i in range(400)], [f"k{i}" for i in range(400)])
+    asked = []
+    parts = split_rows(rows, train=12, validation=6, test=8, seed=3, look=lambda i: asked.append(i) or i)
+    assert parts == split_rows(rows, train=12, validation=6, test=8, seed=3)
+    assert len(asked) == 26
+
+
+def test_too_few_different_rows_are_counted():
+    rows = Rows([0, 1] * 30, [f"g{i}" for i in range(60)], [f"k{i}" for i in range(60)])
+    with pytest.raises(SplitError) as caught:
+        split_rows(rows, train=12, validation=2, test=2, seed=0, look=lambda i: i % 8)
+    assert (caught.value.split, caught.value.wanted, caught.value.available) == ("train", 12, 4)

@@ -13,6 +13,8 @@ from stopwise.decay import (
     spectrum_convergence,
     stable_rank,
 )
+from stopwise.spectrum import Spectrum
+from stopwise.spectrum_table import decay_row, spectrum_rows
 from stopwise.synthetic import Problem
 
 
@@ -135,3 +137,18 @@ def test_the_spectrum_converges_on_nested_samples():
     # Population eigenvalue of phi_1 is 1; 256 examples know it to about sqrt(2/256).
     assert rows[-1]["eigenvalues"][0] == pytest.approx(1.0, abs=0.25)
     assert rows[0]["effective_dimension"] < rows[-1]["effective_dimension"] * 1.5
+
+
+def test_a_repeated_example_does_not_pass_for_a_finite_rank():
+    rng = np.random.default_rng(5)
+    u = np.linalg.qr(rng.standard_normal((60, 60)))[0]
+    matrix = 60 * (u * np.arange(1.0, 61) ** -1.5) @ u.T
+    rows = np.r_[np.arange(60), 4]
+    again, r = Spectrum.of(matrix[np.ix_(rows, rows)]), rng.standard_normal(61)
+    assert decay_fit(again.eigenvalues).kind == "finite_rank"
+    alone, found = decay_row(60, Spectrum.of(matrix), r[:60], "reml"), decay_row(61, again, r, "reml")
+    assert found["kind"] == alone["kind"] == "power"
+    assert found["exponent"] == pytest.approx(alone["exponent"])
+    fitted = [row["fitted"] for row in spectrum_rows(61, again, r)]
+    expected = [row["fitted"] for row in spectrum_rows(60, Spectrum.of(matrix), r[:60])]
+    assert fitted[5] == pytest.approx(expected[5] * 60 / 61)

@@ -384,6 +384,48 @@ def test_duplicated_examples_are_flagged_and_answered():
     assert all(found[rule].t is not None for rule in ("sure", "gcv", "loo"))
 
 
+@pytest.mark.parametrize("method", ["reml", "gcv"])
+def test_repeated_examples_leave_the_noise_alone(method):
+    spec, r = problem(18, intercept=True)
+    rows = np.r_[np.arange(30), [3, 3, 7]]
+    again = Spectrum.of(spec.matrix[np.ix_(rows, rows)], intercept=True)
+    share = 33 / 30
+    alone, found = estimate_noise(spec, r, method), estimate_noise(again, r[rows], method)
+    assert alone.flags == ()
+    assert found.sigma == pytest.approx(alone.sigma)
+    assert found.tau == found.rkhs_norm_prior == pytest.approx(alone.tau * share**0.5)
+    assert found.mu == pytest.approx(alone.mu / share)
+    assert found.rkhs_norm_fit == pytest.approx(alone.rkhs_norm_fit)
+    there, here = noise_intervals(spec, r, alone), noise_intervals(again, r[rows], found)
+    if method == "reml":  # the other resamples
+        assert here.sigma_interval == pytest.approx(there.sigma_interval)
+        assert here.rkhs_norm_interval == pytest.approx(tuple(end * share**0.5 for end in there.rkhs_norm_interval))
+    assert here.sigma_interval[0] < found.sigma < here.sigma_interval[1]
+    assert here.rkhs_norm_interval[0] < found.tau < here.rkhs_norm_interval[1]
+
+
+def test_what_repeats_is_found_by_kernel_and_values_and_task_by_task():
+    spec, r = problem(16)
+    rows = np.r_[np.arange(30), [3, 7]]
+    again = Spectrum.of(spec.matrix[np.ix_(rows, rows)])
+    y = r[rows].copy()
+    assert again.without_repeats(y)[1].tolist() == list(range(30))
+    y[31] += 0.1  # another label
+    distinct, kept = again.without_repeats(y)
+    assert kept.tolist() == [*range(30), 31]
+    assert distinct.m == 31
+    assert spec.without_repeats(r)[0] is spec
+    equal = Spectrum.of(np.ones((4, 4)))
+    assert equal.without_repeats(np.ones(4))[0] is equal  # nothing would be left to tell
+
+    a, b = spec.matrix[:10, :10], spec.matrix[np.ix_([0, 1, 1], [0, 1, 1])]
+    blocks = {("a", "a"): a, ("b", "b"): b, ("a", "b"): spec.matrix[np.ix_(range(10), [0, 1, 1])]}
+    joint = joint_spectrum(blocks, 1, intercept=True)
+    distinct, kept = joint.without_repeats(np.zeros(13))
+    assert kept.tolist() == list(range(12))  # the same text in two tasks is two examples
+    assert distinct.layout == ((10, 1), (2, 1))
+
+
 def test_too_few_examples_for_leaving_out_is_flagged():
     spec = Spectrum.of(np.array([[2.0]]))
     assert "too_few_examples" in stopping_time(spec, [1.0], "loo", GradientDescent(0.1), 5).flags

@@ -111,6 +111,19 @@ def test_copies_count_once_whatever_their_case_and_spacing_and_contradicting_one
     assert "text 4" not in {e.texts["text"] for e in task.examples}
 
 
+def test_texts_that_differ_only_in_what_is_cut_off_are_one_example(tmp_path):
+    same = "the same long beginning of a text that will be cut before it differs in anything at all"
+    rows = [(f"text {i}", "ab"[i % 2]) for i in range(60)] + [(f"{same} {i}", "ab"[i % 2]) for i in range(20)]
+    task = task_of(rows, tmp_path, SIZES | {"max_tokens": 16})
+    assert task.counts["examples"] == 80
+    for seed in range(3):
+        sample = task.sample(TOKENIZER, seed=seed)
+        seen = Counter(map(tuple, sample["input_ids"].to_pylist()))
+        assert len(seen) == sample.num_rows == 48
+    with pytest.raises(TaskError, match=r"sizes: 40 train rows .*that are the same in data\.max_tokens 16 count once"):
+        task.sample(TOKENIZER, train=40)
+
+
 def test_a_score_becomes_the_sign_label_and_weak_scores_are_left_out(tmp_path):
     rows = [(f"text {i}", str(score)) for i, score in enumerate([-2, -1, -0.5, 0, 0.5, 1.0, 3e0])]
     changes = {"minimum_abs_score": 1, "verbalizers": {"negative": " negative", "positive": " positive"}}

@@ -12,7 +12,7 @@ silence the rule.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,8 +55,14 @@ def task_posterior(
     (Patterson & Thompson 1971; Wahba 1990, ch. 4). ``slope_known`` holds s at 1, as if all of r were g and noise;
     ``plug_in`` takes the most likely mu as if it were certain: both are there for comparison. None when the labels say
     nothing: fewer than 4 degrees of freedom beyond the slopes, a flat or zero spectrum, equal targets, or targets that
-    f0 fits exactly. Cost O(81 m).
+    f0 fits exactly. Examples that repeat another with the same target are left out. Cost O(81 m).
     """
+    distinct, rows = spec.without_repeats(targets, start)
+    if rows.size < spec.m:
+        y, f0 = spec.rows(targets)[rows], spec.rows(start)[rows]
+        found = task_posterior(distinct, y, f0, slope_known, plug_in)
+        # The prior tau^2 K/m of all rows is that of the kept ones.
+        return None if found is None else replace(found, tau2=found.tau2 * spec.m / rows.size)
     lam, d = spec.eigenvalues[: spec.degrees], spec.degrees
     z = spec.coefficients(targets)[:d]
     phi = np.stack([spec.coefficients(f0)[:d] for f0 in _start_rows(spec, start).T], axis=1)

@@ -61,10 +61,14 @@ def estimate_noise(spec: Spectrum, residual: np.ndarray, method: str = "reml", s
     mu); minimise d log tau^2(mu) + sum log(lambda + mu) on a log grid, then by bounded search in the best cell
     (Patterson & Thompson 1971). ``gcv``: mu minimises (1/m)|(I-H)r|^2 / (1 - tr H/m)^2 of ridge regression (Golub,
     Heath & Wahba 1979), sigma^2 = |(I-H)r|^2 / (m - tr H), tau^2 = sigma^2/mu. With ``sigma`` given only tau is
-    estimated (by likelihood). Cost O(161 m). Raises ValueError for an unknown method.
+    estimated (by likelihood). Examples that repeat another with the same residual are left out. Cost O(161 m). Raises
+    ValueError for an unknown method.
     """
     if method not in METHODS:
         raise ValueError(f"noise method {method!r} is not one of {', '.join(METHODS)}")
+    distinct, rows = spec.without_repeats(residual)
+    if rows.size < spec.m:
+        return _of_all(estimate_noise(distinct, spec.rows(residual)[rows], method, sigma), spec.m / rows.size)
     lam, z = spec.eigenvalues[: spec.degrees], spec.coefficients(residual)[: spec.degrees]
     energy = float(np.mean(z**2))
     scale = float(np.sqrt(np.mean(spec.rows(residual) ** 2)))
@@ -96,6 +100,18 @@ def estimate_noise(spec: Spectrum, residual: np.ndarray, method: str = "reml", s
     else:
         s2 = float(_gcv_sigma2(np.array([mu]), lam, z)[0])
     return _finish(spec, lam, z, mu, 0.0 if flags else np.sqrt(s2), method, flags, np.sqrt(s2 / mu))
+
+
+def _of_all(noise: Noise, share: float) -> Noise:
+    """Express tau and mu, estimated on m / share rows, for the kernel of all m: tau^2 K/m is the same prior."""
+    low, high = noise.rkhs_norm_interval
+    return replace(
+        noise,
+        tau=noise.tau * share**0.5,
+        mu=noise.mu / share,
+        rkhs_norm_prior=noise.rkhs_norm_prior * share**0.5,
+        rkhs_norm_interval=(low * share**0.5, high * share**0.5),
+    )
 
 
 def mu_grid(lam: np.ndarray, points: int = GRID_POINTS) -> np.ndarray:
@@ -175,6 +191,11 @@ def noise_intervals(
     """
     if not noise.usable or (noise.method == "gcv" and "no_signal" in noise.flags):
         return noise
+    distinct, rows = spec.without_repeats(residual)
+    if rows.size < spec.m:
+        share = spec.m / rows.size
+        known = spec.rows(residual)[rows]
+        return _of_all(noise_intervals(distinct, known, _of_all(noise, 1 / share), level, draws, seed), share)
     lam, z = spec.eigenvalues[: spec.degrees], spec.coefficients(residual)[: spec.degrees]
     if noise.method == "reml":
         sigmas, taus = _profile_region(lam, z, level)

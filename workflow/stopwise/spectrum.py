@@ -186,6 +186,35 @@ class Spectrum:
         rows = examples * self.columns
         return Spectrum.of(self.matrix[:rows, :rows], self.columns, self.intercept, tolerance=self.tolerance)
 
+    def without_repeats(self, *values: np.ndarray) -> tuple[Spectrum, np.ndarray]:
+        """Return the spectrum without repeated examples, and the rows that were kept; int64.
+
+        An example repeats an earlier one of its task when the kernel cannot tell them apart and every one of
+        ``values`` ([m] or [examples, columns]) is the same for both. Repeats say nothing of the task: the difference
+        of two copies is a direction without signal that shows no noise either. Itself and all rows where there are
+        none, or where fewer than two examples of a task would be left. Cost O(m^2), and a decomposition if any are
+        found.
+        """
+        every = np.arange(self.m)
+        if "duplicated_examples" not in self.flags:
+            return self, every
+        known, kept, layout = [self.rows(v) for v in values], [], []
+        for rows, n, q in _pieces(self.layout):
+            equal = _equal_examples(self.matrix, rows, q)
+            for v in known:
+                own = v[rows].reshape(n, q)
+                equal &= np.isclose(own[:, None], own, rtol=1e-5, atol=1e-8).all(axis=2)
+            first = np.flatnonzero(~np.tril(equal, -1).any(axis=1))
+            if first.size < 2:
+                return self, every
+            kept.append((rows.start + first[:, None] * q + np.arange(q)).reshape(-1))
+            layout.append((int(first.size), q))
+        left = np.concatenate(kept)
+        if left.size == self.m:
+            return self, every
+        matrix = self.matrix[np.ix_(left, left)]
+        return Spectrum.of(matrix, self.columns, self.intercept, layout=tuple(layout), tolerance=self.tolerance), left
+
 
 def stack_blocks(blocks: dict[tuple[str, str], np.ndarray], tasks: list[str] | None = None) -> np.ndarray:
     """Return the joint matrix of blocks K[a, b], tasks in the order of ``tasks`` (default: of the diagonal blocks).
@@ -298,15 +327,21 @@ def _flags(eigenvalues: np.ndarray, matrix: np.ndarray, layout: tuple[tuple[int,
         flags.append("zero_kernel")
     elif eigenvalues[0] - eigenvalues[-1] <= FLAT_TOLERANCE * eigenvalues[0]:
         flags.append("flat_spectrum")
-    diagonal = np.diag(matrix)
-    for rows, n, q in _pieces(layout):
-        index = np.arange(rows.start, rows.stop, q)
-        close = 0
-        for block in _blocks(n):
-            scale = np.add.outer(diagonal[index[block]], diagonal[index])
-            distance = scale - 2 * matrix[np.ix_(index[block], index)]
-            close += int(((distance <= DUPLICATE_TOLERANCE * scale) & (scale > 0)).sum())
-        if close > int((diagonal[index] > 0).sum()):
+    for rows, _, q in _pieces(layout):
+        own = int((np.diag(matrix)[rows][::q] > 0).sum())
+        if int(_equal_examples(matrix, rows, q).sum()) > own:
             flags.append("duplicated_examples")
             break
     return tuple(flags)
+
+
+def _equal_examples(matrix: np.ndarray, rows: slice, q: int) -> np.ndarray:
+    """Which examples of one task the kernel of the first column takes for equal, zero rows apart; bool [n, n]."""
+    index = np.arange(rows.start, rows.stop, q)
+    diagonal = np.diag(matrix)[index]
+    equal = np.empty((index.size, index.size), dtype=bool)
+    for block in _blocks(index.size):
+        scale = np.add.outer(diagonal[block], diagonal)
+        distance = scale - 2 * matrix[np.ix_(index[block], index)]
+        equal[block] = (distance <= DUPLICATE_TOLERANCE * scale) & (scale > 0)
+    return equal

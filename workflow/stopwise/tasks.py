@@ -11,7 +11,7 @@ import math
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -194,19 +194,32 @@ class Task:
             if not found[number]:
                 raise TaskError(f"tasks.{self.name}.verbalizers: no row has the label {label!r}")
 
-    def split(self, seed: int = 0, train: int | None = None) -> dict[str, list[Example]]:
+    def split(
+        self, seed: int = 0, train: int | None = None, look: Callable[[Example], Hashable] | None = None
+    ) -> dict[str, list[Example]]:
         """Return the examples of each split in their nested order; see ``sampling.split_rows``.
 
-        ``train`` is the number of training examples (default: the data section's). Raises TaskError for too few rows.
+        ``train`` is the number of training examples (default: the data section's); ``look`` what the model sees of an
+        example (default: its whole text). Raises TaskError for too few rows.
         """
         known = self.examples
         rows = Rows([e.label for e in known], [e.group for e in known], [e.key for e in known])
         wanted = self.train if train is None else train
         try:
-            chosen = split_rows(rows, train=wanted, validation=self.validation, test=self.test, seed=seed)
+            chosen = split_rows(
+                rows,
+                train=wanted,
+                validation=self.validation,
+                test=self.test,
+                seed=seed,
+                look=None if look is None else lambda i: look(known[i]),
+            )
         except SplitError as error:
             key = "sizes" if error.split == "train" else f"data.{error.split}"
             groups = f" in {len(set(rows.groups))} groups (a group is never divided)" if self.group else ""
+            groups += (
+                "" if look is None else f" (those that are the same in data.max_tokens {self.max_tokens} count once)"
+            )
             raise TaskError(
                 f"{key}: {error.wanted} {error.split} rows asked for, but task {self.name!r} has {error.available} left"
                 f" of {len(known)} distinct ones{groups}, with data.test {self.test}, data.validation {self.validation}"
@@ -216,13 +229,20 @@ class Task:
     def sample(self, tokenizer: PreTrainedTokenizerBase, seed: int = 0, train: int | None = None) -> pa.Table:
         """Return the ordered examples of a seed, train then validation then test, as a table of SAMPLE_SCHEMA.
 
-        ``input_ids`` are unpadded, at most ``max_tokens``; ``group`` is null for a task without groups. The token ids
-        of the verbalizers are in the table's metadata (``verbalizers_of``). Raises TaskError naming the key for a
-        verbalizer that is not the single token after the prompt, a budget that leaves no room, or too few rows.
+        ``input_ids`` are unpadded, at most ``max_tokens``, and no two are the same: texts that differ only in what is
+        cut off are one example. ``group`` is null for a task without groups. The token ids of the verbalizers are in
+        the table's metadata (``verbalizers_of``). Raises TaskError naming the key for a verbalizer that is not the
+        single token after the prompt, a budget that leaves no room, or too few rows.
         """
-        examples = self.split(seed, train)
+        seen: dict[str, Any] = {}
+
+        def look(example: Example) -> Hashable:
+            seen[example.key] = self._encoded(tokenizer, [example])[0]
+            return tuple(seen[example.key].input_ids)
+
+        examples = self.split(seed, train, look)
         order = [(name, position, e) for name in SPLITS for position, e in enumerate(examples[name])]
-        encoded = self._encoded(tokenizer, [e for _, _, e in order])
+        encoded = [seen[e.key] for _, _, e in order]
         labels = list(self.verbalizers)
         ids = self.verbalizer_ids(tokenizer, [found.prompt for found in encoded[:4]])
         columns = {
