@@ -73,13 +73,19 @@ def test_a_deleted_shard_reruns_that_shard_and_what_depends_on_it_only(copy):
 
 def test_a_changed_formula_reruns_the_rules_that_use_it_only(copy):
     with (copy / "workflow/stopwise/rules.py").open("a") as file:
-        file.write("\n# an edited formula\n")
+        file.write("\nEDITED = True\n")
     jobs = snakemake(copy, "-n").jobs()
     assert jobs["stopping"] == 2
     # Training stops where one of these rules says.
     assert jobs["finetune"] == 2
     for rule in ("data", "jacobian", "gram", "prepare_model"):
         assert rule not in jobs
+
+
+def test_a_comment_or_a_renewed_file_time_reruns_nothing(copy):
+    for path in sorted((copy / "workflow/stopwise").glob("*.py")):
+        path.write_text("# a comment of one's own\n" + path.read_text())
+    assert "Nothing to be done" in snakemake(copy, "-n").output
 
 
 def test_training_waits_for_the_rules_only_where_one_of_them_stops_it(copy):
@@ -105,7 +111,7 @@ def test_another_start_or_a_smaller_size_keeps_the_kernels_that_are_there(copy):
     config["sizes"] = [8, 12, 16]
     config["model"]["reinit"] = ["layers.1.*q_proj"]
     config["starts"] = ["pretrained", "mixed"]
-    (copy / "config/more.yaml").write_text(yaml.safe_dump(config))
+    (copy / "config/more.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     jobs = snakemake(copy, "-n", config="config/more.yaml").jobs()
     assert jobs["jacobian"] == 4  # two tasks in two shards, from the mixed start alone
     assert jobs["finetune"] == 4
@@ -121,7 +127,7 @@ def test_a_task_may_lie_in_a_folder_called_results(copy):
     config = yaml.safe_load((copy / TEST_CONFIG).read_text())
     config["name"] = "own"
     config["tasks"]["colours"]["source"] = {"parquet": str(own)}
-    (copy / "config/own.yaml").write_text(yaml.safe_dump(config))
+    (copy / "config/own.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     run = snakemake(copy, "--", "results/own/data/colours/seed0.parquet", config="config/own.yaml")
     assert run.code == 0, run.output[-3000:]
     tables = [
@@ -138,7 +144,7 @@ def test_a_path_may_begin_with_the_home_folder(copy, monkeypatch):
     config = yaml.safe_load((copy / TEST_CONFIG).read_text())
     config["name"] = "own"
     config["tasks"]["colours"]["source"] = {"csv": "~/colours.csv"}
-    (copy / "config/own.yaml").write_text(yaml.safe_dump(config))
+    (copy / "config/own.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     made = "results/own/data/colours/seed0.parquet"
     run = snakemake(copy, "--", made, config="config/own.yaml")
     assert run.code == 0, run.output[-3000:]
@@ -153,7 +159,7 @@ def test_data_sets_of_a_hub_are_fetched_where_the_network_is(copy):
     source = {"hub": "owner/rows", "config": "plain", "revision": "main"}
     config["tasks"]["colours"] |= {"source": source}
     config["tasks"]["moods"] |= {"source": source}
-    (copy / "config/own.yaml").write_text(yaml.safe_dump(config))
+    (copy / "config/own.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     jobs = snakemake(copy, "-n", config="config/own.yaml").jobs()
     assert jobs["fetch_dataset"] == 1
     assert jobs["data"] == 2

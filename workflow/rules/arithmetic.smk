@@ -26,7 +26,6 @@ rule arithmetic:
         index=INDEXES,
         vectors=VECTORS,
         model=model_stamp(),
-        code=library("arithmetic", "models"),
     output:
         arithmetic=f"{RESULTS}/arithmetic/seed{{seed}}.parquet",
         interference=f"{RESULTS}/measured_interference/seed{{seed}}.parquet",
@@ -42,6 +41,7 @@ rule arithmetic:
         runtime=240,
         gpu=gpus_per_job(),
     params:
+        code=library("arithmetic", "models"),
         tasks=MERGED,
         model=model_section(),
         outputs=config["kernel"]["outputs"],
@@ -59,7 +59,6 @@ rule task_kernels:
     input:
         data=SAMPLES,
         model=model_stamp(),
-        code=library("task_kernels", "models"),
     output:
         f"{RESULTS}/task_kernels/seed{{seed}}/shard{{shard}}of{{shards}}.parquet",
     log:
@@ -74,6 +73,7 @@ rule task_kernels:
         runtime=240,
         gpu=gpus_per_job(),
     params:
+        code=library("task_kernels", "models"),
         tasks=MERGED,
         size=config["arithmetic"]["size"],
         model=model_section(),
@@ -91,7 +91,6 @@ rule arithmetic_prediction:
         **SPACE,
         data=SAMPLES,
         index=INDEXES,
-        code=library("arithmetic_prediction"),
     output:
         grid=f"{RESULTS}/arithmetic_prediction/seed{{seed}}.parquet",
         interference=f"{RESULTS}/predicted_interference/seed{{seed}}.parquet",
@@ -106,6 +105,7 @@ rule arithmetic_prediction:
         mem_mb=3000,
         runtime=30,
     params:
+        code=library("arithmetic_prediction"),
         tasks=MERGED,
         kernel={key: config["kernel"][key] for key in ("parameters", "outputs")},
         formula=config["kernel"]["formula"],
@@ -125,7 +125,6 @@ rule arithmetic_check:
         measured_effects=over_seeds("measured_interference"),
         points=over_seeds("arithmetic_prediction"),
         arithmetic=over_seeds("arithmetic"),
-        code=library("arithmetic_check"),
     output:
         table=f"{RESULTS}/arithmetic_check.parquet",
         agreement=f"{RESULTS}/arithmetic_agreement.parquet",
@@ -140,6 +139,8 @@ rule arithmetic_check:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=library("arithmetic_check"),
     message:
         "Holding predicted task arithmetic against the measured"
     script:
@@ -150,7 +151,6 @@ rule merge_advice:
     input:
         points=over_seeds("arithmetic_prediction"),
         effects=over_seeds("predicted_interference"),
-        code=library("merge_advice"),
     output:
         table=f"{RESULTS}/merge_advice.parquet",
         text=f"{RESULTS}/merge_advice.md",
@@ -164,6 +164,8 @@ rule merge_advice:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=library("merge_advice"),
     message:
         "Which task vectors to add, before any merging"
     script:
@@ -174,7 +176,6 @@ rule merge_score:
     input:
         advice=f"{RESULTS}/merge_advice.parquet",
         arithmetic=over_seeds("arithmetic"),
-        code=library("merge_score"),
     output:
         table=f"{RESULTS}/merge_score.parquet",
         text=f"{RESULTS}/merge_score.md",
@@ -188,6 +189,8 @@ rule merge_score:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=library("merge_score"),
     message:
         "Scoring the merge advice"
     script:
@@ -201,7 +204,6 @@ rule disentanglement:
         index=INDEXES,
         vectors=VECTORS,
         model=model_stamp(),
-        code=library("disentanglement", "models"),
     output:
         f"{RESULTS}/disentanglement/seed{{seed}}.parquet",
     log:
@@ -216,6 +218,7 @@ rule disentanglement:
         runtime=240,
         gpu=gpus_per_job(),
     params:
+        code=library("disentanglement", "models"),
         tasks=MERGED,
         model=model_section(),
         kernel={key: config["kernel"][key] for key in ("parameters", "outputs")},
@@ -241,7 +244,6 @@ rule tangent_arithmetic:
             *expand(f"{RESULTS}/stopping/pretrained/{{task}}/seed{{{{seed}}}}.parquet", task=MERGED)
         ),
         model=model_stamp(),
-        code=library("tangent_arithmetic", "models"),
     output:
         table=f"{RESULTS}/tangent_arithmetic/seed{{seed}}.parquet",
         vectors=expand(f"{RESULTS}/tangent_arithmetic/seed{{{{seed}}}}/{{task}}.safetensors", task=MERGED),
@@ -257,6 +259,7 @@ rule tangent_arithmetic:
         runtime=480,
         gpu=gpus_per_job(),
     params:
+        code=library("tangent_arithmetic", "models"),
         tasks=MERGED,
         model=model_section(),
         kernel={key: config["kernel"][key] for key in ("parameters", "outputs")},

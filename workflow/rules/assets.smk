@@ -2,8 +2,6 @@
 
 
 rule fetch_wheel:
-    input:
-        library("fetch_wheel"),
     output:
         f"{ASSETS}/wheels/{{wheel}}.json",
     log:
@@ -13,6 +11,8 @@ rule fetch_wheel:
     localrule: True
     conda:
         ENVIRONMENT
+    params:
+        code=library("fetch_wheel"),
     message:
         "Fetching the wheel {wildcards.wheel} (once; checked against its sha256)"
     script:
@@ -21,8 +21,6 @@ rule fetch_wheel:
 
 # Here and not in the job that reads the rows: the nodes of a cluster may have no network.
 rule fetch_dataset:
-    input:
-        library("fetch_dataset"),
     output:
         f"{ASSETS}/datasets/{{dataset}}.json",
     log:
@@ -33,6 +31,7 @@ rule fetch_dataset:
     conda:
         ENVIRONMENT
     params:
+        code=library("fetch_dataset"),
         wanted=lambda w: dataset_source(w.dataset),
     message:
         "Fetching the data set {wildcards.dataset} (once; held at the commit found now)"
@@ -44,7 +43,6 @@ rule prepare_model:
     input:
         wheels=model_wheels(),
         files=model_files(),
-        code=library("prepare_model"),
     output:
         model_stamp(),
     log:
@@ -55,6 +53,7 @@ rule prepare_model:
     conda:
         ENVIRONMENT
     params:
+        code=library("prepare_model"),
         # The model's own files are shared by all configurations of one source, so nothing else of them may count.
         model={key: config["model"][key] for key in ("source", "revision", "trust_remote_code")},
     message:

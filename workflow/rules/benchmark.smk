@@ -14,7 +14,6 @@ wildcard_constraints:
 rule benchmark_part:
     input:
         model=model_stamp(),
-        code=library("benchmark_part", "models"),
     output:
         f"{BENCHMARK}/{{part}}.parquet",
     log:
@@ -29,6 +28,7 @@ rule benchmark_part:
         runtime=60,
         gpu=gpus_per_job(),
     params:
+        code=library("benchmark_part", "models"),
         model=config["model"],
         device=config["device"],
         tokens=48,
@@ -43,7 +43,6 @@ rule benchmark_training:
     input:
         source=task_files(TASKS[0]),
         model=model_stamp(),
-        code=library("benchmark_training", "models"),
     output:
         f"{BENCHMARK}/training/threads{{used}}.parquet",
     log:
@@ -58,6 +57,7 @@ rule benchmark_training:
         runtime=30,
         gpu=gpus_per_job(),
     params:
+        code=library("benchmark_training", "models"),
         model=config["model"],
         device=config["device"],
         parameters=config["kernel"]["parameters"],
@@ -76,7 +76,6 @@ rule benchmark_training:
 rule benchmark_large:
     input:
         model=model_stamp(),
-        code=library("benchmark_large", "models"),
     output:
         f"{BENCHMARK}/large/shard{{shard}}of{{shards}}.parquet",
     log:
@@ -91,6 +90,7 @@ rule benchmark_large:
         runtime=30,
         gpu=gpus_per_job(),
     params:
+        code=library("benchmark_large", "models"),
         model=config["model"],
         device=config["device"],
         tokens=48,
@@ -103,8 +103,6 @@ rule benchmark_large:
 
 
 rule plan:
-    input:
-        code=library("plan"),
     output:
         table=f"{RESULTS}/plan.parquet",
         jobs=f"{RESULTS}/plan_jobs.parquet",
@@ -117,6 +115,7 @@ rule plan:
     conda:
         ENVIRONMENT
     params:
+        code=library("plan"),
         config=config,
         assets=ASSETS,
     message:
@@ -132,7 +131,6 @@ rule benchmark:
         errors=f"{BENCHMARK}/errors.parquet",
         large=expand(f"{BENCHMARK}/large/shard{{k}}of{{n}}.parquet", k=range(LARGE_SHARDS), n=LARGE_SHARDS),
         training=expand(f"{BENCHMARK}/training/threads{{used}}.parquet", used=TRAINING_THREADS),
-        code=library("benchmark", "plots.benchmark"),
     output:
         text=f"{BENCHMARK}/benchmark.md",
         svg=f"{BENCHMARK}/benchmark.svg",
@@ -144,6 +142,8 @@ rule benchmark:
     localrule: True
     conda:
         ENVIRONMENT
+    params:
+        code=library("benchmark", "plots.benchmark"),
     message:
         "Writing the benchmark table and figure"
     script:

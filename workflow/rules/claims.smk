@@ -15,7 +15,6 @@ rule claims:
         F7=table_of("F7"),
         F8=table_of("F8"),
         F10=table_of("F10"),
-        code=library("claims"),
     output:
         table=f"{RESULTS}/claims.parquet",
         text=f"{RESULTS}/claims.md",
@@ -30,6 +29,7 @@ rule claims:
         mem_mb=1000,
         runtime=10,
     params:
+        code=library("claims"),
         name=config["name"],
         facts=run_facts(),
         batch_size=config["finetune"]["batch_size"],
@@ -48,7 +48,6 @@ rule page:
         claims=f"{RESULTS}/claims.parquet",
         tables=figure_tables(),
         pictures=[f"{RESULTS}/figures/{figure}.svg" for figure in figure_ids()],
-        code=library("page", "plots.page"),
     output:
         report(
             f"{RESULTS}/index.html",
@@ -67,6 +66,7 @@ rule page:
         mem_mb=1000,
         runtime=10,
     params:
+        code=library("page", "plots.page"),
         name=config["name"],
         facts=run_facts(),
         packages=installed("plotly"),

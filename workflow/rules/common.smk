@@ -1,5 +1,6 @@
-# Functions shared by the rules: the checked configuration, paths, and which library files a rule depends on.
+# Functions shared by the rules: the checked configuration, paths, and which library code a rule depends on.
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -73,11 +74,20 @@ def imported_modules(path):
     return found
 
 
-def library(script, *modules):
-    """Return the library files that a script depends on, with all that they import: a changed formula reruns its rules.
+@functools.cache
+def statements(path):
+    """Return a digest of what a library file does: comments and layout do not count."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
-    These are the modules that the script imports, and those named here. What carries no number is left out: what all
-    scripts share (job.py), and the names of the rules.
+
+def library(script, *modules):
+    """Return a digest of the library files that a script depends on, with all that they import.
+
+    As a param of its rule it reruns the rule when a formula changes. (As input files they would be looked at by the
+    scheduler over and over, and a checkout that renews their times would rerun everything.) The files are the modules
+    that the script imports, and those named here. What carries no number is left out: what all scripts share (job.py),
+    and the names of the rules.
     """
     waiting = [LIBRARY.joinpath(*name.split(".")).with_suffix(".py") for name in ("artifacts", *modules)]
     waiting.extend(imported_modules(Path(workflow.basedir) / "workflow" / "scripts" / f"{script}.py"))
@@ -87,7 +97,8 @@ def library(script, *modules):
         if path not in seen and path.is_file() and path.name not in NO_NUMBERS:
             seen.add(path)
             waiting.extend(imported_modules(path))
-    return sorted(relative(path) for path in seen)
+    files = sorted(f"{path.relative_to(LIBRARY)} {statements(path)}" for path in seen)
+    return hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]
 
 
 def installed(*packages):

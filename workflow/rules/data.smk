@@ -5,7 +5,6 @@ rule data:
     input:
         sources=lambda w: task_files(w.task),
         model=model_stamp(),
-        code=library("data"),
     output:
         f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
     log:
@@ -19,6 +18,7 @@ rule data:
         mem_mb=2000,
         runtime=10,
     params:
+        code=library("data"),
         task=lambda w: config["tasks"][w.task],
         data=config["data"],
         train=max(config["sizes"]),

@@ -6,7 +6,6 @@ rule drift:
         data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
         gram=f"{RESULTS}/gram/{{start}}/{{task}}/seed{{seed}}.parquet",
         model=model_stamp(),
-        code=library("drift", "models"),
     output:
         f"{RESULTS}/drift/{{start}}/{{task}}/seed{{seed}}.parquet",
     log:
@@ -21,6 +20,7 @@ rule drift:
         runtime=240,
         gpu=gpus_per_job(),
     params:
+        code=library("drift", "models"),
         drift={key: config["drift"][key] for key in ("size", "examples", "checkpoints")},
         model=lambda w: model_section(w.start),
         kernel=kernel_section(),

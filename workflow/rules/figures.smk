@@ -5,7 +5,6 @@ rule figure_F1:
     input:
         spectrum=each("spectrum/{start}/{task}/seed{seed}.parquet"),
         decay=each("decay/{start}/{task}/seed{seed}.parquet"),
-        code=library("figure_F1", "plots.f1"),
     output:
         table=f"{RESULTS}/figures/F1.parquet",
         svg=report(
@@ -25,6 +24,8 @@ rule figure_F1:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=library("figure_F1", "plots.f1"),
     message:
         "Drawing F1: eigenvalue decay"
     script:
@@ -35,7 +36,6 @@ rule figure_F2:
     input:
         trajectory=each("finetune/{start}/{task}/seed{seed}/trajectory.parquet"),
         evaluation=each("evaluation/{start}/{task}/seed{seed}.parquet"),
-        code=library("figure_F2", "plots.f2"),
     output:
         table=f"{RESULTS}/figures/F2.parquet",
         svg=report(
@@ -55,6 +55,8 @@ rule figure_F2:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=library("figure_F2", "plots.f2"),
     message:
         "Drawing F2: fine-tuning curves with every rule's stop"
     script:
@@ -64,7 +66,6 @@ rule figure_F2:
 rule figure_F3:
     input:
         evaluation=each("evaluation/{start}/{task}/seed{seed}.parquet"),
-        code=library("figure_F3", "plots.f3"),
     output:
         table=f"{RESULTS}/figures/F3.parquet",
         svg=report(
@@ -84,6 +85,8 @@ rule figure_F3:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=library("figure_F3", "plots.f3"),
     message:
         "Drawing F3: stopping rules compared"
     script:
@@ -93,7 +96,6 @@ rule figure_F3:
 rule figure_F7:
     input:
         check=f"{RESULTS}/arithmetic_check.parquet",
-        code=library("figure_F7", "plots.f7"),
     output:
         table=f"{RESULTS}/figures/F7.parquet",
         svg=report(
@@ -113,6 +115,8 @@ rule figure_F7:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=library("figure_F7", "plots.f7"),
     message:
         "Drawing F7: cosine and interference, predicted and measured"
     script:
@@ -124,7 +128,6 @@ rule figure_F8:
         arithmetic=over_seeds("arithmetic"),
         predicted=over_seeds("arithmetic_prediction") if config["arithmetic"]["predict"] else [],
         joint=[path for path in over_seeds("joint") if path in joint_paths()],
-        code=library("figure_F8", "plots.f8"),
     output:
         table=f"{RESULTS}/figures/F8.parquet",
         svg=report(
@@ -144,6 +147,8 @@ rule figure_F8:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=library("figure_F8", "plots.f8"),
     message:
         "Drawing F8: task addition and negation"
     script:
@@ -155,7 +160,6 @@ rule figure_F4:
         evaluation=each("evaluation/{start}/{task}/seed{seed}.parquet"),
         decay=each("decay/{start}/{task}/seed{seed}.parquet"),
         stopping=each("stopping/{start}/{task}/seed{seed}.parquet"),
-        code=library("figure_F4", "plots.f4"),
     output:
         table=f"{RESULTS}/figures/F4.parquet",
         svg=report(
@@ -175,6 +179,8 @@ rule figure_F4:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=library("figure_F4", "plots.f4"),
     message:
         "Drawing F4: test error against sample size"
     script:
@@ -187,7 +193,6 @@ rule figure_F6:
         directions=each("directions/{start}/{task}/seed{seed}.parquet"),
         guarantee=each("guarantee/{start}/{task}/seed{seed}.parquet"),
         drift=drift_paths(),
-        code=library("figure_F6", "plots.f6"),
     output:
         table=f"{RESULTS}/figures/F6.parquet",
         svg=report(
@@ -207,6 +212,8 @@ rule figure_F6:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=library("figure_F6", "plots.f6"),
     message:
         "Drawing F6: is training what the theory says?"
     script:
@@ -216,7 +223,6 @@ rule figure_F6:
 rule figure_F9:
     input:
         share=each("layer_share/{start}/{task}/seed{seed}.parquet"),
-        code=library("figure_F9", "plots.f9"),
     output:
         table=f"{RESULTS}/figures/F9.parquet",
         svg=report(
@@ -236,6 +242,8 @@ rule figure_F9:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=library("figure_F9", "plots.f9"),
     message:
         "Drawing F9: the kernel by layer"
     script:
@@ -251,7 +259,6 @@ rule summary:
         arithmetic=[
             f"{RESULTS}/arithmetic/seed{seed}.parquet" for seed in config["arithmetic"]["seeds"] if arithmetic_runs()
         ],
-        code=library("summary"),
     output:
         table=f"{RESULTS}/summary.parquet",
         text=f"{RESULTS}/summary.md",
@@ -266,6 +273,7 @@ rule summary:
         mem_mb=1000,
         runtime=10,
     params:
+        code=library("summary"),
         name=config["name"],
         sizes=sorted(config["sizes"]),
         outputs=config["kernel"]["outputs"],

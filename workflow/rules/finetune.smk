@@ -8,7 +8,6 @@ rule finetune:
         gram=f"{RESULTS}/gram/{{start}}/{{task}}/seed{{seed}}.parquet",
         stopping=predicted_stop(f"{RESULTS}/stopping/{{start}}/{{task}}/seed{{seed}}.parquet"),
         model=model_stamp(),
-        code=library("finetune", "models"),
     output:
         trajectory=f"{RESULTS}/finetune/{{start}}/{{task}}/seed{{seed}}/trajectory.parquet",
         outputs=f"{RESULTS}/finetune/{{start}}/{{task}}/seed{{seed}}/finetune_outputs.parquet",
@@ -28,6 +27,7 @@ rule finetune:
         runtime=480,
         gpu=gpus_per_job(),
     params:
+        code=library("finetune", "models"),
         sizes=sorted(config["sizes"]),
         model=lambda w: model_section(w.start),
         kernel={key: config["kernel"][key] for key in ("parameters", "outputs")},
@@ -45,7 +45,6 @@ rule evaluation:
     input:
         trajectory=f"{RESULTS}/finetune/{{start}}/{{task}}/seed{{seed}}/trajectory.parquet",
         stopping=f"{RESULTS}/stopping/{{start}}/{{task}}/seed{{seed}}.parquet",
-        code=library("evaluation"),
     output:
         f"{RESULTS}/evaluation/{{start}}/{{task}}/seed{{seed}}.parquet",
     log:
@@ -59,6 +58,7 @@ rule evaluation:
         mem_mb=1000,
         runtime=10,
     params:
+        code=library("evaluation"),
         finetune=config["finetune"],
         rules=config["stopping"]["rules"],
     message:
@@ -72,7 +72,6 @@ rule directions:
         data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
         gram=f"{RESULTS}/gram/{{start}}/{{task}}/seed{{seed}}.parquet",
         outputs=f"{RESULTS}/finetune/{{start}}/{{task}}/seed{{seed}}/finetune_outputs.parquet",
-        code=library("directions"),
     output:
         directions=f"{RESULTS}/directions/{{start}}/{{task}}/seed{{seed}}.parquet",
         guarantee=f"{RESULTS}/guarantee/{{start}}/{{task}}/seed{{seed}}.parquet",
@@ -87,6 +86,7 @@ rule directions:
         mem_mb=1000,
         runtime=10,
     params:
+        code=library("directions"),
         outputs=config["kernel"]["outputs"],
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
         finetune=filter_section(),

@@ -10,7 +10,6 @@ rule gram:
         ),
         data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
         model=model_stamp(),
-        code=library("gram"),
     output:
         gram=f"{RESULTS}/gram/{{start}}/{{task}}/seed{{seed}}.parquet",
         layer_share=f"{RESULTS}/layer_share/{{start}}/{{task}}/seed{{seed}}.parquet",
@@ -25,6 +24,7 @@ rule gram:
         mem_mb=2000,
         runtime=20,
     params:
+        code=library("gram"),
         kernel=kernel_section(),
         outputs=config["kernel"]["outputs"],
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},

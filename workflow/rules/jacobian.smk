@@ -5,7 +5,6 @@ rule jacobian:
     input:
         data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
         model=model_stamp(),
-        code=library("jacobian", "models"),
     output:
         f"{RESULTS}/jacobian/{{start}}/{{task}}/seed{{seed}}/shard{{shard}}of{{shards}}.parquet",
     log:
@@ -20,6 +19,7 @@ rule jacobian:
         runtime=120,
         gpu=gpus_per_job(),
     params:
+        code=library("jacobian", "models"),
         model=lambda w: model_section(w.start),
         kernel=kernel_section(),
         device=config["device"],

@@ -5,7 +5,6 @@ rule joint:
     input:
         data=expand(f"{RESULTS}/data/{{task}}/seed{{{{seed}}}}.parquet", task=MERGED),
         model=model_stamp(),
-        code=library("joint", "models"),
     output:
         joint=f"{RESULTS}/joint/seed{{seed}}.parquet",
         stopping=f"{RESULTS}/joint_stopping/seed{{seed}}.parquet",
@@ -22,6 +21,7 @@ rule joint:
         runtime=240,
         gpu=gpus_per_job(),
     params:
+        code=library("joint", "models"),
         tasks=MERGED,
         joint={"size": config["joint"]["size"]},
         model=model_section(),

@@ -12,7 +12,6 @@ rule record:
         pages=[f"{RESULTS}/{page}" for page in PAGES],
         pictures=[f"{RESULTS}/figures/{figure}.png" for figure in figure_ids()],
         captions=[relative(Path(workflow.basedir) / f"workflow/report/{figure.lower()}.rst") for figure in figure_ids()],
-        code=library("record"),
     output:
         tables=expand("{kept}/{table}.parquet", kept=KEPT, table=RECORD),
         pages=expand("{kept}/{page}", kept=KEPT, page=PAGES),
@@ -26,6 +25,7 @@ rule record:
     conda:
         ENVIRONMENT
     params:
+        code=library("record"),
         name=config["name"],
         tables=list(RECORD),
         times=f"{RESULTS}/benchmarks",
@@ -46,7 +46,6 @@ rule record_study:
         page=f"{RESULTS}/stopping_study.md",
         picture=f"{RESULTS}/figures/stopping_study.png",
         caption=relative(Path(workflow.basedir) / "workflow/report/f3.rst"),
-        code=library("record_study"),
     output:
         cells=f"{KEPT}/study/cells.parquet",
         table=f"{KEPT}/study/methods.parquet",
@@ -61,6 +60,7 @@ rule record_study:
     conda:
         ENVIRONMENT
     params:
+        code=library("record_study"),
         name=config["name"],
         digest=CONFIG_DIGEST,
         command=command_line("stopping_study"),

@@ -5,7 +5,6 @@ rule spectrum:
     input:
         gram=f"{RESULTS}/gram/{{start}}/{{task}}/seed{{seed}}.parquet",
         data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
-        code=library("spectrum"),
     output:
         spectrum=f"{RESULTS}/spectrum/{{start}}/{{task}}/seed{{seed}}.parquet",
         decay=f"{RESULTS}/decay/{{start}}/{{task}}/seed{{seed}}.parquet",
@@ -20,6 +19,7 @@ rule spectrum:
         mem_mb=2000,
         runtime=20,
     params:
+        code=library("spectrum"),
         sizes=sorted(config["sizes"]),
         outputs=config["kernel"]["outputs"],
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale", "noise")},
@@ -34,7 +34,6 @@ rule stopping:
     input:
         gram=f"{RESULTS}/gram/{{start}}/{{task}}/seed{{seed}}.parquet",
         data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
-        code=library("stopping"),
     output:
         stopping=f"{RESULTS}/stopping/{{start}}/{{task}}/seed{{seed}}.parquet",
         curve=f"{RESULTS}/stopping_curve/{{start}}/{{task}}/seed{{seed}}.parquet",
@@ -49,6 +48,7 @@ rule stopping:
         mem_mb=2000,
         runtime=20,
     params:
+        code=library("stopping"),
         sizes=sorted(config["sizes"]),
         outputs=config["kernel"]["outputs"],
         stopping=config["stopping"],

@@ -6,7 +6,6 @@ rule stopping_study_cells:
     input:
         data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
         gram=f"{RESULTS}/gram/{{start}}/{{task}}/seed{{seed}}.parquet",
-        code=library("stopping_study_cells"),
     output:
         f"{RESULTS}/stopping_study/{{start}}/{{task}}/seed{{seed}}.parquet",
     log:
@@ -20,6 +19,7 @@ rule stopping_study_cells:
         mem_mb=3000,
         runtime=60,
     params:
+        code=library("stopping_study_cells"),
         sizes=sorted(config["sizes"]),
         outputs=config["kernel"]["outputs"],
         target_scale=config["stopping"]["target_scale"],
@@ -35,7 +35,6 @@ rule stopping_study:
         cells=expand(
             f"{RESULTS}/stopping_study/pretrained/{{task}}/seed{{seed}}.parquet", task=MERGED, seed=config["seeds"]
         ),
-        code=library("stopping_study"),
     output:
         table=f"{RESULTS}/stopping_study.parquet",
         text=f"{RESULTS}/stopping_study.md",
@@ -52,6 +51,8 @@ rule stopping_study:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=library("stopping_study"),
     message:
         "Writing the study of the stopping rules"
     script:
@@ -75,7 +76,6 @@ rule stopping_runs:
             task=MERGED,
             seed=config["seeds"],
         ),
-        code=library("stopping_runs"),
     output:
         table=f"{RESULTS}/stopping_runs.parquet",
         text=f"{RESULTS}/stopping_runs.md",
@@ -90,6 +90,7 @@ rule stopping_runs:
         mem_mb=3000,
         runtime=60,
     params:
+        code=library("stopping_runs"),
         finetune=config["finetune"],
         kernel={key: config["kernel"][key] for key in ("parameters", "outputs")},
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},

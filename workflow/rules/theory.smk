@@ -10,8 +10,6 @@ wildcard_constraints:
 
 
 rule theory_study:
-    input:
-        code=library("theory_study"),
     output:
         f"{RESULTS}/theory/study/{{decay}}.parquet",
     log:
@@ -25,6 +23,7 @@ rule theory_study:
         mem_mb=1000,
         runtime=30,
     params:
+        code=library("theory_study"),
         theory=config["theory"],
     message:
         "Synthetic study: {wildcards.decay}"
@@ -33,8 +32,6 @@ rule theory_study:
 
 
 rule theory_ridge:
-    input:
-        code=library("theory_ridge"),
     output:
         f"{RESULTS}/theory/ridge/{{decay}}.parquet",
     log:
@@ -48,6 +45,7 @@ rule theory_ridge:
         mem_mb=1000,
         runtime=15,
     params:
+        code=library("theory_ridge"),
         theory=config["theory"],
     message:
         "Ridge and early stopping: {wildcards.decay}"
@@ -56,8 +54,6 @@ rule theory_ridge:
 
 
 rule theory_linear:
-    input:
-        code=library("theory_linear", "linearity"),
     output:
         f"{RESULTS}/theory/linear.parquet",
     log:
@@ -71,6 +67,7 @@ rule theory_linear:
         mem_mb=2000,
         runtime=15,
     params:
+        code=library("theory_linear", "linearity"),
         cells=LINEARITY,
         seed=config["theory"]["seed"],
     message:
@@ -82,7 +79,6 @@ rule theory_linear:
 rule figure_F5:
     input:
         ridge=expand(f"{RESULTS}/theory/ridge/{{decay}}.parquet", decay=DECAYS),
-        code=library("figure_F5", "plots.f5"),
     output:
         table=f"{RESULTS}/figures/F5.parquet",
         svg=report(
@@ -102,6 +98,8 @@ rule figure_F5:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=library("figure_F5", "plots.f5"),
     message:
         "Drawing F5: ridge and early stopping"
     script:
@@ -111,7 +109,6 @@ rule figure_F5:
 rule figure_F10:
     input:
         study=expand(f"{RESULTS}/theory/study/{{decay}}.parquet", decay=DECAYS),
-        code=library("figure_F10", "plots.f10"),
     output:
         table=f"{RESULTS}/figures/F10.parquet",
         svg=report(
@@ -131,6 +128,8 @@ rule figure_F10:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=library("figure_F10", "plots.f10"),
     message:
         "Drawing F10: the synthetic check"
     script:
@@ -141,7 +140,6 @@ rule theory_summary:
     input:
         figure=f"{RESULTS}/figures/F10.parquet",
         linear=f"{RESULTS}/theory/linear.parquet",
-        code=library("theory_summary"),
     output:
         f"{RESULTS}/theory/summary.md",
     log:
@@ -154,6 +152,8 @@ rule theory_summary:
     resources:
         mem_mb=1000,
         runtime=10,
+    params:
+        code=library("theory_summary"),
     message:
         "Writing the tables of the theory check"
     script:

@@ -29,7 +29,6 @@ rule track:
     input:
         artifacts=RECORDED,
         database="results/mlflow/database.json" if config["mlflow"]["tracking_uri"] is None else [],
-        code=library("track"),
     output:
         f"{RESULTS}/tracking.parquet",
     log:
@@ -40,6 +39,7 @@ rule track:
     conda:
         ENVIRONMENT
     params:
+        code=library("track"),
         tracking_uri=config["mlflow"]["tracking_uri"],
         config_digest=CONFIG_DIGEST,
         # Changes while something is pending, so that the rule runs again.
@@ -53,7 +53,6 @@ rule track:
 rule provenance:
     input:
         artifacts=[*RECORDED, *VECTORS],
-        code=library("provenance"),
     output:
         table=f"{RESULTS}/provenance.parquet",
         csv=f"{RESULTS}/provenance.csv",
@@ -64,6 +63,8 @@ rule provenance:
     localrule: True
     conda:
         ENVIRONMENT
+    params:
+        code=library("provenance"),
     message:
         "Listing where every artifact comes from"
     script:

@@ -75,8 +75,8 @@ class Job:
 
     @property
     def params(self) -> dict[str, Any]:
-        """Return the job's params by name: the config sections it depends on (package versions are recorded apart)."""
-        return {name: value for name, value in self.snakemake.params.items() if name != "packages"}
+        """Return the job's params by name: the config sections it depends on (versions and revision are apart)."""
+        return {name: value for name, value in self.snakemake.params.items() if name not in ("packages", "code")}
 
     def input_digests(self) -> dict[str, str]:
         """Return the digest of each input that is data (not code), by its path in the results folder."""
