@@ -399,7 +399,7 @@ def test_f6_keeps_measured_and_predicted_apart():
     assert loss["predicted"].to_numpy() == pytest.approx(run["linearised_train_loss"].to_numpy())
     assert rows.loc[rows["quantity"] == "drift", "predicted"].isna().all()
     alone = plots.figure("F6").draw(plots.figure("F6").table(trajectories))
-    assert [ax.get_title() for ax in alone.axes] == ["training loss", "distance from start"]
+    assert [ax.get_title().split()[0] for ax in alone.axes] == ["training", "distance"]
 
 
 def test_f6_draws_the_guarantee_and_names_a_smaller_n():
@@ -413,7 +413,7 @@ def test_f6_draws_the_guarantee_and_names_a_smaller_n():
     panel = [ax.get_title() for ax in plain.axes].index("training loss")
     assert len(bound.axes[panel].lines) == len(plain.axes[panel].lines) + 1
     assert "guarantee" in [text.get_text() for text in bound.legends[0].get_texts()]
-    drift = [ax.get_title() for ax in plain.axes].index("kernel drift")
+    drift = [ax.get_title().split()[0] for ax in plain.axes].index("drift")
     assert [text.get_text() for text in plain.axes[drift].texts] == ["n = 8"]
     assert not plain.axes[panel].texts
 
@@ -431,6 +431,42 @@ def test_f6_draws_the_guarantee_and_names_a_smaller_n():
 )
 def test_f9_reads_block_and_module_from_a_name(layer, expected):
     assert plots.figure("F9").place(layer) == expected
+
+
+def test_f9_names_the_tasks_of_every_start():
+    shares = made_up.layer_shares(tasks=2, seeds=1)
+    one = [({**wildcards, "start": "random"}, table) for wildcards, table in shares if wildcards["task"] == "movie"]
+    figure = plots.figure("F9").draw(plots.figure("F9").table([*shares, *one]))
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == [wildcards["task"] for wildcards, _ in shares]
+
+
+def test_f2_has_a_row_of_all_starts_for_each_task_that_has_several_and_no_empty_panel():
+    runs, evaluations = made_up.upstream("F2", tasks=2, seeds=1)
+    more = [({**w, "start": start}, t) for start in ("mixed", "random") for w, t in runs if w["task"] == "movie"]
+    alone = plots.figure("F2").draw(plots.figure("F2").table(runs, evaluations))
+    figure = plots.figure("F2").draw(plots.figure("F2").table([*runs, *more], evaluations))
+    starts = [
+        ax.get_title() for ax in figure.axes if "start, n" in ax.get_title() and "pretrained" not in ax.get_title()
+    ]
+    assert [title.split()[0] for title in starts] == ["mixed", "random"]
+    assert len(figure.axes) == len(alone.axes) + 3
+    assert all(ax.lines for ax in figure.axes if ax.get_visible())
+
+
+def test_f1_averages_no_laws_of_two_kinds():
+    f1 = plots.figure("F1")
+    spectra, decays = made_up.upstream("F1", tasks=1, seeds=3)
+    kinds = {0: "finite_rank", 1: "power", 2: "power"}
+    changed = []
+    for wildcards, table in decays:
+        kind = pa.array([kinds[int(wildcards["seed"])]] * len(table), pa.string())
+        changed.append((wildcards, table.set_column(table.column_names.index("kind"), "kind", kind)))
+    rows = f1.largest(f1.table(spectra, changed).to_pandas())
+    assert set(f1.usual_law(rows)["seed"]) == {1, 2}
+    assert f1.law(rows).startswith("power ")
+    assert f1.law(rows).endswith("(2 of 3 seeds)")
+    assert f1.law(rows[rows["seed"] == 0]) == "finite rank"
 
 
 def test_f9_draws_a_line_a_module_and_marks_what_is_outside_the_blocks():

@@ -24,7 +24,7 @@ def test_every_rule_that_runs_the_network_has_its_memory_and_time_in_the_slurm_p
     network = {n for n, text in rules().items() if "gpus_per_job()" in text and not n.startswith("benchmark")}
     assert {"jacobian", "finetune", "arithmetic"} <= network
     sized = yaml.safe_load(SLURM.read_text(encoding="utf-8"))["set-resources"]
-    assert set(sized) == network
+    assert set(sized) == network | {"arithmetic_prediction"}  # which reads the kernels between all tasks whole
     assert all({"mem_mb", "runtime"} <= set(resources) for resources in sized.values())
 
 

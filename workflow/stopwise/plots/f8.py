@@ -128,9 +128,7 @@ def _keys(data: pd.DataFrame, looks: dict[str, style.Look]) -> list:
         if data[level].notna().any():
             keys.append(style.line_key(label, color="black", linestyle=dashes, linewidth=0.7))
     if data["chosen"].any():
-        keys.append(
-            style.line_key("chosen on validation, by each seed", color=style.COLORS["grey"], linewidth=3.0, alpha=0.3)
-        )
+        keys.append(style.line_key("chosen by each seed", color=style.COLORS["grey"], linewidth=3.0, alpha=0.3))
     return keys
 
 
