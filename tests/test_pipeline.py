@@ -168,6 +168,12 @@ def test_data_sets_of_a_hub_are_fetched_where_the_network_is(copy):
     assert run.code != 0
     assert "tasks.colours.source.hub: 'owner/rows' is not in the assets folder" in run.output
     assert not stamp.exists()
+    config["tasks"]["moods"]["source"] = {"hub": "not an id"}
+    (copy / "config/own.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    refused = snakemake(copy, "-n", config="config/own.yaml")
+    assert refused.code != 0
+    assert "stopwise: tasks.moods.source.hub: 'not an id' is neither built in" in refused.output
+    assert "Traceback" not in refused.output
 
 
 def test_the_report_is_one_file_with_captions(copy):

@@ -13,14 +13,19 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
-from stopwise.assets import wheels_needed
+from stopwise.assets import AssetError, wheels_needed
 from stopwise.config import ConfigError, config_digest, start_tasks, validated
 from stopwise.hub import dataset_folder
 from stopwise.rule_names import MEASURED_STOPS
 
+HUB = {}  # the hub data set of each task that reads one: folder name, config key and source
 try:
     config.update(validated(config))
-except ConfigError as error:
+    for task, definition in config["tasks"].items():
+        source, key = definition.get("source") or {}, f"tasks.{task}.source.hub"
+        if "hub" in source:
+            HUB[task] = {"folder": dataset_folder(source, key), "key": key, "source": source}
+except (ConfigError, AssetError) as error:
     raise WorkflowError(f"stopwise: {error}")
 
 CONFIG_DIGEST = config_digest(config)
@@ -259,16 +264,12 @@ def task_files(task):
     if wheels:
         return [f"{ASSETS}/wheels/{wheel}.json" for wheel in wheels]
     source = definition.get("source") or {}
-    if "hub" in source:
-        return [f"{ASSETS}/datasets/{dataset_folder(source, f'tasks.{task}.source.hub')}.json"]
+    if task in HUB:
+        return [f"{ASSETS}/datasets/{HUB[task]['folder']}.json"]
     kinds = ("csv", "tsv", "jsonl", "parquet")
     return [str(Path(source[kind]).expanduser()) for kind in kinds if isinstance(source.get(kind), str)]
 
 
 def dataset_source(dataset):
-    """Return the key and the source of the first task whose hub data set has this folder name."""
-    for task, definition in config["tasks"].items():
-        source, key = definition.get("source") or {}, f"tasks.{task}.source.hub"
-        if "hub" in source and dataset_folder(source, key) == dataset:
-            return {"key": key, "source": source}
-    raise WorkflowError(f"stopwise: no configured task reads the hub data set {dataset!r}")
+    """Return key, source and folder of the first task that reads this hub data set."""
+    return next(found for found in HUB.values() if found["folder"] == dataset)
