@@ -228,7 +228,7 @@ def test_a_locked_database_leaves_everything_pending_and_the_next_run_records_it
         other.execute("ROLLBACK")
     assert len(report.pending) == 5
     assert "database is locked" in report.warning()
-    assert "snakemake track" in report.warning()
+    assert "snakemake --cores 1 track" in report.warning()
     assert not ingest(results, uri).pending
     assert len(all_runs(uri)[1]) == 1 + 3
 
