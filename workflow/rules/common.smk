@@ -80,7 +80,7 @@ def imported_modules(path):
 
 
 @functools.cache
-def statements(path):
+def code_digest(path):
     """Return a digest of what a library file does: comments and layout do not count."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
@@ -102,7 +102,7 @@ def library(script, *modules):
         if path not in seen and path.is_file() and path.name not in NO_NUMBERS:
             seen.add(path)
             waiting.extend(imported_modules(path))
-    files = sorted(f"{path.relative_to(LIBRARY)} {statements(path)}" for path in seen)
+    files = sorted(f"{path.relative_to(LIBRARY)} {code_digest(path)}" for path in seen)
     return hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]
 
 

@@ -17,7 +17,7 @@ def spectrum_rows(n: int, spec: Spectrum, residual: np.ndarray) -> list[dict[str
     """Return one row per eigenvalue: index, eigenvalue, coefficient of the residual y - f0 and the fitted law."""
     z = spec.coefficients(residual)
     index = np.arange(1, spec.m + 1)
-    fit = decay_fit(_distinct_eigenvalues(spec))
+    fit = decay_fit(_distinct(spec)[1])
     fitted = fit.predict(index)
     return [
         {
@@ -31,10 +31,10 @@ def spectrum_rows(n: int, spec: Spectrum, residual: np.ndarray) -> list[dict[str
     ]
 
 
-def _distinct_eigenvalues(spec: Spectrum) -> np.ndarray:
-    """Eigenvalues, over all m rows, without those of repeated examples: their zeros would pass for a finite rank."""
+def _distinct(spec: Spectrum) -> tuple[Spectrum, np.ndarray]:
+    """The spectrum without repeated examples, whose zeros would pass for a finite rank, and its eigenvalues over m."""
     distinct, rows = spec.without_repeats()
-    return distinct.eigenvalues[: distinct.degrees] * (rows.size / spec.m)
+    return distinct, distinct.eigenvalues[: distinct.degrees] * (rows.size / spec.m)
 
 
 def decay_row(n: int, spec: Spectrum, residual: np.ndarray, noise: str, seed: int = 0) -> dict[str, Any]:
@@ -43,8 +43,10 @@ def decay_row(n: int, spec: Spectrum, residual: np.ndarray, noise: str, seed: in
     The effective dimension is taken at the estimated mu = sigma^2/tau^2 (at the mean eigenvalue when there is none).
     """
     lam = spec.eigenvalues[: spec.degrees]
-    halves = half_sample_eigenvalues(spec.without_repeats()[0].matrix, spec.columns, spec.intercept, HALF_SAMPLES, seed)
-    fit = decay_fit(_distinct_eigenvalues(spec), halves)
+    distinct, decaying = _distinct(spec)
+    fit = decay_fit(
+        decaying, half_sample_eigenvalues(distinct.matrix, spec.columns, spec.intercept, HALF_SAMPLES, seed)
+    )
     estimated = estimate_noise(spec, residual, noise)
     mu = estimated.mu if estimated.usable and np.isfinite(estimated.mu) and estimated.mu > 0 else float(lam.mean())
     return {

@@ -66,8 +66,8 @@ def table(evaluations: Pairs, decays: Pairs = (), stoppings: Pairs = (), rule: s
     """Assemble the table from `evaluation`, `decay` and `stopping` artifacts, for the times of one rule.
 
     Each is a list of (wildcards with start, task and seed, table). The noise is the median of the sigma that the rules
-    report, squared; a sigma of 0 is none, so that a run with no other has no excess. ValueError when a
-    column is missing.
+    report, squared; a sigma of 0 is none, so that a run with no other has no excess. ValueError when a column is
+    missing.
     """
     rows = gather(evaluations, _EVALUATION, "F4").to_pandas()
     rows = rows[rows["rule"] == rule].copy()
