@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from stopwise.plots.intervals import wilson
 from stopwise.redraw import interval, redrawn
 from stopwise.summary import averaged, markdown, rule_table
 
@@ -68,6 +69,14 @@ def test_the_text_says_value_and_interval():
     assert "| 50 % [" in line
     assert "| 7.0 % [" in line
     assert "| random | bayes | 1 of 1 | 0 % | 90.0 % | 90 % | - | 1.00 |" in text
+
+
+def test_a_rule_that_always_hits_is_not_certain_to():
+    rows = [judged(rule, task, seed, 0.0) for rule in ("bayes", "oracle") for task in "ab" for seed in (0, 1)]
+    bayes, oracle = rule_table(rows)
+    assert bayes["hits"] == pytest.approx((1.0, *wilson(4, 4)))
+    assert bayes["hits"][1] < 0.6
+    assert oracle["hits"] == (1.0, 1.0, 1.0)  # by definition
 
 
 def test_groups_are_drawn_whole():

@@ -23,9 +23,11 @@ with Job(snakemake) as job:
         residual = sample.targets("train", params.outputs, params.stopping["target_scale"], n) - kernel.outputs
         steps = sorted({row["step"] for row in kept.select(["n", "step"]).to_pylist() if row["n"] == n})
         outputs = {step: artifacts.read_matrix(kept, n=n, step=step) for step in steps}
-        step_filter = settings.filter(step_eigenvalue(spec, settings.batch_size))
+        step_filter = None
+        if settings.follows_theory:
+            step_filter = settings.filter(step_eigenvalue(spec, settings.batch_size))
         rows += [{"n": n, **row} for row in residual_decay(spec, residual, outputs, step_filter)]
-        if settings.follows_filter(n):
+        if step_filter is not None and settings.follows_filter(n):
             found = loss_guarantee(spec, residual, step_filter, steps)
             bounds += [{"n": n, "step": step, "guarantee": bound} for step, bound in zip(steps, found, strict=True)]
     job.write(snakemake.output.directions, rows, "directions", data=sample.digest)

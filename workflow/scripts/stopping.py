@@ -15,7 +15,7 @@ with Job(snakemake) as job:
     settings = FinetuneSettings.from_config(snakemake.params.finetune, outputs=coding)
     t_max = stopping["t_max"] or settings.steps
     rules = [rule for rule in stopping["rules"] if rule not in MEASURED]
-    heuristic = settings.optimizer == "adamw" or settings.objective != "squared"
+    heuristic = not settings.follows_theory
     rows, curves = [], []
     for n in snakemake.params.sizes:
         kernel = gram.leading(n)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy as np
 from stopwise.dynamics import linearized_path, squared_norm_path, train_path
 from stopwise.finetune_settings import FinetuneSettings
 from stopwise.gram_assembly import AssembledKernel
-from stopwise.minibatch import batch_lambda_max, draw_batches, minibatch_weights
+from stopwise.minibatch import batch_lambda_max, draw_batches, minibatch_weights, replayed_weights
+from stopwise.objectives import Objective
 from stopwise.samples import Sample
 from stopwise.spectrum import Spectrum
 
@@ -38,9 +39,10 @@ def size_plans(
     for n in sizes:
         kernel = gram.leading(n)
         spec = kernel.spectrum(settings.intercept)
-        residual = sample.targets("train", settings.outputs, settings.target_scale, n) - kernel.outputs
+        coding = sample.class_count, settings.outputs, settings.target_scale
+        objective = Objective(settings.objective, sample.labels("train", n), *coding, np.zeros(kernel.columns))
         eigenvalues[n] = step_eigenvalue(spec, settings.batch_size)
-        paths[n] = predicted_paths(kernel, spec, residual, settings, len(sample.labels("validation")), seed)
+        paths[n] = predicted_paths(kernel, spec, objective, settings, len(sample.labels("validation")), seed)
     return eigenvalues, paths
 
 
@@ -56,19 +58,23 @@ def stop_steps(rows: Iterable[Mapping[str, Any]], settings: FinetuneSettings) ->
 def predicted_paths(
     kernel: AssembledKernel,
     spec: Spectrum,
-    residual: np.ndarray,
+    objective: Objective,
     settings: FinetuneSettings,
     validation: int,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Return the linearised outputs minus f0 by split, [steps + 1, rows], and ``distance`` |theta_t - theta_0|.
 
-    ``validation`` is how many of the new examples come first as validation; the rest are the test examples. Full
-    batches follow the filter; mini-batches are the very draws of training with this ``seed``, replayed on the kernel.
+    ``objective`` is that of the training examples, without an intercept; under squared loss the paths hold the fitted
+    one. ``validation`` is how many of the new examples come first as validation; the rest are the test examples. Full
+    batches under squared loss follow the filter; mini-batches, the very draws of training with this ``seed``, and
+    cross-entropy are replayed on the kernel step by step. Empty under AdamW, whose steps no kernel gives.
     """
+    if settings.optimizer == "adamw":
+        return {}
     filter, steps = settings.filter(step_eigenvalue(spec, settings.batch_size)), settings.steps
-    cut = validation * kernel.columns
-    if settings.batch_size is None or settings.batch_size >= spec.examples or settings.optimizer == "adamw":
+    cut, residual = validation * kernel.columns, objective.targets - kernel.outputs
+    if settings.follows_filter(spec.examples):
         train = train_path(spec, residual, filter, steps)
         new = linearized_path(spec, residual, kernel.new, filter, steps)
         squared = squared_norm_path(spec, residual, filter, steps)
@@ -76,13 +82,27 @@ def predicted_paths(
         momentum = 0.0 if settings.optimizer == "gradient_descent" else settings.momentum
         batches = draw_batches(spec.examples, settings.batch_size, steps, seed)
         alphas, nesterov = filter.step_sizes(steps).tolist(), settings.optimizer == "nesterov"
-        weights = minibatch_weights(spec, residual, batches, alphas, momentum, nesterov)
+        if settings.objective == "squared":
+            weights = minibatch_weights(spec, residual, batches, alphas, momentum, nesterov)
+        else:
+            gradient = _gradient_of_moves(objective, kernel.outputs)
+            weights = replayed_weights(spec, gradient, batches, alphas, momentum, nesterov)
         train = weights @ spec.matrix
         squared = np.sum(weights * train, axis=1)
-        train = train + spec.offset(residual, spec.m)
-        new = weights @ kernel.new.T + spec.offset(residual, kernel.new.shape[0])
+        new = weights @ kernel.new.T
+        if settings.objective == "squared":
+            train, new = (path + spec.offset(residual, path.shape[1]) for path in (train, new))
     distance = np.sqrt(np.maximum(squared, 0.0))
     return {"train": train, "validation": new[:, :cut], "test": new[:, cut:], "distance": distance}
+
+
+def _gradient_of_moves(objective: Objective, start: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """Return d loss / d f of a batch as a function of how far its outputs have moved from f0 [n, columns]."""
+
+    def gradient(moved: np.ndarray, batch: np.ndarray) -> np.ndarray:
+        return objective.rows(batch).gradient(start[batch] + moved, np.arange(len(batch)))
+
+    return gradient
 
 
 def start_outputs(kernel: AssembledKernel, validation: int) -> dict[str, np.ndarray]:

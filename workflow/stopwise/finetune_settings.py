@@ -136,10 +136,14 @@ class FinetuneSettings:
         """
         return self.stop in MEASURED_STOPS or self.continue_after_stop
 
+    @property
+    def follows_theory(self) -> bool:
+        """Whether the rules' theory covers this training: squared loss and no AdamW; elsewhere they are heuristics."""
+        return self.objective == "squared" and self.optimizer != "adamw"
+
     def follows_filter(self, n: int) -> bool:
         """Whether the linearised run on n examples is the filter itself: squared loss, full batches and no AdamW."""
-        full = self.batch_size is None or self.batch_size >= n
-        return full and self.objective == "squared" and self.optimizer != "adamw"
+        return self.follows_theory and (self.batch_size is None or self.batch_size >= n)
 
     def stop_rule(self) -> StopRule:
         """Return a fresh stop rule; raises ValueError when a kernel rule has no ``stop_at``."""

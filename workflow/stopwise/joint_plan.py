@@ -48,8 +48,7 @@ class JointPlan:
         spec = joint_spectrum({pair: k.matrix for pair, k in blocks.items()}, columns, intercept, list(targets))
         step_filter = settings.filter(spec.lambda_max)
         path = train_path(spec, _stacked(residuals), step_filter, settings.steps)
-        exact = settings.objective == "squared" and settings.optimizer != "adamw"
-        return cls(spec, dict(targets), residuals, step_filter, path, exact)
+        return cls(spec, dict(targets), residuals, step_filter, path, settings.follows_theory)
 
     @property
     def examples(self) -> int:

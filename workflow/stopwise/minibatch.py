@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -66,19 +66,40 @@ def minibatch_weights(
     convention of torch SGD), which is exactly SGD on the linearised model with targets y - b_hat. ``lr`` is one step
     size or one per step. Cost O(m m_B) per step.
     """
-    r, q = spec.centre(spec.rows(residual)), spec.columns
+    r = spec.centre(spec.rows(residual)).reshape(-1, spec.columns)
+
+    def gradient(moved: np.ndarray, batch: np.ndarray) -> np.ndarray:
+        return (moved - r[batch]) / moved.size
+
+    return replayed_weights(spec, gradient, batches, lr, momentum, nesterov)
+
+
+def replayed_weights(
+    spec: Spectrum,
+    gradient: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    batches: Sequence[np.ndarray],
+    lr: float | Sequence[float],
+    momentum: float = 0.0,
+    nesterov: bool = False,
+) -> np.ndarray:
+    """Replay optimizer steps of any loss on K: the weights c_t of f_t - f0 = K(., X) c_t; float64 [steps + 1, m].
+
+    ``gradient(moved, batch)`` is d loss / d f of a batch, as ``moved`` the move f_t - f0 of its examples, both
+    [batch, columns]. A step moves the linearised model by -alpha J_B' gradient, so that the weights of the batch's rows
+    change and no others (with momentum, those of earlier batches too). Cost O(m m_B) per step.
+    """
     if len(spec.layout) > 1:
         raise ValueError("mini-batches of a joint kernel are not defined: train it on full batches")
     alphas = np.broadcast_to(np.asarray(lr, dtype=np.float64), (len(batches),))
     out, c, v = np.zeros((len(batches) + 1, spec.m)), np.zeros(spec.m), np.zeros(spec.m)
     for t, (batch, alpha) in enumerate(zip(batches, alphas, strict=True)):
-        rows = batch_rows(batch, q)
-        gradient = (spec.matrix[rows] @ c - r[rows]) / rows.size
+        rows = batch_rows(batch, spec.columns)
+        step = gradient((spec.matrix[rows] @ c).reshape(-1, spec.columns), batch).ravel()
         v *= momentum
-        v[rows] += gradient
+        v[rows] += step
         c -= alpha * v * (momentum if nesterov else 1.0)
         if nesterov:
-            c[rows] -= alpha * gradient
+            c[rows] -= alpha * step
         out[t + 1] = c
     return out
 

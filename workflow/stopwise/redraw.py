@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
+from .plots.intervals import wilson
+
 DRAWS = 2000
 TAILS = (0.025, 0.975)
 
@@ -28,3 +30,14 @@ def interval(
     """Return the 95 % percentile interval of a measure of columns over the samples of ``redrawn``."""
     low, high = np.nanquantile([measure({k: v[index] for k, v in columns.items()}) for index in samples], TAILS)
     return float(low), float(high)
+
+
+def share_interval(hits: np.ndarray, samples: Sequence[np.ndarray], groups: int) -> tuple[float, float]:
+    """Return the 95 % interval of the share of rows that hit; ``hits`` 0 or 1 [rows], in so many groups.
+
+    Where all rows hit, or none, every sample says the same: Wilson's interval then, with one trial a group.
+    """
+    share = float(np.mean(hits))
+    if share in (0.0, 1.0):
+        return wilson(share * groups, groups)
+    return interval({"hit": hits}, lambda v: float(np.mean(v["hit"])), samples)

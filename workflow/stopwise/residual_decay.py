@@ -13,25 +13,28 @@ TOP = 10  # directions shown one by one; the others are summed
 
 
 def residual_decay(
-    spec: Spectrum, residual: np.ndarray, outputs: dict[int, np.ndarray], filter: Filter, top: int = TOP
+    spec: Spectrum, residual: np.ndarray, outputs: dict[int, np.ndarray], filter: Filter | None, top: int = TOP
 ) -> list[dict[str, Any]]:
     """Return what is left of the training residual by direction: rows with step, direction, measured and predicted.
 
     ``residual`` is y - f0 [n, columns]; ``outputs`` maps a step to the real f_t on the training rows, without the
     intercept. Directions are the eigenvectors of K_n, from 1; direction 0 is the norm over all the others. Measured is
-    |u_i'(y - b_hat - f_t)| over its value at the start, predicted |1 - s_i(t)|.
+    |u_i'(y - b_hat - f_t)| over its value at the start, predicted |1 - s_i(t)|, or None without
+    a ``filter``, for training that follows none.
     """
     steps = sorted(outputs)
     z0 = spec.training_coefficients(residual)
     moved = {step: spec.raw.vectors.T @ np.ravel(outputs[step] - outputs[steps[0]]) for step in steps}
     left = np.stack([z0 - moved[step] for step in steps])
-    expected = (1 - filter.shrinkage(spec.raw.eigenvalues, np.array(steps))) * z0
-    rows = []
+    curves = {"measured": left}
+    if filter is not None:
+        curves["predicted"] = (1 - filter.shrinkage(spec.raw.eigenvalues, np.array(steps))) * z0
+    rows: list[dict[str, Any]] = []
     for k, step in enumerate(steps):
         for i in range(min(top, spec.m)):
-            share = [abs(values[k, i] / z0[i]) if z0[i] else None for values in (left, expected)]
-            rows.append({"step": step, "direction": i + 1, "measured": share[0], "predicted": share[1]})
+            shares = {name: abs(values[k, i] / z0[i]) if z0[i] else None for name, values in curves.items()}
+            rows.append({"step": step, "direction": i + 1, "predicted": None, **shares})
         if spec.m > top and (rest := float(np.linalg.norm(z0[top:]))) > 0:
-            share = [float(np.linalg.norm(values[k, top:])) / rest for values in (left, expected)]
-            rows.append({"step": step, "direction": 0, "measured": share[0], "predicted": share[1]})
+            shares = {name: float(np.linalg.norm(values[k, top:])) / rest for name, values in curves.items()}
+            rows.append({"step": step, "direction": 0, "predicted": None, **shares})
     return rows

@@ -69,7 +69,7 @@ def run_rows(
     path = [row["linearised_test_loss"] for row in trajectory]
     if all(loss is not None for loss in path):
         found["path_oracle"] = trajectory[int(np.argmin(path))]["step"]
-        if first is not None:
+        if first is not None and settings.follows_theory:
             found["bayes_level"] = level_step(spec, targets - kernel.outputs, filter, first, trajectory)
     found["all_steps"] = trajectory[-1]["step"]
     answers = [{"rule": name, "t": min(t, trajectory[-1]["step"]), "flags": []} for name, t in found.items()]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .redraw import interval, redrawn
+from .redraw import interval, redrawn, share_interval
 from .study import METHODS
 
 TITLES = {
@@ -27,6 +27,8 @@ MEASURES: dict[str, Callable[[Mapping[str, np.ndarray]], float]] = {
     "median_ratio": lambda v: float(np.nanmedian(v["ratio"])),
     "accuracy": lambda v: float(np.mean(v["accuracy"])),
 }
+# Measures that are the share of a column.
+SHARES = {"hit_rate": "hit", "beats_holdout": "better"}
 
 
 def title(method: str) -> str:
@@ -58,11 +60,15 @@ def study_table(rows: Iterable[dict[str, Any]], seed: int = 0) -> list[dict[str,
         share = {"method": method, "measure": "answered", "value": len(own) / cells, "low": None, "high": None}
         out.append({**share, "cells": len(own)})
         values = _columns(own)
-        draws = redrawn([(row["task"], row["seed"]) for row in own], seed)
+        groups = [(row["task"], row["seed"]) for row in own]
+        draws = redrawn(groups, seed)
         for name, measure in MEASURES.items():
             if method in ("holdout", "oracle") and name == "beats_holdout":
                 continue
-            low, high = interval(values, measure, draws)
+            if name in SHARES and method != "oracle":
+                low, high = share_interval(values[SHARES[name]], draws, len(set(groups)))
+            else:
+                low, high = interval(values, measure, draws)
             row = {"method": method, "measure": name, "value": measure(values), "low": low, "high": high}
             out.append({**row, "cells": len(own)})
     return out

@@ -11,7 +11,7 @@ from stopwise.dynamics import kernel_regression
 from stopwise.gram_assembly import AssembledKernel
 from stopwise.likelihood import estimate_noise
 from stopwise.outputs import accuracy, squared_loss
-from stopwise.redraw import interval, redrawn
+from stopwise.redraw import interval, redrawn, share_interval
 from stopwise.samples import Sample
 from stopwise.spectrum import Spectrum
 
@@ -28,6 +28,9 @@ MEASURES: dict[str, Callable[[Mapping[str, np.ndarray]], float]] = {
     "no_worse": lambda v: float(np.mean(v["no_worse"])),
     "ratio": lambda v: float(np.nanmedian(v["ratio"])),
 }
+# Measures that are the share of a column, and what is 100 % by definition.
+SHARES = {"hits": "hit", "no_worse": "no_worse"}
+CERTAIN = {("oracle", "hits"), ("holdout", "no_worse")}
 HEADS = {
     "hits": ("hit rate (within 5 %)", "%"),
     "regret": ("median regret", "%.1"),
@@ -121,9 +124,15 @@ def _measured(rows: list[dict[str, Any]], held: dict[tuple, float]) -> dict[str,
     samples = redrawn(groups) if len(set(groups)) > 1 else []
     out: dict[str, tuple[float, float, float] | None] = {}
     for name, measure in MEASURES.items():
-        missing = (name == "no_worse" and not held) or (name == "ratio" and np.isnan(columns["ratio"]).all())
-        spread = interval(columns, measure, samples) if samples and not missing else (np.nan, np.nan)
-        out[name] = None if missing else (measure(columns), *spread)
+        if (name == "no_worse" and not held) or (name == "ratio" and np.isnan(columns["ratio"]).all()):
+            out[name] = None
+            continue
+        spread = (np.nan, np.nan)
+        if samples and name in SHARES and (rows[0]["rule"], name) not in CERTAIN:
+            spread = share_interval(columns[SHARES[name]], samples, len(set(groups)))
+        elif samples:
+            spread = interval(columns, measure, samples)
+        out[name] = measure(columns), *spread
     return out
 
 

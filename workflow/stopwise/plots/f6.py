@@ -134,14 +134,13 @@ def _chosen(data: pd.DataFrame) -> pd.DataFrame:
 
 def _keys(data: pd.DataFrame) -> list:
     shades = _shades(10)
-    keys = [
-        style.line_key("measured", color="black"),
-        style.line_key("theory", color="black", linestyle=DASHED, linewidth=0.9),
-    ]
+    keys = [style.line_key("measured", color="black")]
+    if data.loc[data["quantity"] != GUARANTEE, "predicted"].notna().any():
+        keys.append(style.line_key("theory", color="black", linestyle=DASHED, linewidth=0.9))
+    if (data["quantity"] == GUARANTEE).any():
+        keys.append(style.line_key("guarantee", color="black", linestyle=DOTTED, linewidth=0.9))
     for direction, shade in _directions(data).items():
         keys.append(style.line_key(f"direction {direction}", color=shade, linewidth=1.4))
-    if (data["quantity"] == GUARANTEE).any():
-        keys.insert(2, style.line_key("guarantee", color="black", linestyle=DOTTED, linewidth=0.9))
     if (data["direction"] == 0).any():
         keys.append(style.line_key("all after the tenth", color=style.COLORS["vermilion"]))
     if data["layer"].notna().any():
