@@ -13,7 +13,7 @@ from stopwise.batches import even_groups, pack
 from stopwise.forward import attach_head, packed_outputs
 from stopwise.learner import Learner, Prompts
 from stopwise.parameters import select_parameters
-from stopwise.unpadded import runs_unpadded, unpadded_outputs
+from stopwise.unpadded import Layout, runs_unpadded, unpadded_outputs
 
 CAN = ["gpt2", "gpt-neox", "llama", "qwen2", "opt", "gemma", "qwen3"]
 # Attention of their own, a cap on its logits that the plain function lacks, and models that see both ways.
@@ -85,6 +85,37 @@ def test_a_sliding_window_shorter_than_the_prompts_is_kept():
 def test_other_models_run_padded(arch):
     positions = [2, 4, 0, 8, 11] if arch in ("bert", "roberta") else None
     assert not runs_unpadded(pico(arch), pack(prompts(LENGTHS, positions=positions)), TOKENS)
+
+
+def begin_alike(lengths):
+    """Prompts whose first three words are those of a template; the second and the fourth are the same."""
+    batch = prompts(lengths)
+    batch["input_ids"][:, :3] = torch.tensor([7, 8, 9])
+    batch["input_ids"][3] = batch["input_ids"][1]
+    return batch
+
+
+@pytest.mark.parametrize("arch", CAN)
+def test_what_prompts_begin_with_is_computed_once(arch):
+    model, packed = pico(arch).requires_grad_(True), pack(begin_alike(LENGTHS))
+    layout = Layout.of(packed)
+    # The prompts of 9 are one; the first three tokens of the others, and all of the prompt of 3, are its.
+    assert len(layout.slots) == 9 + (5 - 3) + (12 - 3)
+    inside = packed.mask.bool()
+    assert torch.equal(packed.ids.reshape(-1)[layout.slots][layout.nodes][inside], packed.ids[inside])
+    found = []
+    for run in (packed_outputs, unpadded_outputs):
+        model.zero_grad()
+        f = run(model, packed, TOKENS, "contrast")
+        (torch.arange(1.0, 6.0, dtype=torch.float64)[:, None] * f).sum().backward()
+        found.append([f.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for wanted, other in zip(*found, strict=True):
+        assert (other - wanted).norm() <= 1e-5 * wanted.norm() + 1e-12
+    assert torch.equal(found[1][0][1], found[1][0][3])
+
+
+def test_prompts_of_one_length_that_begin_alike_share_their_tokens():
+    assert runs_unpadded(pico("llama"), pack(begin_alike([6, 6, 6, 6])), TOKENS)
 
 
 def test_prompts_of_one_length_run_padded():

@@ -1,9 +1,10 @@
 """Passes without padding: all prompts of a batch as one row of tokens, told apart only where attention mixes them.
 
 Every layer of a transformer but attention treats tokens alone, so a batch of prompts of different lengths can run as
-one row of exactly their tokens, [1, N]. Inside attention the queries, keys and values are laid out as [n, T] for the
-model's own attention function, and its output is put back into the row. The values differ from those of a padded batch
-by rounding only.
+one row of exactly their tokens, [1, N]. A token of a causal model depends on what comes before it alone, so that
+prompts which begin alike share those tokens: a template's first words are computed once for all of them. Inside
+attention the queries, keys and values are laid out as [n, T] for the model's own attention function, and its output is
+put back into the row. The values differ from those of a padded batch by rounding only.
 
 It asks of a model that its attention goes through transformers' table of attention functions, which lets another be
 named for the time of a call, and that nothing else mixes tokens; ``runs_unpadded`` tries it out.
@@ -33,18 +34,44 @@ TOLERANCE = 1e3  # in units of the dtype's epsilon and of the largest logit; a l
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the N tokens of a row stand in a grid of n prompts, T long: ``slots`` long [N], row-major."""
+    """Where the N tokens of a row stand in a grid of n prompts, T long.
 
-    examples: int
-    longest: int
+    ``nodes`` long [n, T]: the token of each cell; a cell behind a prompt's end holds token 0, which nothing reads.
+    ``slots`` long [N], row-major: the first cell of each token.
+    """
+
+    nodes: torch.Tensor
     slots: torch.Tensor
 
+    @classmethod
+    def of(cls, packed: Packed) -> Layout:
+        """Return the layout of prompts, those that begin alike sharing their tokens; on the CPU."""
+        known: dict[tuple[int, int], int] = {}  # (token before, id) -> token
+        nodes, slots = torch.zeros_like(packed.ids), []
+        for i, (ids, length) in enumerate(zip(packed.ids.tolist(), packed.lengths.tolist(), strict=True)):
+            row, before = [], -1
+            for at in range(length):
+                before = known.setdefault((before, ids[at]), len(slots))
+                if before == len(slots):
+                    slots.append(i * packed.ids.shape[1] + at)
+                row.append(before)
+            nodes[i, :length] = torch.tensor(row)
+        return cls(nodes, torch.tensor(slots, dtype=torch.long))
+
+    def to(self, device: torch.device) -> Layout:
+        """Return the layout on a device."""
+        return Layout(self.nodes.to(device), self.slots.to(device))
+
+    @property
+    def longest(self) -> int:
+        """T, the length of the longest prompt."""
+        return self.nodes.shape[1]
+
     def grid(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return states [1, heads, N, d] of a row as [n, heads, T, d], zero where there is no token."""
+        """Return states [1, heads, N, d] of a row as [n, heads, T, d]."""
         tokens = rows[0].transpose(0, 1)
-        grid = tokens.new_zeros(self.examples * self.longest, *tokens.shape[1:])
-        grid = grid.index_copy(0, self.slots, tokens)
-        return grid.view(self.examples, self.longest, *tokens.shape[1:]).transpose(1, 2)
+        grid = tokens.index_select(0, self.nodes.reshape(-1))
+        return grid.view(*self.nodes.shape, *tokens.shape[1:]).transpose(1, 2)
 
     def row(self, grid: torch.Tensor) -> torch.Tensor:
         """Return attention's output [n, T, heads, d] as a row [1, N, heads, d]."""
@@ -81,12 +108,11 @@ ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _attention)
 def unpadded_outputs(model: nn.Module, packed: Packed, verbalizers: torch.Tensor, outputs: str) -> torch.Tensor:
     """Return f [n, columns] as ``forward.packed_outputs`` does, computed without padding."""
     device = next(model.parameters()).device
-    inside, within = packed.mask.bool(), torch.arange(packed.ids.shape[1]).expand_as(packed.ids)
-    layout = Layout(len(packed), packed.ids.shape[1], inside.reshape(-1).nonzero()[:, 0].to(device))
-    ids, position_ids = (grid[inside][None].to(device) for grid in (packed.ids, within))
-    at = (packed.lengths.cumsum(0) - packed.lengths + packed.positions)[None].to(device)
+    layout, within = Layout.of(packed), torch.arange(packed.ids.shape[1]).expand_as(packed.ids)
+    ids, position_ids = (grid.reshape(-1)[layout.slots][None].to(device) for grid in (packed.ids, within))
+    at = layout.nodes.gather(1, packed.positions[:, None]).T.to(device)
     call = HeadCall()
-    with _attending(model, layout), verbalizer_head(model, at, verbalizers.to(device), call):
+    with _attending(model, layout.to(device)), verbalizer_head(model, at, verbalizers.to(device), call):
         result = model(input_ids=ids, position_ids=position_ids, use_cache=False)
     return columns_of(model, result.logits[0], call, outputs)
 
@@ -106,13 +132,13 @@ def runs_unpadded(model: Any, packed: Packed, verbalizers: torch.Tensor) -> bool
     """Tell whether a model can run without padding, and would gain by it.
 
     The architecture must say that it can, and two of the prompts must have the same logits either way. No gain where
-    all prompts have one length.
+    all prompts have one length and begin differently.
     """
-    if len(packed) < 2 or int(packed.lengths.min()) == int(packed.lengths.max()) or not _declares(model):
+    if len(packed) < 2 or not _declares(model) or len(Layout.of(packed).slots) == packed.ids.numel():
         return False
-    shortest, longest = int(packed.lengths.argmin()), int(packed.lengths.argmax())
+    order = torch.argsort(packed.lengths, stable=True)
     # The longer one first: what it leaks would reach the shorter one.
-    pair = packed.rows(torch.tensor([longest, shortest]))
+    pair = packed.rows(order[[-1, 0]])
     with torch.no_grad():
         wanted = packed_outputs(model, pair, verbalizers, "logits").double()
         found = unpadded_outputs(model, pair, verbalizers, "logits").double()
