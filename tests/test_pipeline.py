@@ -118,6 +118,22 @@ def test_another_start_or_a_smaller_size_keeps_the_kernels_that_are_there(copy):
     assert not {"data", "prepare_model"} & set(jobs)
 
 
+def test_the_study_judges_the_rules_on_the_path_and_on_the_run(copy):
+    run = snakemake(copy, "--", "stopping_study", "stopping_runs", "record_study")
+    assert run.code == 0, run.output[-3000:]
+    results, kept = copy / "results/test", copy / "docs/data/test/study"
+    cells = artifacts.read_table(results / "stopping_study.parquet", "stopping_study_summary").to_pylist()
+    assert {row["cells"] for row in cells if row["method"] == "bayes"} == {4}  # two tasks at two sizes
+    assert "| bayes | 100 % |" in (results / "stopping_study.md").read_text()
+    judged = artifacts.read_table(results / "stopping_runs.parquet", "stopping_runs").to_pylist()
+    assert {"bayes", "bayes_far", "path_oracle", "holdout_equal"} <= {row["rule"] for row in judged}
+    text = (results / "stopping_runs.md").read_text()
+    assert "At equal labels, in the 2 runs that have both" in text
+    assert "the noise of 24 test examples" in text
+    names = ["F3.png", "README.md", "cells.parquet", "methods.md", "methods.parquet"]
+    assert sorted(path.name for path in kept.iterdir()) == names
+
+
 def test_a_task_may_lie_in_a_folder_called_results(copy):
     """A Parquet file of one's own has no provenance, wherever it lies."""
     rows = csv.read_csv(copy / "tests/data/colours.csv")

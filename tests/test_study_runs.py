@@ -6,6 +6,7 @@ import pytest
 from stopwise.bayes import expected_loss, task_posterior
 from stopwise.dynamics import squared_norm_path
 from stopwise.finetune_settings import FinetuneSettings
+from stopwise.objectives import Objective
 from stopwise.stopping import stopping_time
 from stopwise.study_runs import (
     DRIFT,
@@ -13,6 +14,9 @@ from stopwise.study_runs import (
     TITLES,
     equal_labels,
     equal_labels_text,
+    example_losses,
+    halves_text,
+    hits_by_halves,
     level_step,
     read_again,
     run_rows,
@@ -142,3 +146,33 @@ def test_a_rule_and_holdout_are_compared_at_equal_labels():
     assert "in the 3 runs that have both: `bayes` hits 67%, hold-out stopping 67%" in text
     assert text.endswith("lower test loss in 33%.")
     assert equal_labels_text(rows[:1]) == ""
+
+
+@pytest.mark.parametrize("kind", ["squared", "cross_entropy"])
+def test_losses_of_examples_have_the_loss_as_their_mean(kind):
+    rng = np.random.default_rng(0)
+    objective = Objective(kind, rng.integers(0, 3, 12), 3, "contrast", 1.0, np.array([0.2, -0.1]))
+    outputs = rng.standard_normal((4, 12, 2))
+    losses = example_losses(objective, outputs)
+    assert losses.shape == (4, 12)
+    np.testing.assert_allclose(losses.mean(axis=1), [objective.loss(f) for f in outputs], rtol=1e-12)
+
+
+def test_halves_of_the_test_set_judge_each_other():
+    steps = [0, 2, 4]
+    # All examples agree: the best step is the best of any half, and so is a step within 5 %; step 3 lies between.
+    agreed = np.array([1.0, 0.5, 0.52])[:, None] * np.ones(10)
+    found = hits_by_halves(agreed, steps, {"bayes": 4, "holdout": 3, "sure": 1}, draws=20)
+    assert found == {"half_test": 1.0, "bayes": 1.0, "holdout": 1.0, "sure": 0.0}
+    # Two examples that disagree: whichever one half chooses is wrong for the other.
+    split = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert hits_by_halves(split, [0, 2], {"bayes": 2}, draws=50)["half_test"] == 0.0
+    assert 0.2 < hits_by_halves(split, [0, 2], {"bayes": 2}, draws=50)["bayes"] < 0.8
+
+
+def test_the_noise_of_the_judges_is_one_sentence():
+    text = halves_text([{"half_test": 1.0, "bayes": 0.5}, {"half_test": 0.5, "bayes": 0.5, "holdout": 1.0}], 96)
+    assert text.endswith("on the other half hits 75%, `bayes` 50%, `holdout` 100%.")
+    assert "96 test examples" in text
+    assert halves_text([{}], 96) == ""
+    assert hits_by_halves(np.ones((2, 1)), [0, 2], {"bayes": 2}) == {}

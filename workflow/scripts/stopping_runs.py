@@ -9,8 +9,17 @@ from job import Job
 from stopwise import artifacts
 from stopwise.finetune_settings import FinetuneSettings
 from stopwise.gram_assembly import read_gram
+from stopwise.objectives import Objective
 from stopwise.samples import read_sample
-from stopwise.study_runs import TITLES, equal_labels, equal_labels_text, run_rows
+from stopwise.study_runs import (
+    TITLES,
+    equal_labels,
+    equal_labels_text,
+    example_losses,
+    halves_text,
+    hits_by_halves,
+    run_rows,
+)
 from stopwise.summary import rule_lines, rule_table
 
 with Job(snakemake) as job:
@@ -18,11 +27,13 @@ with Job(snakemake) as job:
     settings = FinetuneSettings.from_config(params.finetune, **params.kernel, **params.stopping)
     tables = (files.stopping, files.gram, files.data, files.outputs)
     stages = list(zip(pairs(files.trajectory, "trajectory"), *tables, strict=True))
-    rows = []
+    rows, halves, judges = [], [], 0
     for (wildcards, table), stopping, gram, data, outputs in tqdm(stages, desc="tasks and seeds", unit="run"):
         kept = artifacts.read_table(outputs, "finetune_outputs")
         kernel, sample = read_gram(artifacts.read_table(gram, "gram")), read_sample(data)
         predicted = artifacts.read_table(stopping, "stopping").to_pylist()
+        coding = sample.class_count, settings.outputs, settings.target_scale
+        judges = len(sample.labels("test"))
         own = []
         for n, group in groupby(table.to_pylist(), key=lambda row: row["n"]):
             y = sample.targets("train", settings.outputs, settings.target_scale, n)
@@ -30,7 +41,16 @@ with Job(snakemake) as job:
             run, seed = list(group), wildcards["seed"]
             step = run[min(1, len(run) - 1)]["step"]
             again = step, artifacts.read_matrix(kept, n=n, step=step, split="train")
-            own += run_rows(kernel.leading(n), y, settings, run, answers, params.rules, seed, again)
+            found = run_rows(kernel.leading(n), y, settings, run, answers, params.rules, seed, again)
+            stops = {row["rule"]: row["t"] for row in found if row["rule"] in ("bayes", "holdout")}
+            steps = [row["step"] for row in run]
+            # Outputs are kept without the intercept that training and every evaluation add.
+            fits = settings.intercept == "fitted" and settings.objective == "squared"
+            intercept = (y - artifacts.read_matrix(kept, n=n, step=0, split="train")).mean(axis=0) * fits
+            objective = Objective(settings.objective, sample.labels("test"), *coding, intercept)
+            tests = [artifacts.read_matrix(kept, n=n, step=step, split="test") for step in steps]
+            halves.append(hits_by_halves(example_losses(objective, tests), steps, stops, seed))
+            own += found
         own += equal_labels(own, len(sample.labels("validation")))
         rows += [{**{key: wildcards[key] for key in ("start", "task", "seed")}, **row} for row in own]
     table = rule_table(rows)
@@ -42,6 +62,8 @@ with Job(snakemake) as job:
             *rule_lines(table, TITLES),
             "",
             equal_labels_text(rows),
+            "",
+            halves_text(halves, judges),
             "",
         ]
     )

@@ -6,7 +6,7 @@ Real training leaves the path of its first kernel, so that a rule that reads the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,13 @@ from .filters import Filter
 from .finetune_plan import step_eigenvalue
 from .finetune_settings import FinetuneSettings
 from .gram_assembly import AssembledKernel
+from .objectives import Objective
 from .spectrum import Spectrum
 from .stopping import HIT, time_grid
 from .study import EXACT_ROWS
 
+# Draws of ``hits_by_halves``.
+HALVES = 200
 # How much further than the run ``bayes_far`` looks.
 FAR = 6
 LATE = {"bayes_late_1": 0.01, "bayes_late_2": 0.02, "bayes_late_5": 0.05}
@@ -170,4 +173,47 @@ def equal_labels_text(rows: Iterable[Mapping[str, Any]], rule: str = "bayes") ->
     return (
         f"At equal labels, in the {total} runs that have both: `{rule}` hits {hits / total:.0%}, hold-out stopping "
         f"{others / total:.0%}; `{rule}` has the lower test loss in {better / total:.0%}."
+    )
+
+
+def example_losses(objective: Objective, outputs: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the loss of every example at every evaluation, [evaluations, n], from outputs f_t [n, columns] each."""
+    each = [objective.rows(np.array([i])) for i in range(len(objective.labels))]
+    return np.array([[one.loss(f[i : i + 1]) for i, one in enumerate(each)] for f in outputs])
+
+
+def hits_by_halves(
+    losses: np.ndarray, steps: Sequence[int], stops: Mapping[str, int], seed: int = 0, draws: int = HALVES
+) -> dict[str, float]:
+    """Return how often each rule hits when a random half of the test examples judges it: its share of the draws.
+
+    ``losses``: of ``example_losses`` at ``steps``; ``stops``: the rules' steps. ``half_test`` is the step of the least
+    loss on the other half: what a rule reaches that has as many fresh labels to choose with as judge it. Empty with
+    fewer than two examples.
+    """
+    if losses.shape[1] < 2:
+        return {}
+    rng, n = np.random.default_rng(seed), losses.shape[1]
+    hits = dict.fromkeys(["half_test", *stops], 0)
+    for _ in range(draws):
+        order = rng.permutation(n)
+        seen, judges = (losses[:, half].mean(axis=1) for half in (order[: n // 2], order[n // 2 :]))
+        for rule, t in {"half_test": steps[int(np.argmin(seen))], **stops}.items():
+            hits[rule] += bool(np.interp(t, steps, judges) <= (1 + HIT) * judges.min())
+    return {rule: count / draws for rule, count in hits.items()}
+
+
+def halves_text(
+    shares: Iterable[Mapping[str, float]], examples: int, rules: Sequence[str] = ("bayes", "holdout")
+) -> str:
+    """Return one sentence on ``hits_by_halves`` of several runs with ``examples`` test examples; empty without any."""
+    shares = [own for own in shares if own]
+    if not shares:
+        return ""
+    rates = {rule: [own[rule] for own in shares if rule in own] for rule in ("half_test", *rules)}
+    others = ", ".join(f"`{rule}` {np.mean(rates[rule]):.0%}" for rule in rules if rates[rule])
+    return (
+        f"How much of a miss is the noise of {examples} test examples: judged by a random half of them ({HALVES} draws "
+        f"a run), the step with the least loss on the other half hits {np.mean(rates['half_test']):.0%}"
+        f"{', ' + others if others else ''}."
     )
