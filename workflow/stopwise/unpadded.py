@@ -69,8 +69,10 @@ class Layout:
 
     def grid(self, rows: torch.Tensor) -> torch.Tensor:
         """Return states [1, heads, N, d] of a row as [n, heads, T, d]."""
-        tokens = rows[0].transpose(0, 1)
-        grid = tokens.index_select(0, self.nodes.reshape(-1))
+        tokens, cells = rows[0].transpose(0, 1), self.nodes.reshape(-1)
+        # The gradient of a shared token is a sum: of these two, only that of index_select has a fixed order on the CPU
+        # and only that of indexing on CUDA.
+        grid = tokens.index_select(0, cells) if tokens.device.type == "cpu" else tokens[cells]
         return grid.view(*self.nodes.shape, *tokens.shape[1:]).transpose(1, 2)
 
     def row(self, grid: torch.Tensor) -> torch.Tensor:
