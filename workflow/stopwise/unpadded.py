@@ -47,7 +47,8 @@ class Layout:
     def of(cls, packed: Packed) -> Layout:
         """Return the layout of prompts, those that begin alike sharing their tokens; on the CPU."""
         known: dict[tuple[int, int], int] = {}  # (token before, id) -> token
-        nodes, slots = torch.zeros_like(packed.ids), []
+        nodes = torch.zeros_like(packed.ids)
+        slots: list[int] = []
         for i, (ids, length) in enumerate(zip(packed.ids.tolist(), packed.lengths.tolist(), strict=True)):
             row, before = [], -1
             for at in range(length):
