@@ -9,18 +9,9 @@ from job import Job
 from stopwise import artifacts
 from stopwise.finetune_settings import FinetuneSettings
 from stopwise.gram_assembly import read_gram
-from stopwise.objectives import Objective
 from stopwise.samples import read_sample
-from stopwise.study_runs import (
-    TITLES,
-    equal_labels,
-    equal_labels_text,
-    example_losses,
-    halves_text,
-    hits_by_halves,
-    run_rows,
-)
-from stopwise.summary import rule_lines, rule_table
+from stopwise.study_runs import equal_labels, run_halves, run_rows, runs_text
+from stopwise.summary import rule_table
 
 with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input
@@ -32,7 +23,6 @@ with Job(snakemake) as job:
         kept = artifacts.read_table(outputs, "finetune_outputs")
         kernel, sample = read_gram(artifacts.read_table(gram, "gram")), read_sample(data)
         predicted = artifacts.read_table(stopping, "stopping").to_pylist()
-        coding = sample.class_count, settings.outputs, settings.target_scale
         judges = len(sample.labels("test"))
         own = []
         for n, group in groupby(table.to_pylist(), key=lambda row: row["n"]):
@@ -42,31 +32,14 @@ with Job(snakemake) as job:
             step = run[min(1, len(run) - 1)]["step"]
             again = step, artifacts.read_matrix(kept, n=n, step=step, split="train")
             found = run_rows(kernel.leading(n), y, settings, run, answers, params.rules, seed, again)
-            stops = {row["rule"]: row["t"] for row in found if row["rule"] in ("bayes", "holdout")}
-            steps = [row["step"] for row in run]
-            # Outputs are kept without the intercept that training and every evaluation add.
-            fits = settings.intercept == "fitted" and settings.objective == "squared"
-            intercept = (y - artifacts.read_matrix(kept, n=n, step=0, split="train")).mean(axis=0) * fits
-            objective = Objective(settings.objective, sample.labels("test"), *coding, intercept)
-            tests = [artifacts.read_matrix(kept, n=n, step=step, split="test") for step in steps]
-            halves.append(hits_by_halves(example_losses(objective, tests), steps, stops, seed))
+            start = artifacts.read_matrix(kept, n=n, step=0, split="train")
+            tests = {at["step"]: artifacts.read_matrix(kept, n=n, step=at["step"], split="test") for at in run}
+            halves.append(run_halves(found, settings, sample, start, tests, seed))
             own += found
         own += equal_labels(own, len(sample.labels("validation")))
         rows += [{**{key: wildcards[key] for key in ("start", "task", "seed")}, **row} for row in own]
     table = rule_table(rows)
-    text = "\n".join(
-        [
-            "Real training from the pretrained start. In brackets: 95 % intervals over tasks and seeds. Hold-out",
-            "stopping has the validation examples beside the training examples, but for the row of equal labels.",
-            "",
-            *rule_lines(table, TITLES),
-            "",
-            equal_labels_text(rows),
-            "",
-            halves_text(halves, judges),
-            "",
-        ]
-    )
+    text = runs_text(table, rows, halves, judges)
     with artifacts.atomic_path(snakemake.output.text) as temporary:
         temporary.write_text(text, encoding="utf-8")
     metrics = {f"hits/{row['rule']}": row["hits"][0] for row in table if row["hits"]}

@@ -19,9 +19,11 @@ from .finetune_plan import step_eigenvalue
 from .finetune_settings import FinetuneSettings
 from .gram_assembly import AssembledKernel
 from .objectives import Objective
+from .samples import Sample
 from .spectrum import Spectrum
 from .stopping import HIT, time_grid
 from .study import EXACT_ROWS
+from .summary import rule_lines
 
 # Draws of ``hits_by_halves``.
 HALVES = 200
@@ -201,6 +203,43 @@ def hits_by_halves(
         for rule, t in {"half_test": steps[int(np.argmin(seen))], **stops}.items():
             hits[rule] += bool(np.interp(t, steps, judges) <= (1 + HIT) * judges.min())
     return {rule: count / draws for rule, count in hits.items()}
+
+
+def run_halves(
+    rows: Iterable[Mapping[str, Any]],
+    settings: FinetuneSettings,
+    sample: Sample,
+    start: np.ndarray,
+    tests: Mapping[int, np.ndarray],
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return ``hits_by_halves`` of one run, for `bayes` and hold-out stopping among its ``rows`` of ``evaluation``.
+
+    ``start``: the training outputs f0 [n, columns]; ``tests``: the test outputs by step; both as they are kept, without
+    the intercept that training and every evaluation add.
+    """
+    coding = sample.class_count, settings.outputs, settings.target_scale, np.zeros(1)
+    judges = Objective(settings.objective, sample.labels("test"), *coding)
+    if settings.intercept == "fitted" and settings.objective == "squared":
+        trained = Objective(settings.objective, sample.labels("train", len(start)), *coding)
+        judges = judges.with_intercept(trained.fitted_intercept(start))
+    stops = {row["rule"]: row["t"] for row in rows if row["rule"] in ("bayes", "holdout")}
+    return hits_by_halves(example_losses(judges, tests.values()), list(tests), stops, seed)
+
+
+def runs_text(
+    table: list[dict[str, Any]],
+    rows: list[dict[str, Any]],
+    halves: Iterable[Mapping[str, float]],
+    examples: int,
+) -> str:
+    """Return the page of the judged runs: ``table`` of ``rule_table`` of ``rows``, and ``halves`` of each run."""
+    words = [
+        "Real training from the pretrained start. In brackets: 95 % intervals over tasks and seeds. Hold-out",
+        "stopping has the validation examples beside the training examples, but for the row of equal labels.",
+    ]
+    sentences = [equal_labels_text(rows), halves_text(halves, examples)]
+    return "\n".join([*words, "", *rule_lines(table, TITLES), "", *(f"{one}\n" for one in sentences if one)])
 
 
 def halves_text(
