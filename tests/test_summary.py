@@ -71,6 +71,26 @@ def test_the_text_says_value_and_interval():
     assert "| random | bayes | 1 of 1 | 0 % | 90.0 % | 90 % | - | 1.00 |" in text
 
 
+def merged(seed, task, task_b="b"):
+    levels = {"accuracy_zero_shot": 0.5, "accuracy_single": 0.75, "accuracy": 0.7}
+    kind = "addition" if task_b else "negation"
+    return {"kind": kind, "task_a": "a", "task_b": task_b, "coefficient": 0.3, "task": task, "seed": seed, **levels}
+
+
+def test_merged_models_say_their_seed_where_there_are_several():
+    rows = [merged(seed, task, partner) for seed in (0, 1) for task, partner in (("a", "b"), ("b", "b"), ("a", None))]
+    lines = [line for line in markdown("demo", [], [], rows).splitlines() if line.startswith(("| a +", "| - a"))]
+    values = "0.500 | 0.750 | 0.700 |"
+    assert lines == [
+        f"| {vectors} | {seed} | 0.3 | {task} | {values}"
+        for vectors, task in (("a + b", "a"), ("a + b", "b"), ("- a", "a"))
+        for seed in (0, 1)
+    ]
+    one = markdown("demo", [], [], rows[:3])
+    assert "| seed |" not in one
+    assert f"| a + b | 0.3 | b | {values}" in one
+
+
 def test_a_rule_that_always_hits_is_not_certain_to():
     rows = [judged(rule, task, seed, 0.0) for rule in ("bayes", "oracle") for task in "ab" for seed in (0, 1)]
     bayes, oracle = rule_table(rows)

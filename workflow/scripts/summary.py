@@ -25,8 +25,8 @@ with Job(snakemake) as job:
         evaluations += judged
         rows += [{**row, "method": row["rule"]} for row in judged]
     chosen = []
-    for _, table in pairs(files.arithmetic, "arithmetic"):
-        chosen += [row for row in table.to_pylist() if row["chosen"] and row["split"] == "test"]
+    for wildcards, table in pairs(files.arithmetic, "arithmetic"):
+        chosen += [{**wildcards, **row} for row in table.to_pylist() if row["chosen"] and row["split"] == "test"]
     averages, rules = summary.averaged(rows), summary.rule_table(evaluations)
     with artifacts.atomic_path(snakemake.output.text) as temporary:
         temporary.write_text(summary.markdown(params.name, averages, rules, chosen), encoding="utf-8")

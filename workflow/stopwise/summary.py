@@ -156,13 +156,16 @@ def markdown(
     ]
     if arithmetic:
         text += ["", "Task arithmetic, test accuracy at the coefficient chosen on validation:", ""]
-        text += _line(["vectors", "coefficient", "evaluated on", "zero-shot", "own vector alone", "combined"])
-        text += _line(["---"] * 6)
-        for row in arithmetic:
+        seeds = {row["seed"] for row in arithmetic}
+        heads = ["vectors", *(["seed"] if len(seeds) > 1 else []), "coefficient", "evaluated on"]
+        text += _line([*heads, "zero-shot", "own vector alone", "combined"])
+        text += _line(["---"] * (len(heads) + 3))
+        for row in _beside_other_seeds(arithmetic):
             vectors = f"{row['task_a']} + {row['task_b']}" if row["kind"] == "addition" else f"- {row['task_a']}"
             levels = [row["accuracy_zero_shot"], row["accuracy_single"], row["accuracy"]]
+            seed = [row["seed"]] if len(seeds) > 1 else []
             text += _line(
-                [vectors, row["coefficient"], row["task"], *("-" if v is None else f"{v:.3f}" for v in levels)]
+                [vectors, *seed, row["coefficient"], row["task"], *("-" if v is None else f"{v:.3f}" for v in levels)]
             )
     return "\n".join(text) + "\n"
 
@@ -176,6 +179,14 @@ def rule_lines(rules: list[dict[str, Any]], titles: Mapping[str, str] | None = N
         name = (titles or {}).get(row["rule"], row["rule"])
         lines += _line([row["start"], name, f"{row['answered']} of {row['runs']}", *values])
     return lines
+
+
+def _beside_other_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with the seeds of the same vectors and task below one another, else in the order given."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["kind"], row["task_a"], row["task_b"], row["task"]), []).append(row)
+    return [row for group in groups.values() for row in group]
 
 
 def _line(cells: list[Any]) -> list[str]:
