@@ -92,11 +92,13 @@ def test_merged_models_say_their_seed_where_there_are_several():
 
 
 def test_a_rule_that_always_hits_is_not_certain_to():
-    rows = [judged(rule, task, seed, 0.0) for rule in ("bayes", "oracle") for task in "ab" for seed in (0, 1)]
-    bayes, oracle = rule_table(rows)
+    rules = ("bayes", "oracle", "holdout")
+    rows = [judged(rule, task, seed, 0.0) for rule in rules for task in "ab" for seed in (0, 1)]
+    bayes, oracle, holdout = rule_table(rows)
     assert bayes["hits"] == pytest.approx((1.0, *wilson(4, 4)))
     assert bayes["hits"][1] < 0.6
-    assert oracle["hits"] == (1.0, 1.0, 1.0)  # by definition
+    assert bayes["no_worse"] == pytest.approx((1.0, *wilson(4, 4)))
+    assert oracle["hits"] == oracle["no_worse"] == holdout["no_worse"] == (1.0, 1.0, 1.0)  # by definition
 
 
 def test_groups_are_drawn_whole():

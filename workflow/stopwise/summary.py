@@ -30,7 +30,7 @@ MEASURES: dict[str, Callable[[Mapping[str, np.ndarray]], float]] = {
 }
 # Measures that are the share of a column, and what is 100 % by definition.
 SHARES = {"hits": "hit", "no_worse": "no_worse"}
-CERTAIN = {("oracle", "hits"), ("holdout", "no_worse")}
+CERTAIN = {("oracle", "hits"), ("oracle", "no_worse"), ("holdout", "no_worse")}
 HEADS = {
     "hits": ("hit rate (within 5 %)", "%"),
     "regret": ("median regret", "%.1"),
