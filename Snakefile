@@ -48,6 +48,6 @@ rule all:
 # job that ends begins another such chain: after 80 jobs the next jobs are chosen 80 times a second, for a fifth of a core.
 # The default limit, which no run here comes near, is lifted; one that the user set stays.
 onstart:
-    limit = workflow.scheduler.job_rate_limiter
+    limit = getattr(workflow.scheduler, "job_rate_limiter", None)
     if limit is not None and (limit.max_jobs, limit.timespan) == (100, 1):
         workflow.scheduler.job_rate_limiter = None

@@ -156,17 +156,15 @@ def markdown(
     ]
     if arithmetic:
         text += ["", "Task arithmetic, test accuracy at the coefficient chosen on validation:", ""]
-        seeds = {row["seed"] for row in arithmetic}
-        heads = ["vectors", *(["seed"] if len(seeds) > 1 else []), "coefficient", "evaluated on"]
+        which = ["seed"] if len({row["seed"] for row in arithmetic}) > 1 else []
+        heads = ["vectors", *which, "coefficient", "evaluated on"]
         text += _line([*heads, "zero-shot", "own vector alone", "combined"])
         text += _line(["---"] * (len(heads) + 3))
         for row in _beside_other_seeds(arithmetic):
             vectors = f"{row['task_a']} + {row['task_b']}" if row["kind"] == "addition" else f"- {row['task_a']}"
             levels = [row["accuracy_zero_shot"], row["accuracy_single"], row["accuracy"]]
-            seed = [row["seed"]] if len(seeds) > 1 else []
-            text += _line(
-                [vectors, *seed, row["coefficient"], row["task"], *("-" if v is None else f"{v:.3f}" for v in levels)]
-            )
+            place = [row[key] for key in (*which, "coefficient", "task")]
+            text += _line([vectors, *place, *("-" if v is None else f"{v:.3f}" for v in levels)])
     return "\n".join(text) + "\n"
 
 
