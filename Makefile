@@ -34,8 +34,8 @@ report:          ## Write the HTML report of the last run of config.yaml
 dag: env         ## Draw the README's picture of the workflow anew
 	snakemake --rulegraph dot --configfile config/test.yaml | python -m stopwise.rule_graph README.md
 
-test: env        ## Run the whole test suite (but the real Slurm and the long fault campaign: the next two)
-	python -m pytest -m "not slurm and not faults"
+test: env        ## Run the whole test suite, two files at a time (but the real Slurm and the fault campaign: the next two)
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slurm and not faults"
 
 test-slurm: env  ## Run the pipeline on a real one-node Slurm (root; Debian's slurm-wlm and munge)
 	python -m pytest -m slurm tests
