@@ -71,6 +71,21 @@ def test_signgd_counts_agreeing_signs(arch):
     assert np.array_equal(found, np.round(found))
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "qwen2"])
+def test_adam_weighs_every_entry(arch):
+    model, batch, other = pico(arch), prompts(LENGTHS), prompts([6, 4], seed=2)
+    chosen, generator = select_parameters(model, "all"), torch.Generator().manual_seed(3)
+    weights = {name: torch.rand(p.shape, generator=generator) for name, p in chosen.items()}
+    found = empirical_ntk(model, batch, other, parameters="all", formula="adam", preconditioner=weights)
+    left, right = (plain_jacobian(model, examples, list(chosen)) for examples in (batch, other))
+    diagonal = torch.cat([weights[name].double().flatten() for name in chosen])
+    assert relative(found.matrix, (left * diagonal @ right.T).numpy()) < ISLANDS
+    alone = empirical_ntk(model, batch, parameters="all", formula="adam", preconditioner=weights)
+    assert relative(alone.matrix, (left * diagonal @ left.T).numpy()) < ISLANDS
+    norms = np.sqrt(np.sum([squares**2 for squares in found.row_norms.values()], axis=0))
+    assert np.allclose(norms, np.sqrt(np.diag(alone.matrix)), rtol=1e-4)
+
+
 @pytest.mark.parametrize("arch", ["gpt2", "llama", "bert"])
 def test_modules_add_up_exactly_and_refine_layers(arch):
     model = pico(arch)
@@ -162,7 +177,10 @@ def test_a_parameter_used_beside_its_module_is_noticed(caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"formula": "adam"}, "sgd, signgd"),
+        ({"formula": "adamw"}, "sgd, signgd, adam"),
+        ({"formula": "adam"}, "no preconditioner"),
+        ({"preconditioner": {}}, "'sgd' given a preconditioner"),
+        ({"formula": "adam", "preconditioner": {}}, r"k_proj.weight' needs entries >= 0 in the shape"),
         ({"by": "head"}, "layer, module"),
         ({"outputs": "softmax"}, "contrast"),
         ({"dtype": "float16"}, "float16"),

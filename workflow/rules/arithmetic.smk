@@ -262,7 +262,7 @@ rule tangent_arithmetic:
         code=library("tangent_arithmetic", "models"),
         tasks=MERGED,
         model=model_section(),
-        kernel={key: config["kernel"][key] for key in ("parameters", "outputs")},
+        kernel={key: config["kernel"][key] for key in ("parameters", "outputs", "formula")},
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
         finetune=config["finetune"],
         arithmetic=arithmetic_section("coefficients"),

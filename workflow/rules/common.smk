@@ -116,6 +116,14 @@ def kernel_section():
     return {key: value for key, value in config["kernel"].items() if key != "shards"}
 
 
+def adam_section():
+    """Return what the diagonal of a kernel of formula adam depends on beside the kernel section; None for others."""
+    if config["kernel"]["formula"] != "adam":
+        return None
+    training = {key: config["finetune"][key] for key in ("objective", "batch_size")}
+    return training | {key: config["stopping"][key] for key in ("intercept", "target_scale")}
+
+
 FILTERED = (
     "objective",
     "optimizer",
@@ -130,8 +138,9 @@ FILTERED = (
 
 
 def filter_section():
-    """Return the part of the finetune section that the spectral filter of training, and so its prediction, depends on."""
-    return {key: config["finetune"][key] for key in FILTERED if key in config["finetune"]}
+    """Return the settings that the spectral filter of training, and so its prediction, depends on."""
+    kernel = {"formula": config["kernel"]["formula"]}
+    return kernel | {key: config["finetune"][key] for key in FILTERED if key in config["finetune"]}
 
 
 def model_key():

@@ -24,6 +24,7 @@ rule drift:
         drift={key: config["drift"][key] for key in ("size", "examples", "checkpoints")},
         model=lambda w: model_section(w.start),
         kernel=kernel_section(),
+        adam=adam_section(),
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
         finetune=config["finetune"],
         device=config["device"],

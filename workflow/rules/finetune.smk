@@ -30,7 +30,7 @@ rule finetune:
         code=library("finetune", "models"),
         sizes=sorted(config["sizes"]),
         model=lambda w: model_section(w.start),
-        kernel={key: config["kernel"][key] for key in ("parameters", "outputs")},
+        kernel={key: config["kernel"][key] for key in ("parameters", "outputs", "formula")},
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
         finetune=config["finetune"],
         device=config["device"],
@@ -59,7 +59,7 @@ rule evaluation:
         runtime=10,
     params:
         code=library("evaluation"),
-        finetune=config["finetune"],
+        finetune=config["finetune"] | {"formula": config["kernel"]["formula"]},
         rules=config["stopping"]["rules"],
     message:
         "Judging the rules: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"

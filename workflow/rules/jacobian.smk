@@ -22,6 +22,7 @@ rule jacobian:
         code=library("jacobian", "models"),
         model=lambda w: model_section(w.start),
         kernel=kernel_section(),
+        adam=adam_section(),
         device=config["device"],
         packages=installed("torch", "transformers"),
     message:

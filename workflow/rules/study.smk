@@ -92,7 +92,7 @@ rule stopping_runs:
     params:
         code=library("stopping_runs"),
         finetune=config["finetune"],
-        kernel={key: config["kernel"][key] for key in ("parameters", "outputs")},
+        kernel={key: config["kernel"][key] for key in ("parameters", "outputs", "formula")},
         stopping={key: config["stopping"][key] for key in ("intercept", "target_scale")},
         rules=config["stopping"]["rules"],
         packages=installed("numpy", "scipy"),

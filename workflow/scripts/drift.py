@@ -17,7 +17,7 @@ with Job(snakemake) as job:
 
     params, kernel, own = snakemake.params, snakemake.params.kernel, snakemake.params.drift
     start, seed, n = job.wildcards["start"], int(job.wildcards["seed"]), own["size"]
-    coding = {key: kernel[key] for key in ("parameters", "outputs")}
+    coding = {key: kernel[key] for key in ("parameters", "outputs", "formula")}
     settings = FinetuneSettings.from_config(params.finetune, **coding, **params.stopping)
     every = check_interval(settings.steps, own["checkpoints"])
     settings = replace(settings, stop="none", stop_at=None, evaluate_every=every)
@@ -26,10 +26,13 @@ with Job(snakemake) as job:
     model, stamp = load_start(snakemake, start, seed, device)
     batch = first_examples(batch_from_table(sample.table, "train", verbalizers=sample.verbalizers), n)
     shown = first_examples(batch, min(own["examples"], n))
-    kernels = {}
+    kernels, options = {}, {key: kernel[key] for key in ("parameters", "outputs", "formula", "memory_gb")}
+    if params.adam:
+        from stopwise.preconditioner import adam_preconditioner
+
+        options["preconditioner"] = adam_preconditioner(model, batch, settings, seed)
 
     def look(step):
-        options = {key: kernel[key] for key in ("parameters", "outputs", "formula", "memory_gb")}
         kernels[step] = empirical_ntk(model, shown, device=device, **options)
 
     run = finetune(

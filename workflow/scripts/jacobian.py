@@ -22,6 +22,14 @@ with Job(snakemake) as job:
     layers = split_layers(names, layer_costs(model, kernel["parameters"]), shards)[shard]
     if not layers:
         raise ValueError(f"config key kernel.shards: {shards} shards for {len(names)} layers; allowed: up to that many")
+    options = {}
+    if snakemake.params.adam:
+        from stopwise.finetune_settings import FinetuneSettings
+        from stopwise.preconditioner import adam_preconditioner
+
+        coding = {key: kernel[key] for key in ("parameters", "outputs")}
+        settings = FinetuneSettings(**snakemake.params.adam, **coding)
+        options["preconditioner"] = adam_preconditioner(model, train, settings, int(job.wildcards["seed"]), layers)
     train_kernel, new_kernel = train_and_new_kernels(
         model,
         train,
@@ -33,6 +41,7 @@ with Job(snakemake) as job:
         layers=layers,
         device=device,
         progress=True,
+        **options,
     )
     if not all(np.isfinite(f).all() for f in (train_kernel.outputs, new_kernel.outputs)):
         raise ValueError(

@@ -97,8 +97,10 @@ def _cross_checks(config: dict[str, Any]) -> None:
         raise ConfigError(
             "config key starts: 'mixed' needs model.reinit, a list of parameter-name patterns; found none"
         )
-    _check_finetune(config["finetune"], config["stopping"]["rules"])
+    _check_finetune(config["finetune"], config["stopping"]["rules"], config["kernel"]["formula"])
     _check_training(config["kernel"], config["finetune"])
+    if config["kernel"]["formula"] == "adam":
+        _check_adam(config)
 
 
 def _complete_stage(config: dict[str, Any], name: str, size: int) -> None:
@@ -118,10 +120,13 @@ def _complete_stage(config: dict[str, Any], name: str, size: int) -> None:
         )
 
 
-def _check_finetune(section: Mapping[str, Any], rules: Sequence[str]) -> None:
+def _check_finetune(section: Mapping[str, Any], rules: Sequence[str], formula: str) -> None:
     stop, schedule, every = section["stop"], section.get("schedule", "constant"), section["evaluate_every"]
-    if section["optimizer"] == "adamw" and section["learning_rate"] is None:
-        raise ConfigError("config key finetune.learning_rate: adamw needs a number > 0; found null")
+    if section["optimizer"] == "adamw" and formula != "adam" and section["learning_rate"] is None:
+        raise ConfigError(
+            "config key finetune.learning_rate: adamw needs a number > 0, or kernel.formula: adam to take it from; found"
+            " null"
+        )
     if section.get("weight_decay") and section["optimizer"] != "adamw":
         raise ConfigError(
             f"config key finetune.weight_decay: {section['weight_decay']} given for {section['optimizer']}; allowed:"
@@ -162,6 +167,27 @@ def _check_training(kernel: dict[str, Any], section: Mapping[str, Any]) -> None:
         raise ConfigError(
             "config key finetune.tangent: adapters (lora) have no tangent training; allowed: other kernel.parameters"
         )
+
+
+def _check_adam(config: Mapping[str, Any]) -> None:
+    """Refuse what the kernel of AdamW does not describe."""
+    if config["finetune"]["optimizer"] != "adamw":
+        raise ConfigError(
+            f"config key kernel.formula: 'adam' is the kernel of AdamW, and finetune.optimizer is"
+            f" {config['finetune']['optimizer']!r}; allowed: sgd, or adamw as the optimizer"
+        )
+    if isinstance(config["kernel"]["parameters"], Mapping):
+        raise ConfigError(
+            "config key kernel.formula: 'adam' reads the gradients at the start, where half of an adapter's (lora) are"
+            " zero; allowed: sgd, or other kernel.parameters"
+        )
+    predicted = config["arithmetic"]["enabled"] and config["arithmetic"]["predict"] and len(config["tasks"]) > 1
+    for stage, asked in (("arithmetic.predict", predicted), ("joint.enabled", config["joint"]["enabled"])):
+        if asked:
+            raise ConfigError(
+                f"config key {stage}: every task has an 'adam' kernel of its own, and none between tasks; allowed: false,"
+                " or kernel.formula: sgd"
+            )
 
 
 def start_tasks(config: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from stopwise.jacobian import (
     make_groups,
     whole_pass,
 )
-from stopwise.layer_formulas import Features, Outer, Term
+from stopwise.layer_formulas import Features, Outer, Term, stored_transposed
 from stopwise.memory_plan import Needs, needs
 from stopwise.tiles import Blocks, Layout, add_term
 
@@ -42,6 +42,7 @@ class Job:
     pairs: Sequence[tuple[int, int]]
     outputs: str = "contrast"
     signed: bool = False
+    scales: Mapping[str, torch.Tensor] | None = None  # sqrt(D) by parameter: the kernel J D J'
     by: str = "layer"
     memory_gb: float | None = None
     progress: bool = False
@@ -198,7 +199,8 @@ def _add_layer(job: Job, visit: Visit, layout: Layout, parts: list[Part], device
     for module, terms in sorted(modules.items()):
         blocks = Blocks(layout, device)
         while terms:
-            add_term(blocks, terms.pop(0)[1], job.signed)
+            term, rows = terms.pop(0)
+            add_term(blocks, rows, job.signed, scale=_scale_of(term, job.scales))
         blocks.finish()
         key = visit.layer if job.by == "layer" else module
         for part, (a, b), matrix in zip(parts, layout.pairs, blocks.matrices, strict=True):
@@ -207,6 +209,14 @@ def _add_layer(job: Job, visit: Visit, layout: Layout, parts: list[Part], device
             squares = blocks.row_squares(a).clamp(min=0).cpu().numpy()
             part.norms[module] = np.empty(len(squares))
             part.norms[module][row_order(layout.groups[a])] = np.sqrt(squares)
+
+
+def _scale_of(term: Term, scales: Mapping[str, torch.Tensor] | None) -> torch.Tensor | None:
+    """Return a parameter's scales in the layout of its features: weights as [d_out, d_in]."""
+    if scales is None:
+        return None
+    own = scales[term.name]
+    return own.T if stored_transposed(term) else own
 
 
 def row_order(group: Group) -> np.ndarray:

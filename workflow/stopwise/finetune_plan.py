@@ -63,14 +63,16 @@ def predicted_paths(
     validation: int,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Return the linearised outputs minus f0 by split, [steps + 1, rows], and ``distance`` |theta_t - theta_0|.
+    """Return the linearised outputs minus f0 by split, [steps + 1, rows], and ``distance`` |theta_t - theta_0|
+    (not of AdamW).
 
     ``objective`` is that of the training examples, without an intercept; under squared loss the paths hold the fitted
     one. ``validation`` is how many of the new examples come first as validation; the rest are the test examples. Full
     batches under squared loss follow the filter; mini-batches, the very draws of training with this ``seed``, and
-    cross-entropy are replayed on the kernel step by step. Empty under AdamW, whose steps no kernel gives.
+    cross-entropy are replayed on the kernel step by step, and so is AdamW on a kernel of formula adam, its weight decay
+    left out. Empty under AdamW with another kernel, which does not give its steps.
     """
-    if settings.optimizer == "adamw":
+    if not settings.has_path:
         return {}
     filter, steps = settings.filter(step_eigenvalue(spec, settings.batch_size)), settings.steps
     cut, residual = validation * kernel.columns, objective.targets - kernel.outputs
@@ -79,7 +81,7 @@ def predicted_paths(
         new = linearized_path(spec, residual, kernel.new, filter, steps)
         squared = squared_norm_path(spec, residual, filter, steps)
     else:
-        momentum = 0.0 if settings.optimizer == "gradient_descent" else settings.momentum
+        momentum = filter.momentum
         batches = draw_batches(spec.examples, settings.batch_size, steps, seed)
         alphas, nesterov = filter.step_sizes(steps).tolist(), settings.optimizer == "nesterov"
         if settings.objective == "squared":
@@ -92,8 +94,9 @@ def predicted_paths(
         new = weights @ kernel.new.T
         if settings.objective == "squared":
             train, new = (path + spec.offset(residual, path.shape[1]) for path in (train, new))
-    distance = np.sqrt(np.maximum(squared, 0.0))
-    return {"train": train, "validation": new[:, :cut], "test": new[:, cut:], "distance": distance}
+    paths = {"train": train, "validation": new[:, :cut], "test": new[:, cut:]}
+    # The norm in the RKHS is that of theta_t - theta_0 under the plain kernel; Adam's measures with the metric 1/D.
+    return paths if settings.formula == "adam" else paths | {"distance": np.sqrt(np.maximum(squared, 0.0))}
 
 
 def _gradient_of_moves(objective: Objective, start: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from stopwise.early_stopping import StopRule, make_stop_rule
 from stopwise.filters import Filter, GradientDescent, HeavyBall, Nesterov, cosine_schedule, linear_schedule
 from stopwise.outputs import OUTPUTS
@@ -17,15 +19,20 @@ OPTIMIZERS = ("gradient_descent", "heavy_ball", "nesterov", "adamw")
 INTERCEPTS = ("fitted", "none")
 AUTOCAST = (None, "bfloat16")
 SCHEDULES = ("constant", "linear", "cosine")
-CALLER_KEYS = frozenset({"parameters", "outputs", "target_scale", "intercept", "stop_at"})
+# The decay of AdamW's means of the gradient and of its square, and what its division is kept from zero by.
+ADAM_BETAS = (0.9, 0.999)
+ADAM_EPS = 1e-8
+# Steps after which 1 - beta^t is 1 in float64.
+BIASED_STEPS = 400
+CALLER_KEYS = frozenset({"parameters", "outputs", "formula", "target_scale", "intercept", "stop_at"})
 
 
 @dataclass(frozen=True)
 class FinetuneSettings:
     """How to fine-tune: objective, update rule, step size, evaluation and stopping.
 
-    ``step_size`` is c in alpha = c/lambda_1 for the three rules the theory covers; ``learning_rate`` is absolute,
-    needed by AdamW and, when given, used instead by the others. ``evaluate_every`` is in steps from 1 on and a fraction
+    ``step_size`` is c in alpha = c/lambda_1 for the three rules the theory covers, and for AdamW with a kernel of
+    ``formula`` adam; ``learning_rate`` is absolute and, when given, used instead: AdamW with another kernel needs it. ``evaluate_every`` is in steps from 1 on and a fraction
     of an epoch below 1. ``stop`` is none, holdout or a kernel rule, whose predicted step is ``stop_at``.
     ``tokens_per_batch`` bounds the padded tokens of one pass: a larger batch accumulates its gradient, with the same
     result. ``tangent`` trains the model linearised at its start. Raises ValueError naming the key of a wrong value.
@@ -52,6 +59,7 @@ class FinetuneSettings:
     tangent: bool = False
     parameters: Any = "attention"
     outputs: str = "contrast"
+    formula: str = "sgd"
     target_scale: float = 1.0
     intercept: str = "fitted"
 
@@ -96,8 +104,10 @@ class FinetuneSettings:
             raise ValueError("finetune.objective: squared loss on outputs 'logits' has singular noise; use 'contrast'")
         if self.tangent and (self.parameters == "lora" or isinstance(self.parameters, Mapping)):
             raise ValueError("finetune.tangent: adapters (lora) have no tangent training; choose other parameters")
-        if self.optimizer == "adamw" and self.learning_rate is None:
-            raise ValueError("finetune.learning_rate: optimizer 'adamw' needs a number > 0, found null")
+        if self.optimizer == "adamw" and self.formula != "adam" and self.learning_rate is None:
+            raise ValueError(
+                "finetune.learning_rate: optimizer 'adamw' needs a number > 0 or kernel.formula: adam, found null"
+            )
         make_stop_rule(self.stop, self.steps, t=self.stop_at or 0, patience=self.patience, min_delta=self.min_delta)
 
     def _check_numbers(self) -> None:
@@ -159,20 +169,42 @@ class FinetuneSettings:
             return int(self.evaluate_every)
         return max(1, round(self.evaluate_every * self.steps_per_epoch(n)))
 
+    @property
+    def has_path(self) -> bool:
+        """Whether the kernel gives the linearised steps of this training: AdamW's only from its own kernel."""
+        return self.optimizer != "adamw" or self.formula == "adam"
+
+    def step_sizes(self, lambda_1: float | None = None) -> np.ndarray:
+        """Return the step size of every step, c/lambda_1 (or ``learning_rate``) by the schedule; float64 [steps]."""
+        return GradientDescent(self._alpha(lambda_1), self._schedule()).step_sizes(self.steps)
+
     def filter(self, lambda_1: float | None = None) -> Filter:
         """Return the spectral filter of this training: step size c/lambda_1 (or ``learning_rate``), momentum, schedule.
 
-        It holds the step size of every step and predicts what training does to each eigen-direction; under AdamW it is
-        a heuristic that only counts the learning rate. Raises ValueError when no step size can be formed.
+        It predicts what training does to each eigen-direction. Under AdamW it is a heuristic: with a kernel of
+        ``formula`` adam the heavy ball that Adam's bias-corrected mean of gradients is, m_t/(1 - beta^t) with
+        m_t = (1 - beta) v_t; with another kernel it only counts the learning rate. Raises ValueError when no step size
+        can be formed.
         """
-        alpha = self.learning_rate if self.learning_rate is not None else self._scaled_step(lambda_1)
-        schedules = {"linear": linear_schedule, "cosine": cosine_schedule}
-        schedule = schedules[self.schedule](self.steps, self.warmup) if self.schedule in schedules else None
+        alpha, schedule = self._alpha(lambda_1), self._schedule()
+        if self.optimizer == "adamw" and self.formula == "adam":
+            beta = ADAM_BETAS[0]
+            factors = np.ones(self.steps) if schedule is None else np.asarray(schedule)
+            corrected = np.append(factors, np.full(BIASED_STEPS, factors[-1]))
+            corrected /= 1 - beta ** np.arange(1, corrected.size + 1)
+            return HeavyBall((1 - beta) * alpha, beta, tuple(corrected.tolist()))
         if self.optimizer == "heavy_ball":
             return HeavyBall(alpha, self.momentum, schedule)
         if self.optimizer == "nesterov":
             return Nesterov(alpha, self.momentum, schedule)
         return GradientDescent(alpha, schedule)
+
+    def _alpha(self, lambda_1: float | None) -> float:
+        return self.learning_rate if self.learning_rate is not None else self._scaled_step(lambda_1)
+
+    def _schedule(self) -> tuple[float, ...] | None:
+        schedules = {"linear": linear_schedule, "cosine": cosine_schedule}
+        return schedules[self.schedule](self.steps, self.warmup) if self.schedule in schedules else None
 
     def _scaled_step(self, lambda_1: float | None) -> float:
         if lambda_1 is None:

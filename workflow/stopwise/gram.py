@@ -28,7 +28,7 @@ from stopwise.layer_formulas import Term, plan_terms
 from stopwise.outputs import coding_matrix, columns
 from stopwise.parameters import Subset, select_parameters
 
-FORMULAS = ("sgd", "signgd")
+FORMULAS = ("sgd", "signgd", "adam")
 PARTS = ("layer", "module")
 
 Examples = Mapping[str, torch.Tensor]
@@ -100,8 +100,8 @@ def empirical_ntk(
 
     ``model``: a transformers causal (or masked) LM; it comes back as it was. ``batch_a``, ``batch_b``: mappings with
     ``input_ids`` and ``attention_mask`` [n, T] (see ``batches``); without b the kernel is the symmetric K(a, a).
-    ``parameters``: see ``select_parameters``. ``formula``: ``sgd`` (inner products of gradients) or ``signgd`` (of
-    their signs). ``dtype``: compute in another type than the model's (bfloat16 costs about 2.5e-2 of K). ``memory_gb``:
+    ``parameters``: see ``select_parameters``. ``formula``: ``sgd`` (inner products of gradients), ``signgd`` (of
+    their signs) or ``adam`` (J D J' with the ``preconditioner`` D, see ``preconditioner.adam_preconditioner``). ``dtype``: compute in another type than the model's (bfloat16 costs about 2.5e-2 of K). ``memory_gb``:
     memory that may be used beside the model; decides whether activations are kept or recomputed, or examples tiled.
     Further options:
     ``layers`` (names from ``kernel_layers``: a shard), ``by`` (``layer`` or ``module``), ``progress``,
@@ -284,17 +284,22 @@ def _kernels(
     progress: bool = False,
     tokens_per_batch: int | None = None,
     max_padding: float = MAX_PADDING,
+    preconditioner: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[tuple[str, str], Kernel]:
     """Return the kernels of pairs of named batches."""
     for key, value, allowed in (("formula", formula, FORMULAS), ("by", by, PARTS)):
         if value not in allowed:
             raise ValueError(f"kernel.{key}: {value!r} is not one of {', '.join(allowed)}")
+    if (formula == "adam") != (preconditioner is not None):
+        raise ValueError(f"kernel.formula: {formula!r} given {'no' if preconditioner is None else 'a'} preconditioner")
     names = list(tasks)
     limits: dict[str, Any] = {"memory_gb": memory_gb, "tokens_per_batch": tokens_per_batch or TOKENS_PER_BATCH}
     limits["max_padding"] = max_padding
     numbers = [(names.index(a), names.index(b)) for a, b in pairs]
     with prepared(model, tasks, verbalizers, parameters, outputs, device, dtype, layers) as bare:
         job = replace(bare, pairs=numbers, signed=formula == "signgd", by=by, progress=progress, **limits)
+        if preconditioner is not None:
+            job.scales = {term.name: _root_of(preconditioner, term) for term in job.terms}
         parts, f0 = kernel_parts(job)
         classes = [len(tokens) for _, tokens in job.tasks]
     found = {}
@@ -305,6 +310,14 @@ def _kernels(
         widths = [columns(classes[k], outputs) for k in (i, j)]
         found[a, b] = Kernel(total, widths[0], matrices, f0[i], f0[j], part.norms, a == b, widths[1])
     return found
+
+
+def _root_of(preconditioner: Mapping[str, torch.Tensor], term: Term) -> torch.Tensor:
+    """Return sqrt(D) of a parameter, where the parameter is; ValueError where D does not fit it."""
+    own, parameter = preconditioner.get(term.name), term.parameter
+    if own is None or own.shape != parameter.shape or not bool((own >= 0).all()):
+        raise ValueError(f"preconditioner: {term.name!r} needs entries >= 0 in the shape {tuple(parameter.shape)}")
+    return own.to(parameter.device).sqrt()
 
 
 def _chosen_terms(model: nn.Module, subset: Subset, layers: Sequence[str] | None) -> list[Term]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from stopwise.finetune_settings import OPTIMIZERS
+from stopwise.finetune_settings import ADAM_BETAS, ADAM_EPS, OPTIMIZERS
 
 
 class Optimizer:
@@ -79,8 +79,8 @@ class Nesterov(HeavyBall):
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), bias-corrected, betas (0.9, 0.999), eps 1e-8."""
 
-    betas = (0.9, 0.999)
-    eps = 1e-8
+    betas = ADAM_BETAS
+    eps = ADAM_EPS
 
     def __init__(self, tensors: Sequence[torch.Tensor], weight_decay: float) -> None:
         super().__init__(tensors)

@@ -128,11 +128,18 @@ class Blocks:
 Part = tuple[Batch, Features]
 
 
-def add_term(blocks: Blocks, parts: Sequence[Part], signed: bool = False, factored: bool | None = None) -> None:
+def add_term(
+    blocks: Blocks,
+    parts: Sequence[Part],
+    signed: bool = False,
+    factored: bool | None = None,
+    scale: torch.Tensor | None = None,
+) -> None:
     """Add one parameter's products to the blocks, from its features by batch.
 
-    ``signed``: entries are replaced by their signs (the ``signgd`` kernel), which needs whole gradients. ``factored``:
-    force a form for weights of linear layers; None lets the cost model choose.
+    ``signed``: entries are replaced by their signs (the ``signgd`` kernel). ``scale``: entries are multiplied by those
+    of a tensor like the parameter, weights as [d_out, d_in] (the ``adam`` kernel). Both need whole gradients.
+    ``factored``: force a form for weights of linear layers; None lets the cost model choose.
     """
     if not parts:
         return
@@ -140,14 +147,14 @@ def add_term(blocks: Blocks, parts: Sequence[Part], signed: bool = False, factor
     if isinstance(first, Outer):
         if factored is None:
             factored = factored_is_cheaper(parts, blocks.layout)
-        if factored and not signed:
+        if factored and not signed and scale is None:
             _factored(blocks, parts)
             return
-        tiles = _direct_tiles(parts, blocks.layout.rows, blocks.layout.scratch)
+        tiles = _direct_tiles(parts, blocks.layout.rows, blocks.layout.scratch, scale)
     elif isinstance(first, Dense):
-        tiles = dense_tiles(parts, blocks.layout.rows, signed)
+        tiles = dense_tiles(parts, blocks.layout.rows, signed, scale)
     else:
-        _sparse(blocks, parts, signed)
+        _sparse(blocks, parts, signed, scale)
         return
     for tile in tiles:
         blocks.add_rows(tile.sign_() if signed else tile)
@@ -158,10 +165,12 @@ def _working(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
-def _direct_tiles(parts: Sequence[Part], rows: int, scratch: Scratch) -> Iterator[torch.Tensor]:
+def _direct_tiles(
+    parts: Sequence[Part], rows: int, scratch: Scratch, scale: torch.Tensor | None = None
+) -> Iterator[torch.Tensor]:
     """Yield per-example weight gradients [rows, k], a slab of output (or input) features at a time."""
-    for tile, _, _ in weight_tiles(parts, rows, scratch):
-        yield tile
+    for tile, outs, ins in weight_tiles(parts, rows, scratch):
+        yield tile if scale is None else tile.mul_(scale[outs, ins].to(tile).reshape(-1))
 
 
 def weight_tiles(
@@ -201,7 +210,9 @@ def slabs(size: int, limit: int) -> list[slice]:
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
-def dense_tiles(parts: Sequence[Part], rows: int, signed: bool) -> Iterator[torch.Tensor]:
+def dense_tiles(
+    parts: Sequence[Part], rows: int, signed: bool, scale: torch.Tensor | None = None
+) -> Iterator[torch.Tensor]:
     """Yield whole gradients [rows, k]. For signs, a sum that cancels to rounding noise is the zero it stands for."""
     flat = []
     for batch, one in parts:
@@ -215,7 +226,7 @@ def dense_tiles(parts: Sequence[Part], rows: int, signed: bool) -> Iterator[torc
         tile = flat[0][1].new_zeros(rows, slab.stop - slab.start)
         for where, found in flat:
             tile[where] = found[:, slab]
-        yield tile
+        yield tile if scale is None else tile.mul_(scale.reshape(-1)[slab].to(tile))
 
 
 def _factored(blocks: Blocks, parts: Sequence[Part]) -> None:
@@ -246,12 +257,14 @@ def _factored_product(left: Outer, right: Outer) -> torch.Tensor:
     return torch.cat(found)
 
 
-def _sparse(blocks: Blocks, parts: Sequence[Part], signed: bool) -> None:
+def _sparse(blocks: Blocks, parts: Sequence[Part], signed: bool, scale: torch.Tensor | None = None) -> None:
     """Add products of table gradients: for every table row, those of the outputs whose prompts hold it."""
     keys, vectors = merged_entries(parts, blocks.layout.rows)
     tables, rows = keys // blocks.layout.rows, keys % blocks.layout.rows
     if signed:
         vectors = vectors.sign()
+    if scale is not None:
+        vectors = vectors * scale.to(vectors)[tables]
     for found in runs_of(tables):
         _scatter(blocks, rows[found], vectors[found])
 

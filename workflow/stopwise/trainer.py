@@ -75,7 +75,7 @@ class Trainer:
         self.learner, self.splits, self.settings, self.seed = learner, dict(splits), settings, seed
         self.predicted, self.start_outputs = dict(predicted or {}), dict(start_outputs or {})
         filter_ = settings.filter(lambda_1)
-        self.alphas = filter_.step_sizes(settings.steps)
+        self.alphas = settings.step_sizes(lambda_1)
         self.eta = np.asarray(filter_.eta(np.arange(settings.steps + 1)), dtype=np.float64)
         self.tensors = learner.tensors
         self.start = [tensor.clone() for tensor in self.tensors]
