@@ -111,3 +111,25 @@ def test_logits_are_for_cross_entropy():
     training = {"objective": "cross_entropy", "optimizer": "adamw", "learning_rate": 0.001}
     completed = validated(MINIMAL | {"kernel": {"outputs": "logits"}, "finetune": training})
     assert completed["kernel"]["outputs"] == "logits"
+
+
+ADAM = {"kernel": {"formula": "adam"}, "finetune": {"optimizer": "adamw"}, "arithmetic": {"enabled": False}}
+
+
+def test_the_kernel_of_adamw_gives_its_learning_rate():
+    assert validated(MINIMAL | ADAM)["finetune"]["learning_rate"] is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"finetune": {"optimizer": "heavy_ball"}}, r"kernel\.formula: 'adam' .* finetune\.optimizer is 'heavy_ball'"),
+        ({"kernel": {"formula": "adam", "parameters": "lora"}}, r"kernel\.formula: 'adam' .* adapter's"),
+        ({"joint": {"enabled": True}}, r"joint\.enabled: .* allowed: false"),
+        ({"arithmetic": {}, "tasks": {"movie": {}, "spam": {}}}, r"arithmetic\.predict: .* allowed: false"),
+        ({"kernel": {"formula": "sgd"}}, r"finetune\.learning_rate: .* kernel\.formula: adam"),
+    ],
+)
+def test_what_the_kernel_of_adamw_does_not_describe_is_refused(changed, message):
+    with pytest.raises(ConfigError, match=message):
+        validated(MINIMAL | ADAM | changed)

@@ -85,6 +85,12 @@ def test_what_no_batch_moves_stays():
     assert all(bool((d == 0).all()) == ("o_proj" not in name) for name, d in found.items())
 
 
+def test_adapters_have_none(made):
+    own = FinetuneSettings.from_config({"optimizer": "adamw"}, formula="adam", parameters={"lora": {"rank": 2}})
+    with pytest.raises(ValueError, match="gradients are zero at the start"):
+        adam_preconditioner(made[0], made[1][0], own)
+
+
 @pytest.mark.parametrize("kind", ["squared", "cross_entropy"])
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_the_path_is_adam_with_its_division_held(made, kind, schedule):
@@ -110,10 +116,13 @@ def test_the_path_is_adam_with_its_division_held(made, kind, schedule):
 
 @pytest.mark.parametrize("kind", ["squared", "cross_entropy"])
 def test_training_with_adamw_follows_the_path(made, kind):
-    """Twelve real steps: the moves of the outputs agree the better, the smaller the steps."""
-    errors = [error_of(made, settings(objective=kind, step_size=c)) for c in (0.1, 0.01)]
-    print(errors)
-    assert 0
+    """Twelve real steps: the moves of the outputs agree the better, the smaller the steps.
+
+    What stays for the smallest is that Adam's v is one of few batches at first, and the kernel's that of all of them.
+    """
+    large, small = (error_of(made, settings(objective=kind, step_size=c)) for c in (0.1, 0.01))
+    assert small < 0.15
+    assert small < 0.6 * large < 0.3
 
 
 def error_of(made, own):
@@ -132,7 +141,7 @@ def error_of(made, own):
         progress=False,
         seed=SEED,
     )
-    assert found.trajectory[-1]["linearised_distance"] is None
+    assert "linearised_distance" not in found.trajectory[-1]
     errors = []
     for split in ("train", "test"):
         real = (found.outputs[split] - found.outputs[split][0]).reshape(STEPS + 1, -1)[-1]
@@ -147,7 +156,7 @@ def test_the_learning_rate_is_taken_from_the_kernel(made):
     top = step_eigenvalue(spec, BATCH)
     assert np.allclose(settings(step_size=0.5).step_sizes(top), 0.5 / top)
     assert np.allclose(settings(learning_rate=1e-4).step_sizes(top), 1e-4)
-    with pytest.raises(ValueError, match="or kernel.formula: adam"):
+    with pytest.raises(ValueError, match=r"or kernel\.formula: adam"):
         FinetuneSettings(optimizer="adamw")
 
 

@@ -117,3 +117,22 @@ def poison_gram(path, held_out):
         if row["block"] in ("new", "outputs_new") and row["row"] < held_out:
             row["values"] = np.full(len(row["values"]) // 8, np.nan).tobytes()
     rewrite(path, "gram", pa.Table.from_pylist(rows, schema=table.schema))
+
+
+def test_adamw_is_predicted_by_its_own_kernel(copy):
+    """The kernel depends on the training that it is weighed for; its path stands beside what training does."""
+    adam = {"optimizer": "adamw", "batch_size": 4, "step_size": 0.2}
+    sections = {"kernel": {"formula": "adam"}, "arithmetic": {"enabled": False}, "drift": {"enabled": True}}
+    run = snakemake(copy, config=configure(copy, finetune=adam, **sections))
+    assert run.code == 0, run.output[-4000:]
+    assert run.jobs()["jacobian"] == 4
+    rows = pq.read_table(copy / "results/test" / RUN / "trajectory.parquet").to_pandas()
+    at = rows[(rows["n"] == 16) & (rows["step"].isin([0, 8]))].set_index("step")
+    moves = at["train_loss"].diff()[8], at["linearised_train_loss"].diff()[8]
+    assert moves[0] < 0
+    assert moves[1] == pytest.approx(moves[0], rel=0.5)
+    assert rows["linearised_distance"].isna().all()
+    stopping = pq.read_table(copy / "results/test/stopping/pretrained/colours/seed0.parquet").to_pandas()
+    assert all("heuristic" in flags for flags in stopping["flags"])
+    other = snakemake(copy, "--dry-run", config=configure(copy, finetune=adam | {"batch_size": 8}, **sections))
+    assert "jacobian" in other.jobs()

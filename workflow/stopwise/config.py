@@ -124,8 +124,8 @@ def _check_finetune(section: Mapping[str, Any], rules: Sequence[str], formula: s
     stop, schedule, every = section["stop"], section.get("schedule", "constant"), section["evaluate_every"]
     if section["optimizer"] == "adamw" and formula != "adam" and section["learning_rate"] is None:
         raise ConfigError(
-            "config key finetune.learning_rate: adamw needs a number > 0, or kernel.formula: adam to take it from; found"
-            " null"
+            "config key finetune.learning_rate: adamw needs a number > 0, or kernel.formula: adam to take it from;"
+            " found null"
         )
     if section.get("weight_decay") and section["optimizer"] != "adamw":
         raise ConfigError(
@@ -185,8 +185,8 @@ def _check_adam(config: Mapping[str, Any]) -> None:
     for stage, asked in (("arithmetic.predict", predicted), ("joint.enabled", config["joint"]["enabled"])):
         if asked:
             raise ConfigError(
-                f"config key {stage}: every task has an 'adam' kernel of its own, and none between tasks; allowed: false,"
-                " or kernel.formula: sgd"
+                f"config key {stage}: every task has an 'adam' kernel of its own, and none between tasks; allowed:"
+                " false, or kernel.formula: sgd"
             )
 
 

@@ -63,9 +63,9 @@ def predicted_paths(
     validation: int,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Return the linearised outputs minus f0 by split, [steps + 1, rows], and ``distance`` |theta_t - theta_0|
-    (not of AdamW).
+    """Return the linearised outputs minus f0 by split, [steps + 1, rows], and ``distance``.
 
+    ``distance`` is |theta_t - theta_0|, which the kernel of AdamW does not give.
     ``objective`` is that of the training examples, without an intercept; under squared loss the paths hold the fitted
     one. ``validation`` is how many of the new examples come first as validation; the rest are the test examples. Full
     batches under squared loss follow the filter; mini-batches, the very draws of training with this ``seed``, and

@@ -32,10 +32,11 @@ class FinetuneSettings:
     """How to fine-tune: objective, update rule, step size, evaluation and stopping.
 
     ``step_size`` is c in alpha = c/lambda_1 for the three rules the theory covers, and for AdamW with a kernel of
-    ``formula`` adam; ``learning_rate`` is absolute and, when given, used instead: AdamW with another kernel needs it. ``evaluate_every`` is in steps from 1 on and a fraction
-    of an epoch below 1. ``stop`` is none, holdout or a kernel rule, whose predicted step is ``stop_at``.
-    ``tokens_per_batch`` bounds the padded tokens of one pass: a larger batch accumulates its gradient, with the same
-    result. ``tangent`` trains the model linearised at its start. Raises ValueError naming the key of a wrong value.
+    ``formula`` adam; ``learning_rate`` is absolute and, when given, used instead: AdamW with another kernel needs it.
+    ``evaluate_every`` is in steps from 1 on and a fraction of an epoch below 1. ``stop`` is none, holdout or a kernel
+    rule, whose predicted step is ``stop_at``. ``tokens_per_batch`` bounds the padded tokens of one pass: a larger batch
+    accumulates its gradient, with the same result. ``tangent`` trains the model linearised at its start. Raises
+    ValueError naming the key of a wrong value.
     """
 
     objective: str = "squared"

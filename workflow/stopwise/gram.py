@@ -100,9 +100,10 @@ def empirical_ntk(
 
     ``model``: a transformers causal (or masked) LM; it comes back as it was. ``batch_a``, ``batch_b``: mappings with
     ``input_ids`` and ``attention_mask`` [n, T] (see ``batches``); without b the kernel is the symmetric K(a, a).
-    ``parameters``: see ``select_parameters``. ``formula``: ``sgd`` (inner products of gradients), ``signgd`` (of
-    their signs) or ``adam`` (J D J' with the ``preconditioner`` D, see ``preconditioner.adam_preconditioner``). ``dtype``: compute in another type than the model's (bfloat16 costs about 2.5e-2 of K). ``memory_gb``:
-    memory that may be used beside the model; decides whether activations are kept or recomputed, or examples tiled.
+    ``parameters``: see ``select_parameters``. ``formula``: ``sgd`` (inner products of gradients), ``signgd`` (of their
+    signs) or ``adam`` (J D J', with the option ``preconditioner``: D by parameter, see ``preconditioner``). ``dtype``:
+    compute in another type than the model's (bfloat16 costs about 2.5e-2 of K). ``memory_gb``: memory that may be used
+    beside the model; decides whether activations are kept or recomputed, or examples tiled.
     Further options:
     ``layers`` (names from ``kernel_layers``: a shard), ``by`` (``layer`` or ``module``), ``progress``,
     ``tokens_per_batch`` (padded tokens in one pass), ``max_padding`` (the share of them that may be padding).

@@ -1,8 +1,8 @@
 """What AdamW divides by, read before the first step: the diagonal D of the kernel J D J' that its training follows.
 
-Adam moves a parameter by -alpha m / (sqrt(v) + eps), m and v running means of the mini-batch gradient and of its square.
-Near the start v is the mean square of the gradients at the start, E[g_B^2] = (E g)^2 + Var(g_B): with batches of few
-examples mostly noise, which training changes little. Held there, D = 1/(sqrt(v) + eps) is a constant, and Adam is descent
+Adam moves a parameter by -alpha m / (sqrt(v) + eps), m and v running means of the mini-batch gradient and its square.
+Near the start v is the mean square of the gradients at the start, E[g_B^2] = (E g_B)^2 + Var(g_B): with batches of few
+examples mostly noise, which training changes little. Held there, D = 1/(sqrt(v) + eps) is constant, and Adam is descent
 with momentum on the linearised model in the metric D: outputs move by -alpha J D J' (d loss/d f), so that J D J' takes
 the place of K = J J' in everything that the kernel says.
 """
@@ -32,11 +32,14 @@ def adam_preconditioner(
 ) -> dict[str, torch.Tensor]:
     """Return D = 1/(sqrt(v) + 1e-8) by parameter, v the mean of g_B^2 over the batches of the first epoch.
 
-    The batches are those that training with this ``seed`` draws first, g_B the gradient of ``settings.objective`` at the
-    start, on targets less b_hat where the intercept is fitted. A parameter whose gradient is zero in all of them is not
-    moved: its D is 0. ``layers``: the parameters of these only (a shard; names of ``kernel_layers``). Cost: one forward and one backward pass over ``train``
-    and a forward pass for b_hat; memory: three times the parameters. The model comes back as it was.
+    The batches are those that training with this ``seed`` draws first, g_B the gradient of ``settings.objective`` at
+    the start, on targets less b_hat where the intercept is fitted. A parameter whose gradient is zero in all of them is
+    not moved: its D is 0. ``layers``: the parameters of these only (a shard; names of ``kernel_layers``). Cost: one
+    forward and one backward pass over ``train`` and a forward pass for b_hat; memory: three times the parameters. The
+    model comes back as it was. Raises ValueError for adapters, half of whose gradients are zero at the start.
     """
+    if settings.parameters == "lora" or isinstance(settings.parameters, Mapping):
+        raise ValueError("preconditioner: half of an adapter's (lora) gradients are zero at the start; train weights")
     chosen = select_parameters(model, settings.parameters)
     if layers is not None:
         inside = {term.name for term in plan_terms(model, chosen) if term.layer in layers}
