@@ -19,6 +19,7 @@ from stopwise.advise_text import document, follow_up, headline, number, points, 
 from stopwise.advise_verdict import verdict_of
 from stopwise.config import validated
 from stopwise.filters import GradientDescent, HeavyBall
+from stopwise.minibatch import batch_lambda_max
 from stopwise.pico import pico_tokenizer
 from stopwise.plots import advice as figure
 
@@ -110,7 +111,7 @@ def test_the_figure_is_drawn_from_its_table_alone(pico, tmp_path):
     folder = write_advice(pico, verdict_of(pico), tmp_path / "advice")
     drawn = figure.draw(artifacts.read_table(folder / "advice.parquet", "advice"))
     training, data = drawn.axes
-    assert training.get_xlabel() == "training steps on all examples"
+    assert training.get_xlabel() == "training steps"
     assert [label.get_text() for label in data.get_xticklabels()] == ["10", "20", "36"]
     legend = [text.get_text() for text in drawn.legends[0].get_texts()]
     assert sum("(followed)" in text for text in legend) == 1
@@ -136,6 +137,28 @@ def test_several_classes_have_advice_too(tmp_path):
     assert "orthonormal contrasts" in text
     assert "happy = ` happy`" in text
     write_advice(found, verdict_of(found), tmp_path / "three")
+
+
+def test_adamw_has_a_step_and_a_time_of_its_own(pico, tmp_path):
+    found = advise(settings(optimizer="adamw", batch_size=8), device="cpu")
+    recipe, problem = found.findings.recipes[0], found.findings.problem
+    assert len(found.findings.recipes) == 1
+    assert recipe.steps == found.findings.decision.t
+    assert (recipe.batch_size, recipe.epochs) == (8, recipe.steps * 8 / 40)
+    assert recipe.learning_rate == pytest.approx(1 / batch_lambda_max(problem.matrix, 1, 8))
+    assert not np.allclose(problem.matrix, pico.findings.problem.matrix)
+    text = document(found, verdict_of(found))
+    assert "AdamW (betas 0.9 and 0.999)" in text
+    assert "full-batch" not in text
+    write_advice(found, verdict_of(found), tmp_path / "adamw")
+    follow = follow_up(found)
+    if follow is not None:
+        completed = validated(follow)
+        assert (completed["kernel"]["formula"], completed["finetune"]["batch_size"]) == ("adam", 8)
+
+
+def test_the_batches_of_adamw_are_at_most_half_of_the_examples():
+    assert settings(optimizer="adamw", batch_size=64).adam_batch(40) == 20
 
 
 # --- the folder
@@ -293,7 +316,8 @@ def test_the_nearest_number_of_steps_is_found_far_away_too():
 
 def test_settings_out_of_range_name_their_option():
     for change, message in [
-        ({"optimizer": "adamw"}, "--optimizer: 'adamw' is not one of heavy_ball"),
+        ({"optimizer": "adam"}, "--optimizer: 'adam' is not one of heavy_ball, nesterov, gradient_descent, adamw"),
+        ({"optimizer": "adamw", "parameters": "lora"}, "--optimizer: 'adamw' has no kernel for adapters"),
         ({"max_examples": 4}, "--max-examples: found 4, must be 8 or more"),
         ({"momentum": 1.0}, "--momentum: found 1.0"),
         ({"steps": 0}, "--steps: found 0"),

@@ -7,7 +7,7 @@ files; ``advise_text`` says them in words, ``advise_files`` writes them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from .assets import ASSETS
 from .bayes import fitted_target_scale
 from .decay import Rate, decay_fit, half_sample_eigenvalues, predicted_rate
 from .filters import Filter, GradientDescent, HeavyBall, Nesterov
+from .finetune_settings import ADAM_BETAS, FinetuneSettings
 from .minibatch import batch_lambda_max
 from .outputs import coding_matrix, columns, predicted_class, targets
 from .spectrum import Spectrum
@@ -38,10 +39,10 @@ from .tasks import Task, batch_from_table
 
 __all__ = ["COMPARED", "DEFAULT_RULE", "FALLBACKS", "Advice", "Findings", "Settings", "advise", "findings"]
 
-OPTIMIZERS = ("heavy_ball", "nesterov", "gradient_descent")
+OPTIMIZERS = ("heavy_ball", "nesterov", "gradient_descent", "adamw")
 # The longest path looked at, in full-batch steps: with momentum 0.9 one step counts for ten of plain descent. Real runs
-# with momentum were flat after 24; the kernel of the start says little about what comes later.
-STEPS = {"heavy_ball": 24, "nesterov": 24, "gradient_descent": 240}
+# with momentum were flat after 24; the kernel of the start says little about what comes later. AdamW's are of batches.
+STEPS = {"heavy_ball": 24, "nesterov": 24, "gradient_descent": 240, "adamw": 96}
 Say = Callable[[str], None]
 
 
@@ -49,9 +50,10 @@ Say = Callable[[str], None]
 class Settings:
     """What a person asks for; every field is an option of ``stopwise advise``.
 
-    ``steps``: the longest time considered (None: 24 with momentum, 240 without). ``step_size``: c in alpha = c/lambda_1
-    of the kernel. ``batch_size``: the mini-batch that the recipes speak of. ``target_scale``: of the regression targets
-    (None: fitted to the start, ``bayes.fitted_target_scale``). Raises AdviceError for a wrong value.
+    ``steps``: the longest time considered (None: 24 with momentum, 240 without, 96 of AdamW). ``step_size``: c in
+    alpha = c/lambda_1 of the kernel. ``batch_size``: the mini-batch that the recipes speak of; AdamW's, whose kernel
+    depends on it, is at most half of the examples. ``target_scale``: of the regression targets (None: fitted to the
+    start, ``bayes.fitted_target_scale``). Raises AdviceError for a wrong value.
     """
 
     model: str
@@ -87,14 +89,28 @@ class Settings:
         for name, (right, allowed) in ranges.items():
             if not right:
                 raise AdviceError(f"--{name.replace('_', '-')}: found {getattr(self, name)}, must be {allowed}")
+        if self.adam and self.parameters == "lora":
+            raise AdviceError("--optimizer: 'adamw' has no kernel for adapters (--parameters lora); choose another")
+
+    @property
+    def adam(self) -> bool:
+        """Whether the advice is for AdamW, which has a kernel, a step and a clock of its own."""
+        return self.optimizer == "adamw"
+
+    def adam_batch(self, n: int) -> int:
+        """AdamW's mini-batch of n examples: several in each epoch, or its kernel is that of sign descent."""
+        return min(self.batch_size, n // 2)
 
     @property
     def t_max(self) -> int:
-        """The longest time considered, in full-batch steps."""
+        """The longest time considered, in full-batch steps (AdamW: in its steps)."""
         return self.steps or STEPS[self.optimizer]
 
     def filter(self, lambda_1: float, momentum: float | None = None) -> Filter:
-        """Return the filter of training with alpha = c/lambda_1; ``momentum`` 0 is plain descent."""
+        """Return the filter of training with alpha = c/lambda_1; ``momentum`` 0 is plain descent, AdamW has its own."""
+        if self.adam:
+            own = FinetuneSettings(optimizer="adamw", formula="adam", step_size=self.step_size, steps=self.t_max)
+            return own.filter(lambda_1)
         beta, alpha = self.beta if momentum is None else momentum, self.step_size / lambda_1
         if beta == 0:
             return GradientDescent(alpha)
@@ -106,8 +122,8 @@ class Settings:
 
     @property
     def beta(self) -> float:
-        """The momentum that training really has: 0 for plain descent."""
-        return 0.0 if self.optimizer == "gradient_descent" else self.momentum
+        """The momentum that training really has: 0 for plain descent, that of AdamW's mean."""
+        return {"gradient_descent": 0.0, "adamw": ADAM_BETAS[0]}.get(self.optimizer, self.momentum)
 
 
 @dataclass(frozen=True)
@@ -175,7 +191,13 @@ def findings(problem: Problem, settings: Settings, progress: bool = False) -> Fi
     if spec.lambda_max <= 0:
         raise AdviceError("--parameters: the kernel is zero: these parameters do not move the outputs")
     problem = replace(problem, scale=settings.scale(spec, targets(problem.labels, problem.classes), problem.outputs))
-    filter = settings.filter(spec.lambda_max)
+    # Every fit takes its step from its own lambda_1; AdamW's is that of batches, so many times that of all examples.
+    spread = _batch_eigenvalue(problem, settings) / spec.lambda_max if settings.adam else 1.0
+
+    def make_filter(lambda_1: float) -> Filter:
+        return settings.filter(spread * lambda_1)
+
+    filter = make_filter(spec.lambda_max)
     decision = decide(spec, problem.residual, problem.targets, filter, t_max, seed)
     compared = stops(spec, problem.residual, filter, t_max, COMPARED, seed=seed, targets=problem.targets)
     folds = fold_splits(problem.labels, seed=seed)
@@ -187,7 +209,7 @@ def findings(problem: Problem, settings: Settings, progress: bool = False) -> Fi
         return decide(part, residual, y, own, t_max, seed).t
 
     def run(splits: list) -> HeldOut:
-        return held_out(problem, settings.filter, choose, t_max, splits, settings.scale)
+        return held_out(problem, make_filter, choose, t_max, splits, settings.scale)
 
     with bar:
         crossed = run(folds)
@@ -221,9 +243,14 @@ def findings(problem: Problem, settings: Settings, progress: bool = False) -> Fi
 def recipes(problem: Problem, settings: Settings, decision: Decision) -> list[Recipe]:
     """Return full-batch and mini-batch recipes, plain and with momentum, that reach the advised training time eta.
 
-    alpha = c/lambda_1 of the kernel for full batches, and of the largest of 100 sampled batches for mini-batches.
+    alpha = c/lambda_1 of the kernel for full batches, and of the largest of 100 sampled batches for mini-batches. AdamW
+    has one, with the mini-batches that its kernel is for.
     """
     n, q, out = problem.examples, columns(problem.classes), []
+    if settings.adam:
+        batch, steps = settings.adam_batch(n), decision.t
+        rate = settings.step_size / _batch_eigenvalue(problem, settings)
+        return [Recipe(settings.beta, batch, False, rate, steps, steps * batch / n)]
     for batch in [n, settings.batch_size] if settings.batch_size < n else [n]:
         top = batch_lambda_max(problem.matrix, q, None if batch == n else batch, settings.seed)
         for momentum in dict.fromkeys([settings.beta, 0.0 if settings.beta else 0.9]):
@@ -231,6 +258,12 @@ def recipes(problem: Problem, settings: Settings, decision: Decision) -> list[Re
             steps = steps_to(filter, decision.stop.eta) if decision.t else 0
             out.append(Recipe(momentum, batch, batch == n, filter.lr, steps, steps * batch / n))
     return out
+
+
+def _batch_eigenvalue(problem: Problem, settings: Settings) -> float:
+    """Return the eigenvalue that AdamW's step is taken from: the largest of 100 sampled batches."""
+    batch = settings.adam_batch(problem.examples)
+    return batch_lambda_max(problem.matrix, columns(problem.classes), batch, settings.seed)
 
 
 def steps_to(filter: Filter, eta: float) -> int:
@@ -252,8 +285,8 @@ def advise(
     """Return the advice for a file and a model; nothing is written. ``say`` is told what is going on.
 
     Raises ValueError (in the words of the config; ``advise_data.in_options`` turns them into those of options) for a
-    file, column, word or model that cannot be used. Cost: one kernel of at most ``max_examples`` examples, one backward
-    pass less than there are classes for each, and a minute or less of small decompositions.
+    file, column, word or model that cannot be used. Cost: one kernel of at most ``max_examples`` examples (two for
+    AdamW), one backward pass less than there are classes for each, and a minute or less of small decompositions.
     """
     file = read_file(settings.data, settings.text, settings.label, settings.encoding)
     say(f"{file.path}: {file.rows} rows, labels {', '.join(f'{k} ({v})' for k, v in file.shares.items())}")
@@ -279,10 +312,35 @@ def advise(
     say(f"computing the kernel of {len(labels)} examples; the words for the labels are {words}")
     subset: Any = {"lora": {}} if settings.parameters == "lora" else settings.parameters
     kernel = empirical_ntk(network, batch, parameters=subset, device=device, progress=progress)
+    own, problem = settings, Problem(kernel.matrix, kernel.outputs, labels, len(task.verbalizers))
+    if settings.adam:
+        # What AdamW divides by depends on the scale of the targets: that of the plain kernel is kept.
+        own = replace(settings, target_scale=settings.scale(problem.spectrum(), problem.targets, problem.outputs))
+        say(f"computing the kernel of AdamW, batches of {settings.adam_batch(len(labels))}")
+        problem = replace(problem, matrix=_adam_kernel(network, batch, own, subset, device, progress))
     say("refitting without some of the examples, to see what training would reach on new ones")
-    found = findings(Problem(kernel.matrix, kernel.outputs, labels, len(task.verbalizers)), settings, progress)
+    found = findings(problem, own, progress)
     record = {"config": asdict(settings), "data": _sha256(file.path), "model": model_fingerprint(network)}
     return Advice(settings, file, task, sample, found, record)
+
+
+def _adam_kernel(
+    network: Any, batch: Mapping[str, Any], settings: Settings, subset: Any, device: str, progress: bool
+) -> np.ndarray:
+    """Return the kernel of AdamW [m, m] with the settings' batches and target scale."""
+    from .gram import empirical_ntk
+    from .preconditioner import adam_preconditioner
+
+    training = FinetuneSettings(
+        optimizer="adamw",
+        formula="adam",
+        batch_size=settings.adam_batch(len(batch["labels"])),
+        parameters=subset,
+        target_scale=settings.target_scale or 1.0,
+    )
+    weights = adam_preconditioner(network, batch, training, settings.seed)
+    options: dict[str, Any] = {"device": device, "progress": progress}
+    return empirical_ntk(network, batch, parameters=subset, formula="adam", preconditioner=weights, **options).matrix
 
 
 def _sha256(path: str) -> str:

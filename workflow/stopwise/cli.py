@@ -51,9 +51,11 @@ def advise(
     parameters: Annotated[
         str, typer.Option(help="what would be trained: attention, linear, all or lora")
     ] = "attention",
-    optimizer: Annotated[str, typer.Option(help="heavy_ball, nesterov or gradient_descent")] = "heavy_ball",
+    optimizer: Annotated[str, typer.Option(help="heavy_ball, nesterov, gradient_descent or adamw")] = "heavy_ball",
     momentum: Annotated[float, typer.Option(help="for the first two")] = 0.9,
-    steps: Annotated[int | None, typer.Option(help="longest time considered; default 24, without momentum 240")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="longest time considered; default 24, without momentum 240, adamw 96")
+    ] = None,
     step_size: Annotated[float, typer.Option(help="learning rate as a share of the largest stable one")] = 1.0,
     batch_size: Annotated[int, typer.Option(help="mini-batch that the answer speaks of beside full batches")] = 16,
     target_scale: Annotated[

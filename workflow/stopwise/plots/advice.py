@@ -87,7 +87,7 @@ def _training(ax: Axes, data: pd.DataFrame, looks: dict[str, style.Look]) -> Non
             zorder=4,
             transform=offset_copy(ax.transData, canvas, y=MARK * above[index], units="points"),
         )
-    ax.set_xlabel("training steps on all examples")
+    ax.set_xlabel("training steps")
     chosen = rules[rules["chosen"]]
     title = "No training advised" if chosen.empty else f"When to stop: after {chosen['step'].iloc[0]:.0f} steps"
     ax.set_title(title)
