@@ -67,6 +67,15 @@ def test_every_variant_of_a_run_is_judged_on_its_measured_curve():
     assert found["sure"]["loss"] == pytest.approx(0.7)
 
 
+def test_the_kernel_of_adamw_knows_no_distance():
+    one = cell()
+    own = FinetuneSettings(optimizer="adamw", formula="adam", steps=STEPS, evaluate_every=2, patience=2)
+    losses = [1.0, 0.8, 0.6, 0.5, 0.55, 0.6]
+    rows = run_rows(one.leading, one.targets, own, trajectory(one, losses, losses), [], ["oracle"])
+    assert {"bayes_far", "path_oracle", "oracle"} <= {row["rule"] for row in rows}
+    assert not set(DRIFT) & {row["rule"] for row in rows}
+
+
 def test_bayes_read_again_goes_on_from_the_outputs_it_is_given():
     one = cell()
     spec, y, f0 = one.spec, one.targets, one.leading.outputs
