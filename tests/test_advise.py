@@ -151,10 +151,9 @@ def test_adamw_has_a_step_and_a_time_of_its_own(pico, tmp_path):
     assert "AdamW (betas 0.9 and 0.999)" in text
     assert "full-batch" not in text
     write_advice(found, verdict_of(found), tmp_path / "adamw")
-    follow = follow_up(found)
-    if follow is not None:
-        completed = validated(follow)
-        assert (completed["kernel"]["formula"], completed["finetune"]["batch_size"]) == ("adam", 8)
+    completed = validated(follow_up(found))
+    assert (completed["kernel"]["formula"], completed["finetune"]["batch_size"]) == ("adam", 8)
+    assert completed["stopping"]["target_scale"] == problem.scale
 
 
 def test_the_batches_of_adamw_are_at_most_half_of_the_examples():

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kernel_reference import VERBALIZERS, pico, plain_jacobian, prompts, relative
-from stopwise import lora, tiles
+from stopwise import engine, lora, tiles
+from stopwise.fallback import Probe
 from stopwise.forward import attach_head, detach_head
 from stopwise.gram import empirical_ntk, kernel_layers, sum_in_name_order, task_kernels
 from stopwise.parameters import select_parameters
@@ -71,19 +72,40 @@ def test_signgd_counts_agreeing_signs(arch):
     assert np.array_equal(found, np.round(found))
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "qwen2", "bert"])
 def test_adam_weighs_every_entry(arch):
-    model, batch, other = pico(arch), prompts(LENGTHS), prompts([6, 4], seed=2)
-    chosen, generator = select_parameters(model, "all"), torch.Generator().manual_seed(3)
-    weights = {name: torch.rand(p.shape, generator=generator) for name, p in chosen.items()}
+    model, batch, other = pico(arch), adam_prompts(arch, LENGTHS), adam_prompts(arch, [6, 4], seed=2)
+    chosen, weights, diagonal = adam_weights(model)
     found = empirical_ntk(model, batch, other, parameters="all", formula="adam", preconditioner=weights)
     left, right = (plain_jacobian(model, examples, list(chosen)) for examples in (batch, other))
-    diagonal = torch.cat([weights[name].double().flatten() for name in chosen])
     assert relative(found.matrix, (left * diagonal @ right.T).numpy()) < ISLANDS
     alone = empirical_ntk(model, batch, parameters="all", formula="adam", preconditioner=weights)
     assert relative(alone.matrix, (left * diagonal @ left.T).numpy()) < ISLANDS
     norms = np.sqrt(np.sum([squares**2 for squares in found.row_norms.values()], axis=0))
     assert np.allclose(norms, np.sqrt(np.diag(alone.matrix)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_adam_weighs_what_no_formula_covers_too(arch, monkeypatch):
+    """Whole gradients by autograd come in the parameter's own layout, also where it is stored transposed."""
+    model, batch = pico(arch), prompts(LENGTHS)
+    chosen, weights, diagonal = adam_weights(model)
+    monkeypatch.setattr(engine, "probe", lambda run, group: Probe(broken=list(run.terms[:3])))
+    found = empirical_ntk(model, batch, parameters="all", formula="adam", preconditioner=weights)
+    left = plain_jacobian(model, batch, list(chosen))
+    assert relative(found.matrix, (left * diagonal @ left.T).numpy()) < ISLANDS
+
+
+def adam_prompts(arch, lengths, seed=0):
+    positions = list(range(len(lengths))) if arch == "bert" else None
+    return prompts(lengths, seed=seed, positions=positions)
+
+
+def adam_weights(model):
+    """Return the parameters by name, a random D for each, and D in the order of the Jacobian's columns."""
+    chosen, generator = select_parameters(model, "all"), torch.Generator().manual_seed(3)
+    weights = {name: torch.rand(p.shape, generator=generator) for name, p in chosen.items()}
+    return chosen, weights, torch.cat([weights[name].double().flatten() for name in chosen])
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama", "bert"])

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from kernel_reference import plain_jacobian
+from stopwise.filters import AdamMean
 from stopwise.finetune import FinetuneSettings, finetune
 from stopwise.finetune_plan import predicted_paths, start_outputs, step_eigenvalue
 from stopwise.finetune_settings import ADAM_BETAS, ADAM_EPS
@@ -163,8 +164,16 @@ def test_the_learning_rate_is_taken_from_the_kernel(made):
 def test_time_runs_as_fast_as_adam(made):
     """A vanishing eigenvalue sees the sum of Adam's steps, its bias correction included."""
     filter = settings(learning_rate=1e-3).filter()
+    assert isinstance(filter, AdamMean)
     gradient, mean, moved, beta = 1.0, 0.0, 0.0, ADAM_BETAS[0]
     for t in range(40):
         mean = beta * mean + (1 - beta) * gradient
         moved += 1e-3 * mean / (1 - beta ** (t + 1))
         assert filter.eta(t + 1) == pytest.approx(moved, rel=1e-12)
+
+
+@pytest.mark.parametrize(("product", "diverges"), [(37.0, False), (39.0, True)])
+def test_adam_diverges_where_its_bound_says(product, diverges):
+    s = AdamMean(product, 0.9).shrinkage(np.ones(1), np.arange(2000))[:, 0]
+    assert (abs(s[-1] - 1) > 1) == diverges
+    assert AdamMean(product, 0.9).stability == pytest.approx(38)

@@ -15,7 +15,7 @@ rule jacobian:
         ENVIRONMENT
     threads: threads_per_job()
     resources:
-        mem_mb=5000,
+        mem_mb=5000 if adam_section() is None else 6500,
         runtime=120,
         gpu=gpus_per_job(),
     params:

@@ -24,7 +24,7 @@ with Job(snakemake) as job:
         steps = sorted({row["step"] for row in kept.select(["n", "step"]).to_pylist() if row["n"] == n})
         outputs = {step: artifacts.read_matrix(kept, n=n, step=step) for step in steps}
         step_filter = None
-        if settings.follows_theory:
+        if settings.objective == "squared" and settings.has_path:
             step_filter = settings.filter(step_eigenvalue(spec, settings.batch_size))
         rows += [{"n": n, **row} for row in residual_decay(spec, residual, outputs, step_filter)]
         if step_filter is not None and settings.follows_filter(n):

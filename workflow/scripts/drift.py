@@ -24,13 +24,16 @@ with Job(snakemake) as job:
     sample = read_sample(snakemake.input.data)
     gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram")).leading(n)
     model, stamp = load_start(snakemake, start, seed, device)
-    batch = first_examples(batch_from_table(sample.table, "train", verbalizers=sample.verbalizers), n)
+    whole = batch_from_table(sample.table, "train", verbalizers=sample.verbalizers)
+    batch = first_examples(whole, n)
     shown = first_examples(batch, min(own["examples"], n))
     kernels, options = {}, {key: kernel[key] for key in ("parameters", "outputs", "formula", "memory_gb")}
     if params.adam:
         from stopwise.preconditioner import adam_preconditioner
 
-        options["preconditioner"] = adam_preconditioner(model, batch, settings, seed)
+        # That of the kernel which predicted the run.
+        own = FinetuneSettings(**params.adam, parameters=kernel["parameters"], outputs=kernel["outputs"])
+        options["preconditioner"] = adam_preconditioner(model, whole, own, seed)
 
     def look(step):
         kernels[step] = empirical_ntk(model, shown, device=device, **options)

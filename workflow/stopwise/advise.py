@@ -180,9 +180,11 @@ class Advice:
     provenance: dict[str, Any]
 
 
-def findings(problem: Problem, settings: Settings, progress: bool = False) -> Findings:
+def findings(problem: Problem, settings: Settings, progress: bool = False, scale: float | None = None) -> Findings:
     """Return what a training kernel says about training on its examples, by the rule in ``advise_rule``.
 
+    ``scale`` of the targets, where it is known already (None: ``settings.scale``); fits without some of the examples
+    have their own all the same.
     Cost: for each of 50 cross-validation fits and 60 smaller ones two decompositions of m rows and those of the rule.
     """
     from tqdm import tqdm
@@ -190,7 +192,9 @@ def findings(problem: Problem, settings: Settings, progress: bool = False) -> Fi
     spec, t_max, seed = problem.spectrum(), settings.t_max, settings.seed
     if spec.lambda_max <= 0:
         raise AdviceError("--parameters: the kernel is zero: these parameters do not move the outputs")
-    problem = replace(problem, scale=settings.scale(spec, targets(problem.labels, problem.classes), problem.outputs))
+    if scale is None:
+        scale = settings.scale(spec, targets(problem.labels, problem.classes), problem.outputs)
+    problem = replace(problem, scale=scale)
     # Every fit takes its step from its own lambda_1; AdamW's is that of batches, so many times that of all examples.
     spread = _batch_eigenvalue(problem, settings) / spec.lambda_max if settings.adam else 1.0
 
@@ -312,22 +316,28 @@ def advise(
     say(f"computing the kernel of {len(labels)} examples; the words for the labels are {words}")
     subset: Any = {"lora": {}} if settings.parameters == "lora" else settings.parameters
     kernel = empirical_ntk(network, batch, parameters=subset, device=device, progress=progress)
-    own, problem = settings, Problem(kernel.matrix, kernel.outputs, labels, len(task.verbalizers))
+    problem, scale = Problem(kernel.matrix, kernel.outputs, labels, len(task.verbalizers)), None
     if settings.adam:
         # What AdamW divides by depends on the scale of the targets: that of the plain kernel is kept.
-        own = replace(settings, target_scale=settings.scale(problem.spectrum(), problem.targets, problem.outputs))
+        scale = settings.scale(problem.spectrum(), problem.targets, problem.outputs)
         say(f"computing the kernel of AdamW, batches of {settings.adam_batch(len(labels))}")
-        problem = replace(problem, matrix=_adam_kernel(network, batch, own, subset, device, progress))
+        problem = replace(problem, matrix=_adam_kernel(network, batch, settings, subset, scale, device, progress))
     say("refitting without some of the examples, to see what training would reach on new ones")
-    found = findings(problem, own, progress)
+    found = findings(problem, settings, progress, scale)
     record = {"config": asdict(settings), "data": _sha256(file.path), "model": model_fingerprint(network)}
     return Advice(settings, file, task, sample, found, record)
 
 
 def _adam_kernel(
-    network: Any, batch: Mapping[str, Any], settings: Settings, subset: Any, device: str, progress: bool
+    network: Any,
+    batch: Mapping[str, Any],
+    settings: Settings,
+    subset: Any,
+    scale: float,
+    device: str,
+    progress: bool,
 ) -> np.ndarray:
-    """Return the kernel of AdamW [m, m] with the settings' batches and target scale."""
+    """Return the kernel of AdamW [m, m] with the settings' batches, for targets of this scale."""
     from .gram import empirical_ntk
     from .preconditioner import adam_preconditioner
 
@@ -336,7 +346,7 @@ def _adam_kernel(
         formula="adam",
         batch_size=settings.adam_batch(len(batch["labels"])),
         parameters=subset,
-        target_scale=settings.target_scale or 1.0,
+        target_scale=scale,
     )
     weights = adam_preconditioner(network, batch, training, settings.seed)
     options: dict[str, Any] = {"device": device, "progress": progress}

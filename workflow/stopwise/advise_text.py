@@ -244,11 +244,13 @@ def _accuracies(advice: Advice, verdict: Verdict) -> str:
         ("after training to the advised stop", verdict.trained),
     ]
     table = "\n".join(f"| {name} | {percent(v[0])} | {between(v)} |" for name, v in rows)
+    seen = " Only what AdamW divides by was read from all examples, those left out too." if advice.settings.adam else ""
     return (
         f"## What to expect\n\n| | accuracy | 95 % interval |\n|---|---|---|\n{table}\n\n"
         "The last two are measured on examples left out: the examples are divided into parts (ten where the labels"
         " allow), five times over, and each part is predicted by a fit to the others, with its own offset, step size"
         " and stopping time. Nothing was trained for this: the fit is the one that the model's tangent kernel predicts."
+        f"{seen}"
         " Real training follows it at first and drifts away later: the longer, the less certain."
         " The intervals hold the luck of which examples were seen."
     )

@@ -200,7 +200,7 @@ def _add_layer(job: Job, visit: Visit, layout: Layout, parts: list[Part], device
         blocks = Blocks(layout, device)
         while terms:
             term, rows = terms.pop(0)
-            add_term(blocks, rows, job.signed, scale=_scale_of(term, job.scales))
+            add_term(blocks, rows, job.signed, scale=_scale_of(term, rows, job.scales))
         blocks.finish()
         key = visit.layer if job.by == "layer" else module
         for part, (a, b), matrix in zip(parts, layout.pairs, blocks.matrices, strict=True):
@@ -211,12 +211,14 @@ def _add_layer(job: Job, visit: Visit, layout: Layout, parts: list[Part], device
             part.norms[module][row_order(layout.groups[a])] = np.sqrt(squares)
 
 
-def _scale_of(term: Term, scales: Mapping[str, torch.Tensor] | None) -> torch.Tensor | None:
-    """Return a parameter's scales in the layout of its features: weights as [d_out, d_in]."""
+def _scale_of(
+    term: Term, rows: Sequence[tuple[Batch, Features]], scales: Mapping[str, torch.Tensor] | None
+) -> torch.Tensor | None:
+    """Return a parameter's scales in the layout of its features: factors of weights make them [d_out, d_in]."""
     if scales is None:
         return None
     own = scales[term.name]
-    return own.T if stored_transposed(term) else own
+    return own.T if rows and isinstance(rows[0][1], Outer) and stored_transposed(term) else own
 
 
 def row_order(group: Group) -> np.ndarray:

@@ -218,6 +218,24 @@ class Nesterov(HeavyBall):
 
 
 @dataclass(frozen=True)
+class AdamMean(HeavyBall):
+    """Adam where its division is part of the kernel: s <- s + alpha m/(1 - beta^t), m <- beta m + (1 - beta) gradient.
+
+    ``lr`` is Adam's own alpha. Heavy ball with m = (1 - beta) v, whose step sizes fall from alpha to (1 - beta) alpha.
+    """
+
+    @property
+    def stability(self) -> float:
+        """The bound 2 (1 + beta) / (1 - beta) on lr * lambda_1, that of the steps once the correction has worn off."""
+        return 2 * (1 + self.momentum) / (1 - self.momentum)
+
+    def step_sizes(self, steps: int) -> np.ndarray:
+        """Return what multiplies the velocity v at each step; float64 [steps]."""
+        corrected = (1 - self.momentum) / (1 - self.momentum ** np.arange(1, steps + 1))
+        return super().step_sizes(steps) * corrected
+
+
+@dataclass(frozen=True)
 class Ridge(Filter):
     """Kernel ridge regression with penalty mu = 1/eta: s_i = lambda_i / (lambda_i + mu), eta(t) = lr * t.
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stopwise.early_stopping import StopRule, make_stop_rule
-from stopwise.filters import Filter, GradientDescent, HeavyBall, Nesterov, cosine_schedule, linear_schedule
+from stopwise.filters import AdamMean, Filter, GradientDescent, HeavyBall, Nesterov, cosine_schedule, linear_schedule
 from stopwise.outputs import OUTPUTS
 from stopwise.rule_names import MEASURED_STOPS
 
@@ -22,8 +22,6 @@ SCHEDULES = ("constant", "linear", "cosine")
 # The decay of AdamW's means of the gradient and of its square, and what its division is kept from zero by.
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
-# Steps after which 1 - beta^t is 1 in float64.
-BIASED_STEPS = 400
 CALLER_KEYS = frozenset({"parameters", "outputs", "formula", "target_scale", "intercept", "stop_at"})
 
 
@@ -183,17 +181,12 @@ class FinetuneSettings:
         """Return the spectral filter of this training: step size c/lambda_1 (or ``learning_rate``), momentum, schedule.
 
         It predicts what training does to each eigen-direction. Under AdamW it is a heuristic: with a kernel of
-        ``formula`` adam the heavy ball that Adam's bias-corrected mean of gradients is, m_t/(1 - beta^t) with
-        m_t = (1 - beta) v_t; with another kernel it only counts the learning rate. Raises ValueError when no step size
-        can be formed.
+        ``formula`` adam that of Adam's bias-corrected mean of gradients; with another kernel it only counts the
+        learning rate. Raises ValueError when no step size can be formed.
         """
         alpha, schedule = self._alpha(lambda_1), self._schedule()
         if self.optimizer == "adamw" and self.formula == "adam":
-            beta = ADAM_BETAS[0]
-            factors = np.ones(self.steps) if schedule is None else np.asarray(schedule)
-            corrected = np.append(factors, np.full(BIASED_STEPS, factors[-1]))
-            corrected /= 1 - beta ** np.arange(1, corrected.size + 1)
-            return HeavyBall((1 - beta) * alpha, beta, tuple(corrected.tolist()))
+            return AdamMean(alpha, ADAM_BETAS[0], schedule)
         if self.optimizer == "heavy_ball":
             return HeavyBall(alpha, self.momentum, schedule)
         if self.optimizer == "nesterov":

@@ -52,11 +52,13 @@ def adam_preconditioner(
         objective = objective.with_intercept(objective.fitted_intercept(learner.predict(prompts)))
     n, size = len(prompts), settings.batch_size or len(prompts)
     batches = draw_batches(n, size, max(1, n // size), seed)
-    squares = [torch.zeros_like(parameter) for parameter in chosen.values()]
+    # A sum of many small squares stalls in half precision.
+    squares = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in chosen.values()]
     with learner.trainable():
         for batch in batches:
             rows = prompts.rows(batch, settings.tokens_per_batch)
             _, gradients = learner.gradient(rows, objective.rows(batch).gradient)
-            torch._foreach_addcmul_(squares, gradients, gradients, 1 / len(batches))
+            for square, gradient in zip(squares, gradients, strict=True):
+                square.addcmul_(gradient.to(square), gradient.to(square), value=1 / len(batches))
     divided = (torch.where(v > 0, 1 / (v.sqrt() + ADAM_EPS), 0.0) for v in squares)
     return dict(zip(chosen, divided, strict=True))

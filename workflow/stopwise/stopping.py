@@ -274,7 +274,7 @@ def _check(spec: Spectrum, filter: Filter, t_max: int, rules: Sequence[str], tar
     if largest >= filter.stability:
         raise ValueError(
             f"the step size diverges: lr * lambda_1 = {largest:.4g} must stay below {filter.stability:.4g} "
-            f"(lambda_1 of K/m = {spec.lambda_max:.6g}); lower finetune.step_size"
+            f"(lambda_1 of K/m = {spec.lambda_max:.6g}); lower finetune.step_size (or finetune.learning_rate)"
         )
 
 

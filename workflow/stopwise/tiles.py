@@ -264,7 +264,7 @@ def _sparse(blocks: Blocks, parts: Sequence[Part], signed: bool, scale: torch.Te
     if signed:
         vectors = vectors.sign()
     if scale is not None:
-        vectors = vectors * scale.to(vectors)[tables]
+        vectors = vectors * scale.to(vectors).reshape(len(scale), -1)[tables]
     for found in runs_of(tables):
         _scatter(blocks, rows[found], vectors[found])
 
