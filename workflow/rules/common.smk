@@ -117,10 +117,11 @@ def kernel_section():
 
 
 def adam_section():
-    """Return what the diagonal of a kernel of formula adam depends on beside the kernel section; None for others."""
+    """Return the settings that the diagonal of a kernel of formula adam depends on; None for other kernels."""
     if config["kernel"]["formula"] != "adam":
         return None
     training = {key: config["finetune"][key] for key in ("objective", "batch_size")}
+    training |= {key: config["kernel"][key] for key in ("parameters", "outputs")}
     return training | {key: config["stopping"][key] for key in ("intercept", "target_scale")}
 
 

@@ -32,8 +32,7 @@ with Job(snakemake) as job:
         from stopwise.preconditioner import adam_preconditioner
 
         # That of the kernel which predicted the run.
-        own = FinetuneSettings(**params.adam, parameters=kernel["parameters"], outputs=kernel["outputs"])
-        options["preconditioner"] = adam_preconditioner(model, whole, own, seed)
+        options["preconditioner"] = adam_preconditioner(model, whole, FinetuneSettings(**params.adam), seed)
 
     def look(step):
         kernels[step] = empirical_ntk(model, shown, device=device, **options)

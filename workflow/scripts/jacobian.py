@@ -27,8 +27,7 @@ with Job(snakemake) as job:
         from stopwise.finetune_settings import FinetuneSettings
         from stopwise.preconditioner import adam_preconditioner
 
-        coding = {key: kernel[key] for key in ("parameters", "outputs")}
-        settings = FinetuneSettings(**snakemake.params.adam, **coding)
+        settings = FinetuneSettings(**snakemake.params.adam)
         options["preconditioner"] = adam_preconditioner(model, train, settings, int(job.wildcards["seed"]), layers)
     train_kernel, new_kernel = train_and_new_kernels(
         model,
