@@ -220,6 +220,21 @@ def test_f3_has_a_place_for_zero_times_and_leaves_undefined_ratios_out():
     assert low <= 0.0 <= high
 
 
+@pytest.mark.parametrize("ratios", [(0.0, 1000.0), (0.15, 2.0), (-0.05, 30.0), (1.5, 40.0)])
+def test_f3_fills_its_width_and_labels_it(ratios):
+    _, evaluations = made_up.runs(tasks=1, seeds=1, sizes=(16, 32), rules=("sure", "oracle"))
+    wildcards, judged = evaluations[0]
+    ratio = pa.array([ratios[0], None, ratios[1], None])
+    judged = judged.set_column(judged.schema.get_field_index("ratio"), "ratio", ratio)
+    ax = plots.figure("F3").draw(plots.figure("F3").table([(wildcards, judged)])).axes[2]
+    scale = ax.xaxis.get_transform()
+    low, high = scale.transform(ax.get_xlim())
+    first, last = scale.transform([min(1.0, ratios[0]), ratios[1]])  # the oracle's own time is always shown
+    assert low < first < last < high
+    assert last - first > 0.85 * (high - low)
+    assert np.count_nonzero((low <= scale.transform(ax.get_xticks())) & (scale.transform(ax.get_xticks()) <= high)) >= 2
+
+
 def test_f8_draws_the_test_split_and_marks_the_chosen_coefficient():
     table = plots.figure("F8").table(*made_up.arithmetic(2))
     validation = pc.equal(table["split"], "validation")

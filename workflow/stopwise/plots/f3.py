@@ -97,9 +97,19 @@ def _symlog(ax: Axes, values: pd.Series, floor: float) -> None:
     threshold = max(floor, 10 ** np.floor(np.log10(positive.min())))
     ax.set_xscale("symlog", linthresh=threshold, linscale=0.5)
     decades = 10.0 ** np.arange(np.log10(threshold), np.ceil(np.log10(values.abs().max())) + 1)
-    decades = decades[:: max(1, -(-len(decades) // 5))]
-    ax.set_xticks([0, *decades], [f"{v:g}" for v in [0, *decades]])
+    inside = decades[(values.min() <= decades) & (decades <= values.max())]
+    if len(inside) < 2:
+        decades = np.outer(decades, [1, 2, 5]).ravel()
+        decades = decades[(values.min() <= decades) & (decades <= values.max())]
+    decades = decades[:: max(1, -(-len(decades) // 6))]
+    ticks = [*-decades[::-1][decades[::-1] <= -values.min()], 0, *decades]
+    ax.set_xticks(ticks, [f"{v:g}".replace("-", "\N{MINUS SIGN}") for v in ticks])
     ax.minorticks_off()
+    # Margins in units of the axis: those that matplotlib computes in data units leave half of the panel empty.
+    scale = ax.xaxis.get_transform()
+    low, high = scale.transform([values.min(), values.max()])
+    margin = 0.04 * (high - low)
+    ax.set_xlim(*scale.inverted().transform([low - margin, high + margin]))
 
 
 @style.styled
@@ -133,7 +143,7 @@ def draw(table: pa.Table) -> Figure:
     axes[1, 0].set_xlabel("relative regret (quartiles, median)")
     _symlog(axes[1, 0], data["relative_regret"], 0.01)
     axes[2, 0].set_xlabel("stopping time / oracle's (quartiles, median)")
-    _symlog(axes[2, 0], data["ratio"], 0.1)
+    _symlog(axes[2, 0], pd.concat([data["ratio"], pd.Series([1.0])]), 0.1)
     axes[2, 0].axvline(1.0, color=style.COLORS["grey"], linewidth=0.8, linestyle=":")
     if len(starts) > 1:
         keys = [
