@@ -123,7 +123,8 @@ def test_the_study_judges_the_rules_on_the_path_and_on_the_run(copy):
     assert run.code == 0, run.output[-3000:]
     results, kept = copy / "results/test", copy / "docs/data/test/study"
     cells = artifacts.read_table(results / "stopping_study.parquet", "stopping_study_summary").to_pylist()
-    assert {row["cells"] for row in cells if row["method"] == "bayes"} == {4}  # two tasks at two sizes
+    counted = {(row["objective"], row["cells"]) for row in cells if row["method"] == "bayes"}
+    assert counted == {("squared", 4), ("cross_entropy", 4)}  # two tasks at two sizes
     assert "| bayes | 100 % |" in (results / "stopping_study.md").read_text()
     judged = artifacts.read_table(results / "stopping_runs.parquet", "stopping_runs").to_pylist()
     assert {"bayes", "bayes_far", "path_oracle", "holdout_equal"} <= {row["rule"] for row in judged}

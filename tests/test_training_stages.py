@@ -136,3 +136,26 @@ def test_adamw_is_predicted_by_its_own_kernel(copy):
     assert all("heuristic" in flags for flags in stopping["flags"])
     other = snakemake(copy, "--dry-run", config=configure(copy, finetune=adam | {"batch_size": 8}, **sections))
     assert "jacobian" in other.jobs()
+
+
+def test_cross_entropy_is_stopped_by_replaying_it_on_the_kernel(copy):
+    """The rules that replay are within their theory, the others not; variants of squared loss are not judged."""
+    ball = {"objective": "cross_entropy", "optimizer": "heavy_ball", "batch_size": 4, "step_size": 0.5, "stop": "bayes"}
+    rules = {"rules": ["sure", "loo", "bayes", "holdout", "oracle"]}
+    config = configure(copy, finetune=ball, stopping=rules, arithmetic={"enabled": False})
+    run = snakemake(copy, "--", "stopping_runs", config=config)
+    assert run.code == 0, run.output[-4000:]
+    assert "jacobian" not in run.jobs()
+    results = copy / "results/test"
+    stopping = artifacts.read_table(results / "stopping/pretrained/colours/seed0.parquet", "stopping").to_pylist()
+    theory = {
+        rule: {"heuristic" not in row["flags"] for row in stopping if row["rule"] == rule}
+        for rule in rules["rules"][:3]
+    }
+    assert theory == {"sure": {False}, "loo": {True}, "bayes": {True}}
+    rows = pq.read_table(results / RUN / "trajectory.parquet").to_pandas()
+    last = rows[rows["n"] == 16].iloc[-1]
+    assert last["train_loss"] < rows[rows["n"] == 16].iloc[0]["train_loss"]
+    assert last["linearised_train_loss"] == pytest.approx(last["train_loss"], rel=0.2)
+    judged = artifacts.read_table(results / "stopping_runs.parquet", "stopping_runs").to_pylist()
+    assert {row["rule"] for row in judged} == {*rules["rules"], "path_oracle", "all_steps", "holdout_equal"}

@@ -2,7 +2,7 @@
 
 from job import Job
 from stopwise import artifacts
-from stopwise.finetune_plan import step_eigenvalue
+from stopwise.finetune_plan import replay, step_eigenvalue
 from stopwise.finetune_settings import FinetuneSettings
 from stopwise.gram_assembly import read_gram
 from stopwise.samples import read_sample
@@ -12,10 +12,10 @@ with Job(snakemake) as job:
     sample = read_sample(snakemake.input.data)
     gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram"))
     stopping, coding = snakemake.params.stopping, snakemake.params.outputs
-    settings = FinetuneSettings.from_config(snakemake.params.finetune, outputs=coding)
+    others = {"outputs": coding, "target_scale": stopping["target_scale"], "intercept": stopping["intercept"]}
+    settings = FinetuneSettings.from_config(snakemake.params.finetune, **others)
     t_max = stopping["t_max"] or settings.steps
     rules = [rule for rule in stopping["rules"] if rule not in MEASURED]
-    heuristic = not settings.follows_theory
     rows, curves = [], []
     for n in snakemake.params.sizes:
         kernel = gram.leading(n)
@@ -32,9 +32,10 @@ with Job(snakemake) as job:
             radius=stopping["radius"],
             times=time_grid(t_max),
             targets=y,
+            replay=replay(sample, settings, n, t_max, int(job.wildcards["seed"])),
         )
         for row in found:
-            flags = [*row["flags"].split(), *(["heuristic"] if heuristic else [])]
+            flags = [*row["flags"].split(), *(["heuristic"] if settings.heuristic(row["rule"]) else [])]
             rows.append({"n": n, **row, "flags": sorted(set(flags))})
         curves += [{"n": n, **row} for row in values]
     metrics = {f"t/{row['rule']}": row["t"] for row in rows if row["n"] == max(snakemake.params.sizes)}

@@ -1,4 +1,4 @@
-"""Bring the study of the stopping rules together: its table, the same as text, and F3 of its cells."""
+"""Bring the study of the stopping rules together: its tables, the same as text, and F3 under squared loss."""
 
 from pathlib import Path
 
@@ -16,14 +16,14 @@ with Job(snakemake) as job:
         drawn += [
             {**{key: row.get(key) for key in f3.COLUMNS.names}, **wildcards, "rule": row["method"]}
             for row in found
-            if row["method"] in style.RULES and row["loss"] is not None
+            if row["objective"] == "squared" and row["method"] in style.RULES and row["loss"] is not None
         ]
     summary = study_table(rows)
     cells = len({(row["task"], row["seed"], row["n"]) for row in rows})
     text = study_markdown(summary, cells)
     with artifacts.atomic_path(snakemake.output.text) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    metrics = {f"{row['measure']}/{row['method']}": row["value"] for row in summary}
+    metrics = {f"{row['objective']}/{row['measure']}/{row['method']}": row["value"] for row in summary}
     job.write(snakemake.output.table, summary, "stopping_study_summary", metrics=metrics)
     job.write(snakemake.output.figure, drawn, "F3")
     picture = f3.draw(artifacts.read_table(snakemake.output.figure, "F3"))

@@ -7,6 +7,7 @@ from stopwise import artifacts
 from stopwise.gram_assembly import read_gram
 from stopwise.samples import read_sample
 from stopwise.study import Cell, cell_rows
+from stopwise.study_log_loss import LogLossCell
 
 with Job(snakemake) as job:
     params, seed = snakemake.params, int(job.wildcards["seed"])
@@ -14,5 +15,6 @@ with Job(snakemake) as job:
     kernel = read_gram(artifacts.read_table(snakemake.input.gram, "gram"))
     rows = []
     for n in tqdm(params.sizes, desc="training sizes", unit="size"):
-        rows += cell_rows(Cell(kernel, sample, n, params.outputs, params.target_scale), seed)
+        for kind in (Cell, LogLossCell):
+            rows += cell_rows(kind(kernel, sample, n, params.outputs, params.target_scale), seed)
     job.write(snakemake.output[0], rows, "stopping_study", data=sample.digest)

@@ -63,6 +63,64 @@ def task_posterior(
         found = task_posterior(distinct, y, f0, slope_known, plug_in)
         # The prior tau^2 K/m of all rows is that of the kept ones.
         return None if found is None else replace(found, tau2=found.tau2 * spec.m / rows.size)
+    fit = _fit(spec, targets, start, slope_known, plug_in)
+    if fit is None:
+        return None
+    tau2, belief, told = fit.left / (fit.freedom - 2), fit.belief, fit.told
+    spread = np.linalg.inv(fit.gram) * tau2[:, None, None]
+    outer = (fit.slope - 1)[:, :, None] * (fit.slope - 1)[:, None, :] + spread
+    slopes, weighed = np.full(told.size, np.nan), np.zeros((told.size, told.size))
+    slopes[told], weighed[np.ix_(told, told)] = belief @ fit.slope, np.einsum("g,gab->ab", belief, outer)
+    return Posterior(float(belief @ (tau2 * fit.mu)), float(belief @ tau2), slopes, weighed)
+
+
+def left_out_means(spec: Spectrum, targets: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return what the model expects of each example's targets given those of all others, and whose they are.
+
+    float64 [examples, columns] and int64 [examples], without those that repeat another; None as in ``task_posterior``,
+    of which the arguments are. For each mu the prediction of a left-out block is y_i - R_ii^-1 (R y)_i, where R is the
+    inverse covariance with intercept and slope projected out (Dubrule 1983), and the mean over mu is taken with the
+    posterior that all labels give. Cost O(81 m^2 columns).
+    """
+    spec, rows = spec.without_repeats(targets, start)
+    kept = np.unique(rows // spec.columns)
+    y, f0 = (np.reshape(values, -1)[rows] for values in (targets, start))
+    fit = _fit(spec, y, f0, slope_known=False, plug_in=False)
+    if fit is None:
+        return None
+    n, q, d = spec.examples, spec.columns, spec.degrees
+    vectors, z, phi = spec.vectors[:, :d], spec.coefficients(y)[:d], fit.phi
+    blocks = vectors.reshape(n, q, d)
+    pairs = np.stack([blocks[:, a] * blocks[:, b] for a in range(q) for b in range(q)])
+    means = np.zeros((n, q))
+    for belief, weight, gram, slope in zip(fit.belief, fit.weight, fit.gram, fit.slope, strict=True):
+        known = (vectors @ (weight[:, None] * phi)).reshape(n, q, -1)
+        gone = (vectors @ (weight * (z - phi @ slope))).reshape(n, q, 1)
+        inverse = (pairs @ weight).T.reshape(n, q, q)
+        inverse = inverse - known @ np.linalg.solve(gram, known.transpose(0, 2, 1))
+        means -= belief * np.linalg.solve(inverse, gone)[..., 0]
+    return y.reshape(n, q) + means, kept
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The model at every mu of the grid: ``weight`` 1/(lambda + mu) [g, d], ``gram`` [g, p, p] and ``slope`` [g, p] of
+    the starts ``phi`` [d, p] that vary (``told``), ``left`` the residual sum of squares and ``belief`` of each [g].
+    """
+
+    mu: np.ndarray
+    phi: np.ndarray
+    told: np.ndarray
+    weight: np.ndarray
+    gram: np.ndarray
+    slope: np.ndarray
+    left: np.ndarray
+    belief: np.ndarray
+    freedom: int
+
+
+def _fit(spec: Spectrum, targets: np.ndarray, start: np.ndarray, slope_known: bool, plug_in: bool) -> _Fit | None:
+    """Sum the model up over the grid of mu; None when the labels say nothing."""
     lam, d = spec.eigenvalues[: spec.degrees], spec.degrees
     z = spec.coefficients(targets)[:d]
     phi = np.stack([spec.coefficients(f0)[:d] for f0 in _start_rows(spec, start).T], axis=1)
@@ -84,13 +142,7 @@ def task_posterior(
     score = k * np.log(left) - np.log(weight).sum(axis=1) + np.linalg.slogdet(gram)[1]
     belief = np.exp(-(score - score.min()) / 2)
     belief = (belief == belief.max()) * 1.0 if plug_in else belief
-    belief /= belief.sum()
-    tau2 = left / (k - 2)
-    spread = np.linalg.inv(gram) * tau2[:, None, None]
-    outer = (slope - 1)[:, :, None] * (slope - 1)[:, None, :] + spread
-    slopes, weighed = np.full(told.size, np.nan), np.zeros((told.size, told.size))
-    slopes[told], weighed[np.ix_(told, told)] = belief @ slope, np.einsum("g,gab->ab", belief, outer)
-    return Posterior(float(belief @ (tau2 * mu)), float(belief @ tau2), slopes, weighed)
+    return _Fit(mu, phi, told, weight, gram, slope, left, belief / belief.sum(), k)
 
 
 def fitted_target_scale(spec: Spectrum, targets: np.ndarray, start: np.ndarray) -> float:

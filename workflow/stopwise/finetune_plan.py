@@ -10,8 +10,10 @@ import numpy as np
 from stopwise.dynamics import linearized_path, squared_norm_path, train_path
 from stopwise.finetune_settings import FinetuneSettings
 from stopwise.gram_assembly import AssembledKernel
+from stopwise.log_loss import Replay
 from stopwise.minibatch import batch_lambda_max, draw_batches, minibatch_weights, replayed_weights
 from stopwise.objectives import Objective
+from stopwise.outputs import columns
 from stopwise.samples import Sample
 from stopwise.spectrum import Spectrum
 
@@ -38,12 +40,24 @@ def size_plans(
     eigenvalues, paths = {}, {}
     for n in sizes:
         kernel = gram.leading(n)
-        spec = kernel.spectrum(settings.intercept)
-        coding = sample.class_count, settings.outputs, settings.target_scale
-        objective = Objective(settings.objective, sample.labels("train", n), *coding, np.zeros(kernel.columns))
+        spec, objective = kernel.spectrum(settings.intercept), train_objective(sample, settings, n)
         eigenvalues[n] = step_eigenvalue(spec, settings.batch_size)
         paths[n] = predicted_paths(kernel, spec, objective, settings, len(sample.labels("validation")), seed)
     return eigenvalues, paths
+
+
+def train_objective(sample: Sample, settings: FinetuneSettings, n: int) -> Objective:
+    """Return the objective of the first n training examples, without an intercept."""
+    coding = sample.class_count, settings.outputs, settings.target_scale
+    labels = sample.labels("train", n)
+    return Objective(settings.objective, labels, *coding, np.zeros(columns(sample.class_count, settings.outputs)))
+
+
+def replay(sample: Sample, settings: FinetuneSettings, n: int, t_max: int, seed: int) -> Replay | None:
+    """Return what the rules need to replay t_max steps of training on n examples; None where they read the filter."""
+    if not settings.replays_rules:
+        return None
+    return Replay(train_objective(sample, settings, n), draw_batches(n, settings.batch_size, t_max, seed))
 
 
 def stop_steps(rows: Iterable[Mapping[str, Any]], settings: FinetuneSettings) -> dict[int, int]:

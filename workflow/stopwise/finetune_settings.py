@@ -12,7 +12,7 @@ import numpy as np
 from stopwise.early_stopping import StopRule, make_stop_rule
 from stopwise.filters import AdamMean, Filter, GradientDescent, HeavyBall, Nesterov, cosine_schedule, linear_schedule
 from stopwise.outputs import OUTPUTS
-from stopwise.rule_names import MEASURED_STOPS
+from stopwise.rule_names import MEASURED_STOPS, REPLAYING_RULES
 
 OBJECTIVES = ("squared", "cross_entropy")
 OPTIMIZERS = ("gradient_descent", "heavy_ball", "nesterov", "adamw")
@@ -149,6 +149,17 @@ class FinetuneSettings:
     def follows_theory(self) -> bool:
         """Whether the rules' theory covers this training: squared loss and no AdamW; elsewhere they are heuristics."""
         return self.objective == "squared" and self.optimizer != "adamw"
+
+    @property
+    def replays_rules(self) -> bool:
+        """Whether ``loo`` and ``bayes`` replay this training: cross-entropy whose steps the kernel gives."""
+        return self.objective == "cross_entropy" and self.has_path
+
+    def heuristic(self, rule: str) -> bool:
+        """Whether a rule is outside its theory here: under AdamW, and under cross-entropy unless it replays it."""
+        return not self.follows_theory and (
+            self.optimizer == "adamw" or not self.replays_rules or rule not in REPLAYING_RULES
+        )
 
     def follows_filter(self, n: int) -> bool:
         """Whether the linearised run on n examples is the filter itself: squared loss, full batches and no AdamW."""

@@ -55,7 +55,7 @@ class Objective:
         f = np.asarray(f, dtype=np.float64)
         if self.kind == "squared":
             return squared_loss(f + self.intercept, self.targets)
-        return float(-np.mean(self._log_probabilities(f)[np.arange(len(f)), self.labels]))
+        return float(-np.mean(self.log_probabilities(f)[np.arange(len(f)), self.labels]))
 
     def accuracy(self, f: np.ndarray) -> float:
         """Return the share of examples whose predicted class, with the intercept, is the label; NaN for such f."""
@@ -65,17 +65,20 @@ class Objective:
         return float(np.mean(predicted_class(f + self.intercept, self.classes, self.outputs) == self.labels))
 
     def gradient(self, f: np.ndarray, index: np.ndarray) -> np.ndarray:
-        """Return d loss / d f for the examples ``index`` of this batch; f holds just their rows, as does the result."""
+        """Return d loss / d f for the examples ``index`` of this batch; f holds just their rows, as does the result.
+
+        f is [..., rows, columns]: outputs of several models at once share their leading axes with the result.
+        """
         f = np.asarray(f, dtype=np.float64)
         part = self.rows(index)
         if self.kind == "squared":
-            return (f + self.intercept - part.targets) / (len(self.labels) * f.shape[1])
-        probabilities = np.exp(part._log_probabilities(f))
-        probabilities[np.arange(len(f)), part.labels] -= 1
-        return probabilities @ coding_matrix(self.classes, self.outputs).T / len(self.labels)
+            return (f + self.intercept - part.targets) / (len(self.labels) * f.shape[-1])
+        errors = np.exp(part.log_probabilities(f)) - np.eye(self.classes)[part.labels]
+        return errors @ coding_matrix(self.classes, self.outputs).T / len(self.labels)
 
-    def _log_probabilities(self, f: np.ndarray) -> np.ndarray:
+    def log_probabilities(self, f: np.ndarray) -> np.ndarray:
+        """Return the log-probability of every class, float64 [..., classes], from outputs f [..., columns]."""
         logits = (f + self.intercept) @ coding_matrix(self.classes, self.outputs)
         with np.errstate(invalid="ignore", over="ignore"):
-            logits = logits - logits.max(axis=1, keepdims=True)
-            return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            logits = logits - logits.max(axis=-1, keepdims=True)
+            return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))

@@ -17,3 +17,5 @@ MEASURED = ("holdout", "oracle")
 NEED_SIGMA = ("worst_case", "balance", "sure", "discrepancy")
 # The stops of a run that no prediction decides.
 MEASURED_STOPS = ("none", "holdout")
+# The rules that follow training on cross-entropy by replaying its steps on the kernel.
+REPLAYING_RULES = ("loo", "bayes")

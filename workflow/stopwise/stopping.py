@@ -14,6 +14,7 @@ from . import rules as _rules
 from .bayes import expected_loss, task_posterior
 from .filters import Filter
 from .likelihood import Noise, estimate_noise, noise_intervals
+from .log_loss import Replay, expected_log_loss, label_probabilities, left_out_outputs, loo_log_loss
 from .loo import loo_curve, loo_shortcut_curve
 from .rule_names import MEASURED, NEED_SIGMA, RULES
 from .rules import Choice, Moments, critical_eta, local_complexity, path_moments
@@ -22,6 +23,7 @@ from .spectrum import Spectrum
 __all__ = [
     "RULES",
     "Noise",
+    "Replay",
     "Stop",
     "critical_eta",
     "estimate_noise",
@@ -44,9 +46,9 @@ class Stop:
 
     ``t`` steps (None when the rule has no answer: see ``flags``), ``eta`` training time, ``epochs`` = t * batch_size /
     n (full batch: t), ``sigma`` and ``rkhs_norm`` as used, ``predicted_risk`` = SURE at t (the estimated in-sample risk
-    (1/m)|f_t - f*|^2; of ``bayes`` the expected squared error of a new example's f*), ``curve`` over ``times``, which
-    are 0..t_max unless others were asked for, ``crossing`` = eta* and ``bound`` = 12 R^2 / eta* of the worst-case rule
-    (nan for the others).
+    (1/m)|f_t - f*|^2; of ``bayes`` the expected squared error of a new example's f*; nan where log-losses are read),
+    ``curve`` over ``times``, which are 0..t_max unless others were asked for, ``crossing`` = eta* and ``bound`` =
+    12 R^2 / eta* of the worst-case rule (nan for the others).
     """
 
     rule: str
@@ -116,6 +118,7 @@ def stops(
     folds: int | None = None,
     seed: int = 0,
     targets: np.ndarray | None = None,
+    replay: Replay | None = None,
     kernel: object = None,
 ) -> list[Stop]:
     """Return the stops of several rules on one path, which share one noise estimate and one sweep over time.
@@ -124,11 +127,14 @@ def stops(
     ``holdout`` and ``oracle`` by rule (``curve`` serves one rule alone). ``times``: evaluate at these steps only
     (``time_grid``); the last of them then stands for t_max.
     ``folds``, ``seed``: refits of ``loo`` and ``bayes``. ``targets`` y, when given, are checked for a single class;
-    ``bayes`` needs them, for f0 = y - residual.
+    ``bayes`` needs them, for f0 = y - residual. ``replay``: training is on cross-entropy, and ``loo`` and ``bayes``
+    read the log-loss of left-out examples along its steps; all other rules are those of squared loss still.
     ``kernel`` is accepted for callers that hold it; the spectrum keeps its matrix.
     """
     _check(spec, filter, t_max, rules, targets)
     steps = np.arange(t_max + 1) if times is None else np.unique(np.asarray(times))
+    if replay is not None and len(replay.batches) < steps.max():
+        raise ValueError(f"replay: {len(replay.batches)} batches, but the last step considered is {steps.max()}")
     known = _plug_in(spec, residual, noise, radius, sigma, rkhs_norm)
     flags = (*spec.flags, *known.flags)
     if targets is not None and _single_class(spec, targets):
@@ -144,7 +150,7 @@ def stops(
         elif not known.serves(rule):
             choice = Choice(None, np.full(steps.size, np.nan), ("no_answer",))
         else:
-            choice = _computed(rule, spec, residual, filter, path, known, folds, seed, targets)
+            choice = _computed(rule, spec, residual, filter, path, known, folds, seed, targets, replay)
         out.append(_stop(rule, choice, at, flags, spec, residual, filter, known, batch_size or spec.examples))
     return out
 
@@ -304,6 +310,7 @@ def _computed(
     folds: int | None,
     seed: int,
     targets: np.ndarray | None,
+    replay: Replay | None,
 ) -> Choice:
     if rule == "worst_case":
         return _rules.worst_case(spec, path, filter, known.sigma, known.rkhs_norm)
@@ -317,6 +324,8 @@ def _computed(
         return _rules.discrepancy(path, known.sigma)
     if spec.examples < 2 or (spec.intercept and min(n for n, _ in spec.layout) < 2):
         return Choice(None, np.full(path.times.size, np.nan), ("too_few_examples",))
+    if replay is not None and rule in ("loo", "bayes"):
+        return _log_loss(rule, spec, residual, filter, path, folds, seed, replay)
     if rule == "bayes":
         return _bayes(spec, residual, filter, path, folds, seed, targets)
     curve = (
@@ -345,6 +354,30 @@ def _bayes(
     choice = _rules._minimum(path, expected_loss(spec, posterior, start, filter, path.times, folds, seed))
     sigma2, risk = posterior.sigma2, float(np.nanmin(choice.curve)) - posterior.sigma2
     return replace(choice, sigma=sigma2**0.5, rkhs_norm=posterior.tau2**0.5, risk=risk)
+
+
+def _log_loss(
+    rule: str,
+    spec: Spectrum,
+    residual: np.ndarray,
+    filter: Filter,
+    path: Moments,
+    folds: int | None,
+    seed: int,
+    replay: Replay,
+) -> Choice:
+    """Stop at the least log-loss of examples left out, by their labels or by how probable each class is."""
+    objective = replay.objective
+    start = objective.targets - spec.rows(residual).reshape(objective.targets.shape)
+    outputs = left_out_outputs(spec, start, replay, filter, path.times, folds, seed)
+    if rule == "loo":
+        return replace(_rules._minimum(path, loo_log_loss(objective, outputs)), risk=np.nan)
+    posterior, known = task_posterior(spec, objective.targets, start), label_probabilities(spec, objective, start)
+    if posterior is None or known is None:
+        return Choice(None, np.full(path.times.size, np.nan), ("no_answer", "not_identifiable"))
+    probabilities, kept = known
+    choice = _rules._minimum(path, expected_log_loss(objective, outputs[:, kept], probabilities))
+    return replace(choice, sigma=posterior.sigma2**0.5, rkhs_norm=posterior.tau2**0.5, risk=np.nan)
 
 
 def _risk_at(t: int | None, spec: Spectrum, residual: np.ndarray, filter: Filter, sigma: float) -> float:

@@ -8,9 +8,9 @@ judged in every cell, which real training would not allow.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -49,6 +49,7 @@ class Cell:
     n: int
     coding: str = "contrast"
     scale: float = 1.0
+    objective = "squared"
 
     @cached_property
     def leading(self) -> AssembledKernel:
@@ -80,6 +81,24 @@ class Cell:
         """Return y - f0 of the training examples."""
         return self.targets - self.leading.outputs
 
+    def part(self, examples: int) -> Self:
+        """Return the cell of the first examples, with the same test examples."""
+        return replace(self, n=examples)
+
+    def answers(self, seed: int = 0) -> dict[str, tuple[int | None, tuple[str, ...]]]:
+        """Return the time that each method names before any training, and its flags."""
+        return answers(self, seed)
+
+    def losses_on(self, whole: Cell) -> np.ndarray:
+        """Return the loss on the examples of ``whole`` that this cell, its first part, lacks; float64 [len(times)]."""
+        path = linearized_path(self.spec, self.residual, self.across(whole), self.filter, self.times)
+        return ((whole.residual[self.n :].ravel() - path) ** 2).mean(axis=1)
+
+    def across(self, whole: Cell) -> np.ndarray:
+        """Return the kernel between the examples of ``whole`` that this cell lacks and its own."""
+        q = self.kernel.columns
+        return self.kernel.train[self.n * q : whole.n * q, : self.n * q]
+
     @cached_property
     def test_path(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the test loss and the test accuracy at each time, float64 [len(times)] both."""
@@ -102,7 +121,7 @@ def cell_rows(cell: Cell, seed: int = 0) -> list[dict[str, Any]]:
     oracle = judge(None, cell.times, loss)
     held = _holdout(cell)
     rows = []
-    for method, (t, flags) in answers(cell, seed).items():
+    for method, (t, flags) in cell.answers(seed).items():
         at = None if t is None else float(np.interp(t, cell.times, accuracy))
         rows.append(_row(cell, method, t, flags, judge(t, cell.times, loss), at))
     reached = held["loss"]
@@ -160,13 +179,8 @@ def _least(times: np.ndarray, curve: np.ndarray) -> tuple[int | None, tuple[str,
 
 def _holdout(cell: Cell) -> dict[str, Any]:
     """Hold-out at equal data: three quarters train, the rest choose."""
-    cut = cell.n - cell.n // 4
-    part = Cell(cell.kernel, cell.sample, cut, cell.coding, cell.scale)
-    rows = slice(cut * cell.kernel.columns, cell.n * cell.kernel.columns)
-    across = cell.kernel.train[rows, : rows.start]
-    path = linearized_path(part.spec, part.residual, across, part.filter, cell.times)
-    validation = ((cell.residual[cut:].ravel() - path) ** 2).mean(axis=1)
-    chosen = int(np.argmin(validation))
+    part = cell.part(cell.n - cell.n // 4)
+    chosen = int(np.argmin(part.losses_on(cell)))
     loss, accuracy = part.test_path
     return {"t": int(cell.times[chosen]), "loss": float(loss[chosen]), "accuracy": float(accuracy[chosen])}
 
@@ -178,6 +192,7 @@ def _row(
     answered = t is not None
     return {
         "n": cell.n,
+        "objective": cell.objective,
         "method": method,
         "t": t,
         "eta": None if t is None else float(cell.filter.eta(t)),

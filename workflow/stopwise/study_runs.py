@@ -62,16 +62,18 @@ def run_rows(
 
     ``kernel``: of the run's n training examples, ``targets`` y [n, columns]; ``trajectory``: the run's evaluations;
     ``predicted``: its rows of ``stopping``; ``again``: the first evaluation after the start and the network's training
-    outputs at it, [n, columns]. A variant of a rule without an answer has no row.
+    outputs at it, [n, columns]. A variant of a rule without an answer has no row; where `bayes` replays cross-entropy,
+    none has.
     """
     spec = kernel.spectrum(settings.intercept)
     filter = settings.filter(step_eigenvalue(spec, settings.batch_size))
-    found = variants(spec, targets, kernel.outputs, filter, settings.steps, seed)
+    squared = not settings.replays_rules  # the variants are those of `bayes` on the filter's path
+    found = variants(spec, targets, kernel.outputs, filter, settings.steps, seed) if squared else {}
     if settings.formula == "adam":  # whose kernel does not know the distance
         found = {name: t for name, t in found.items() if name not in DRIFT}
     predicted = list(predicted)
     first = next((row["t"] for row in predicted if row["rule"] == "bayes"), None)
-    if again is not None:
+    if again is not None and squared:
         found |= read_again(spec, targets, *again, filter, settings.steps, first, seed)
     path = [row["linearised_test_loss"] for row in trajectory]
     if all(loss is not None for loss in path):

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from . import study, study_log_loss
 from .redraw import interval, redrawn, share_interval
-from .study import METHODS
 
+METHODS = {"squared": study.METHODS, "cross_entropy": study_log_loss.METHODS}
+OBJECTIVES = {"squared": "Squared loss", "cross_entropy": "Cross-entropy"}
 TITLES = {
     "worst_case_plain": "worst_case without its factor 2e",
     "sure_posterior": "sure with bayes' σ",
@@ -34,6 +36,10 @@ SHARES = {"hit_rate": "hit", "beats_holdout": "better"}
 def title(method: str) -> str:
     """Return how a method is written in tables."""
     kind, _, value = method.partition("_")
+    if method == "eta_0":
+        return "no training"
+    if kind == "squared":
+        return f"{value}, as for squared loss"
     if kind == "eta":
         return f"rule of thumb: η = {value}/λ̂₁"
     if kind == "epochs":
@@ -42,7 +48,7 @@ def title(method: str) -> str:
 
 
 def study_table(rows: Iterable[dict[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
-    """Return one row per method and measure: value and 95 % interval over the cells that the method answered.
+    """Return one row per objective, method and measure: value and 95 % interval over the cells that were answered.
 
     Rows are those of ``stopping_study`` with ``task`` and ``seed``. The cells of one task and seed share their
     examples, so that the bootstrap redraws (task, seed) pairs. ``beats_holdout`` compares the test loss with that of
@@ -51,13 +57,19 @@ def study_table(rows: Iterable[dict[str, Any]], seed: int = 0) -> list[dict[str,
     rows = list(rows)
     if not rows:
         raise ValueError("config key starts: the study judges the pretrained start, which no task has; allowed: add it")
+    return [line for objective in METHODS for line in _objective_table(rows, objective, seed)]
+
+
+def _objective_table(rows: list[dict[str, Any]], objective: str, seed: int) -> list[dict[str, Any]]:
+    rows = [row for row in rows if row["objective"] == objective]
     cells = len({(row["task"], row["seed"], row["n"]) for row in rows})
     out: list[dict[str, Any]] = []
-    for method in METHODS:
+    for method in METHODS[objective]:
         own = [row for row in rows if row["method"] == method and row["loss"] is not None]
         if not own:
             continue
-        share = {"method": method, "measure": "answered", "value": len(own) / cells, "low": None, "high": None}
+        who = {"objective": objective, "method": method}
+        share = {**who, "measure": "answered", "value": len(own) / cells, "low": None, "high": None}
         out.append({**share, "cells": len(own)})
         values = _columns(own)
         groups = [(row["task"], row["seed"]) for row in own]
@@ -69,7 +81,7 @@ def study_table(rows: Iterable[dict[str, Any]], seed: int = 0) -> list[dict[str,
                 low, high = share_interval(values[SHARES[name]], draws, len(set(groups)))
             else:
                 low, high = interval(values, measure, draws)
-            row = {"method": method, "measure": name, "value": measure(values), "low": low, "high": high}
+            row = {**who, "measure": name, "value": measure(values), "low": low, "high": high}
             out.append({**row, "cells": len(own)})
     return out
 
@@ -85,11 +97,17 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def study_markdown(table: list[dict[str, Any]], cells: int) -> str:
-    """Return the table as Markdown, methods in the order of ``METHODS``."""
+    """Return a table of each objective as Markdown, methods in the order of ``METHODS``."""
+    lines = [f"{cells} cells of task, seed and training size. In brackets: 95 % intervals over tasks and seeds."]
+    for objective, name in OBJECTIVES.items():
+        own = [row for row in table if row["objective"] == objective]
+        lines += ["", f"{name}:", "", *_lines(own)] if own else []
+    return "\n".join(lines) + "\n"
+
+
+def _lines(table: list[dict[str, Any]]) -> list[str]:
     pick = {(row["method"], row["measure"]): row for row in table}
     lines = [
-        f"{cells} cells of task, seed and training size. In brackets: 95 % intervals over tasks and seeds.",
-        "",
         "| method | answers | hit rate | median regret | 90th percentile | beats hold-out | median T̂/T_oracle |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -100,7 +118,7 @@ def study_markdown(table: list[dict[str, Any]], cells: int) -> str:
         ratio = pick[method, "median_ratio"]
         texts.append(f"{ratio['value']:.2g} [{ratio['low']:.2g}, {ratio['high']:.2g}]")
         lines.append(f"| {title(method)} | {' | '.join(texts)} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _percent(row: dict[str, Any] | None, digits: int) -> str:
