@@ -5,7 +5,15 @@ import pytest
 
 from stopwise.bayes import GRID_POINTS, left_out_means, task_posterior
 from stopwise.filters import AdamMean, GradientDescent, HeavyBall, Nesterov
-from stopwise.log_loss import Replay, expected_log_loss, label_probabilities, left_out_outputs, loo_log_loss
+from stopwise.log_loss import (
+    Replay,
+    averaged_probabilities,
+    expected_log_loss,
+    label_probabilities,
+    left_out_outputs,
+    loo_log_loss,
+    time_points,
+)
 from stopwise.loo import leave_out_groups
 from stopwise.minibatch import draw_batches
 from stopwise.objectives import Objective
@@ -140,6 +148,31 @@ def test_the_expected_loss_with_certain_labels_is_the_loss():
     assert loo_log_loss(objective, outputs)[0] == pytest.approx(objective.loss(f0))
 
 
+def test_models_are_averaged_by_how_probable_they_make_the_labels():
+    """By hand on three times; a time that is not finite counts for nothing."""
+    labels = np.array([0, 1, 1])
+    objective = Objective("cross_entropy", labels, 2, "contrast", 1.0, np.zeros(1))
+    rng, times = np.random.default_rng(0), np.array([0, 1, 2])
+    outputs, p = rng.standard_normal((3, 3, 1)), np.array([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1]])
+    models = [p, *np.exp(objective.log_probabilities(outputs))]
+    prior = [1, 1 / 3, 1 / 3, 1 / 3]
+    weights = [a * np.prod(model[np.arange(3), labels]) for a, model in zip(prior, models, strict=True)]
+    expected = sum(w * model for w, model in zip(weights, models, strict=True)) / sum(weights)
+    np.testing.assert_allclose(averaged_probabilities(objective, outputs, times, p), expected)
+    outputs[2] = np.nan
+    expected = sum(w * model for w, model in zip(weights[:3], models[:3], strict=True)) / sum(weights[:3])
+    np.testing.assert_allclose(averaged_probabilities(objective, outputs, times, p), expected)
+
+
+def test_the_averaged_times_are_few_and_reach_the_end():
+    for last in (0, 1, 7, 96, 1000, 20_000):
+        found = time_points(last)
+        assert found[0] == 0
+        assert found[-1] == max(last, 1)
+        assert found.size <= 61
+        assert (np.diff(found) > 0).all()
+
+
 def test_rules_stop_at_the_least_log_loss_and_the_others_are_as_they_were():
     spec, f0, objective, _ = task(seed=5, n=24)
     y, filter = objective.targets, HeavyBall(1 / spec.lambda_max)
@@ -151,7 +184,9 @@ def test_rules_stop_at_the_least_log_loss_and_the_others_are_as_they_were():
     outputs = left_out_outputs(spec, f0, replay, filter, np.arange(41))
     np.testing.assert_allclose(found["loo"].curve, loo_log_loss(objective, outputs))
     p, kept = label_probabilities(spec, objective, f0)
-    np.testing.assert_allclose(found["bayes"].curve, expected_log_loss(objective, outputs[:, kept], p))
+    assert kept.size == 24
+    p = averaged_probabilities(objective, outputs, np.arange(41), p)
+    np.testing.assert_allclose(found["bayes"].curve, expected_log_loss(objective, outputs, p))
     for rule in ("loo", "bayes"):
         assert found[rule].t == int(np.argmin(found[rule].curve))
         assert np.isnan(found[rule].predicted_risk)

@@ -3,7 +3,9 @@
 Cross-entropy is not linear in the labels, so that its path has no filter: the steps are replayed on the kernel, once
 without each example, with the batches that training draws. What the example loses at each step is then known but for
 its label. ``loo`` takes the label as it is; ``bayes`` takes how probable each class is given the labels of the others,
-which is free of the noise of one label.
+which is free of the noise of one label. Two kinds of models say how probable: the one that ``bayes`` has under squared
+loss, good where labels are noisy, and the path itself at each time, good where classes are far apart. They are averaged
+by how well they predict labels that they have not seen.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from .objectives import Objective
 from .outputs import coding_matrix
 from .spectrum import Spectrum
 
+# Times of the path that are averaged: this many, evenly spaced in log t.
+AVERAGED_TIMES = 60
 # Bounds of the log of the power that calibrates probabilities: e^3 = 20 times as sure, or a twentieth.
 POWER_RANGE = 3.0
 
@@ -124,3 +128,30 @@ def label_probabilities(
         lambda a: a**2 / 2 - powered(a)[own].sum(), bounds=(-POWER_RANGE, POWER_RANGE), method="bounded"
     )
     return np.exp(powered(float(best.x))), kept
+
+
+def averaged_probabilities(
+    objective: Objective, outputs: np.ndarray, times: np.ndarray, probabilities: np.ndarray
+) -> np.ndarray:
+    """Return the probability of every class given all other labels, float64 [n, classes], averaged over models.
+
+    One model is that of ``probabilities`` [n, classes] (``label_probabilities``), the others the path at 60 times,
+    ``outputs`` [len(times), n, columns] of ``left_out_outputs``. Weights are proportional to the product of the
+    probabilities that a model gives to the labels, each without having seen it (pseudo-likelihood: Geisser & Eddy
+    1979), the first model beforehand as probable as all times together. A time where the path is not finite has none.
+    """
+    seen = np.unique(np.abs(times - time_points(int(times[-1]))[:, None]).argmin(axis=1))
+    paths = objective.log_probabilities(outputs[seen])
+    own = np.arange(len(objective.labels)), objective.labels
+    path_scores = paths[:, *own].sum(axis=1) - np.log(len(seen))
+    scores = np.concatenate([[np.log(probabilities)[own].sum()], path_scores])
+    scores[~np.isfinite(scores)] = -np.inf
+    weights = np.exp(scores - scores.max())
+    weights /= weights.sum()
+    return weights[0] * probabilities + np.tensordot(weights[1:], np.nan_to_num(np.exp(paths)), 1)
+
+
+def time_points(last: int) -> np.ndarray:
+    """Return 0 and at most 60 whole times up to ``last``, evenly spaced in log t; int64, ascending."""
+    spaced = np.geomspace(1, max(last, 1), AVERAGED_TIMES)
+    return np.unique(np.concatenate([[0], np.rint(spaced)]).astype(np.int64))

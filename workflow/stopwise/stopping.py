@@ -14,7 +14,14 @@ from . import rules as _rules
 from .bayes import expected_loss, task_posterior
 from .filters import Filter
 from .likelihood import Noise, estimate_noise, noise_intervals
-from .log_loss import Replay, expected_log_loss, label_probabilities, left_out_outputs, loo_log_loss
+from .log_loss import (
+    Replay,
+    averaged_probabilities,
+    expected_log_loss,
+    label_probabilities,
+    left_out_outputs,
+    loo_log_loss,
+)
 from .loo import loo_curve, loo_shortcut_curve
 from .rule_names import MEASURED, NEED_SIGMA, RULES
 from .rules import Choice, Moments, critical_eta, local_complexity, path_moments
@@ -376,7 +383,9 @@ def _log_loss(
     if posterior is None or known is None:
         return Choice(None, np.full(path.times.size, np.nan), ("no_answer", "not_identifiable"))
     probabilities, kept = known
-    choice = _rules._minimum(path, expected_log_loss(objective, outputs[:, kept], probabilities))
+    outputs, objective = outputs[:, kept], objective.rows(kept)
+    probabilities = averaged_probabilities(objective, outputs, path.times, probabilities)
+    choice = _rules._minimum(path, expected_log_loss(objective, outputs, probabilities))
     return replace(choice, sigma=posterior.sigma2**0.5, rkhs_norm=posterior.tau2**0.5, risk=np.nan)
 
 
