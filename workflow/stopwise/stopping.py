@@ -23,7 +23,7 @@ from .log_loss import (
     loo_log_loss,
 )
 from .loo import loo_curve, loo_shortcut_curve
-from .rule_names import MEASURED, NEED_SIGMA, RULES
+from .rule_names import MEASURED, NEED_SIGMA, REPLAYING_RULES, RULES
 from .rules import Choice, Moments, critical_eta, local_complexity, path_moments
 from .spectrum import Spectrum
 
@@ -331,7 +331,7 @@ def _computed(
         return _rules.discrepancy(path, known.sigma)
     if spec.examples < 2 or (spec.intercept and min(n for n, _ in spec.layout) < 2):
         return Choice(None, np.full(path.times.size, np.nan), ("too_few_examples",))
-    if replay is not None and rule in ("loo", "bayes"):
+    if replay is not None and rule in REPLAYING_RULES:
         return _log_loss(rule, spec, residual, filter, path, folds, seed, replay)
     if rule == "bayes":
         return _bayes(spec, residual, filter, path, folds, seed, targets)
@@ -357,10 +357,15 @@ def _bayes(
     start = y - spec.rows(residual)
     posterior = task_posterior(spec, y, start)
     if posterior is None:
-        return Choice(None, np.full(path.times.size, np.nan), ("no_answer", "not_identifiable"))
+        return _not_identifiable(path)
     choice = _rules._minimum(path, expected_loss(spec, posterior, start, filter, path.times, folds, seed))
     sigma2, risk = posterior.sigma2, float(np.nanmin(choice.curve)) - posterior.sigma2
     return replace(choice, sigma=sigma2**0.5, rkhs_norm=posterior.tau2**0.5, risk=risk)
+
+
+def _not_identifiable(path: Moments) -> Choice:
+    """No answer, for the labels say nothing of the task."""
+    return Choice(None, np.full(path.times.size, np.nan), ("no_answer", "not_identifiable"))
 
 
 def _log_loss(
@@ -381,7 +386,7 @@ def _log_loss(
         return replace(_rules._minimum(path, loo_log_loss(objective, outputs)), risk=np.nan)
     posterior, known = task_posterior(spec, objective.targets, start), label_probabilities(spec, objective, start)
     if posterior is None or known is None:
-        return Choice(None, np.full(path.times.size, np.nan), ("no_answer", "not_identifiable"))
+        return _not_identifiable(path)
     probabilities, kept = known
     outputs, objective = outputs[:, kept], objective.rows(kept)
     probabilities = averaged_probabilities(objective, outputs, path.times, probabilities)
