@@ -7,7 +7,6 @@ import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -19,7 +18,6 @@ import pyarrow.parquet as pq
 
 from stopwise import artifacts, assets
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "workflow" / "scripts"
 SENTENCES = "text,label,author\n" + "".join(f"the sky {i},{'red' if i % 2 else 'blue'},a{i}\n" for i in range(80))
 
 
@@ -317,12 +315,11 @@ def artifact_cases() -> list[Case]:
 
 def without_device(_: Path) -> Any:
     """Ask for a GPU in a job where torch sees none."""
-    spec = spec_from_file_location("network", SCRIPTS / "network.py")
-    network = module_from_spec(spec)
-    spec.loader.exec_module(network)
+    from stopwise.job import use_device
+
     job = SimpleNamespace(snakemake=SimpleNamespace(threads=1))
     with patch("torch.cuda.is_available", return_value=False), patch.dict("os.environ", {"CUDA_VISIBLE_DEVICES": ""}):
-        return network.use_device(job, "cuda")
+        return use_device(job, "cuda")
 
 
 def checkpoint(folder: Path) -> Any:

@@ -14,8 +14,7 @@ from stopwise.measured_interference import cosine_parts, interference_rows
 from stopwise.outputs import targets
 from stopwise.parameters import select_parameters
 from stopwise.pico import pico_model, pico_tokenizer
-from stopwise.tangent import TangentBench, disentanglement, tangent_outputs
-from stopwise.tangent_arithmetic import tangent_rows
+from stopwise.tangent import TangentBench, disentanglement, tangent_outputs, tangent_rows
 from stopwise.task_kernels import cross_kernels
 from stopwise.task_vectors import TaskVector
 from training_reference import made_up_batch, outputs_one_by_one, same_weights, weights

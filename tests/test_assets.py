@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stopwise import assets
-from stopwise.assets import AssetError, Wheel, atomic_folder, fetch_wheel, read_member, safe_name, wheels_needed
+from stopwise.assets import AssetError, Wheel, atomic_folder, fetch_wheel, read_member, safe_name
+from stopwise.builtin_tasks import wheels_needed
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from stopwise.gram import (
     kernel_layers,
     layer_costs,
     split_layers,
-    sum_in_name_order,
     train_and_new_kernels,
 )
+from stopwise.gram_assembly import sum_in_name_order
 from stopwise.parameters import select_parameters
 
 LENGTHS = [5, 9, 3, 9, 7]

@@ -12,7 +12,8 @@ from kernel_reference import VERBALIZERS, pico, plain_jacobian, prompts, relativ
 from stopwise import engine, lora, tiles
 from stopwise.fallback import Probe
 from stopwise.forward import attach_head, detach_head
-from stopwise.gram import empirical_ntk, kernel_layers, sum_in_name_order, task_kernels
+from stopwise.gram import empirical_ntk, kernel_layers, task_kernels
+from stopwise.gram_assembly import sum_in_name_order
 from stopwise.parameters import select_parameters
 
 LENGTHS = [5, 9, 3, 7]

@@ -8,8 +8,7 @@ from scipy.stats import spearmanr
 
 from stopwise.arithmetic_check import agreement, compared, markdown
 from stopwise.artifacts import table_of
-from stopwise.merge_advice import KEPT, advise, score
-from stopwise.merge_report import advice_markdown, score_markdown
+from stopwise.merge_advice import KEPT, advice_markdown, advise, score, score_markdown
 
 GRID = (0.5, 1.0)
 

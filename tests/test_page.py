@@ -17,9 +17,9 @@ import pytest
 
 import made_up_tables as made_up
 from pipeline import snakemake
-from stopwise import artifacts, claims, plots
+from stopwise import artifacts, claims
 from stopwise.claim_tests import CLAIMS
-from stopwise.plots import interactive, page, style
+from stopwise.plots import interactive, page, registry, style
 
 EVIL = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"> & $x$ \"quoted\""
 
@@ -38,7 +38,7 @@ def tables(task=None, **shape):
     """The tables of the interactive figures; with `task`, the first task gets that name everywhere."""
     out = {}
     for name in interactive.INTERACTIVE:
-        table = plots.figure(name).table(*made_up.upstream(name, **shape))
+        table = registry.figure(name).table(*made_up.upstream(name, **shape))
         for column in ("task", "task_a", "task_b") if task else ():
             if column in table.column_names:
                 names = [task if v == "movie" else v for v in table[column].to_pylist()]
@@ -118,7 +118,7 @@ def test_the_first_choice_is_the_largest_size():
 
 def test_curves_hold_the_numbers_of_the_table_and_gaps_for_nan():
     runs, evaluations = made_up.runs(tasks=1, seeds=1, sizes=(16,))
-    figures = interactive.INTERACTIVE["F2"](plots.figure("F2").table(runs, evaluations)).figures
+    figures = interactive.INTERACTIVE["F2"](registry.figure("F2").table(runs, evaluations)).figures
     traces = {trace["name"]: trace for trace in figures["0|0|0|0|0"]["data"]}
     assert traces["test"]["y"] == pytest.approx(runs[0][1]["test_loss"].to_pylist(), rel=1e-5)  # six digits are kept
     assert {rule.replace("_", " ") for rule in made_up.RULES} <= set(traces)
@@ -136,7 +136,7 @@ def test_headline_shows_the_largest_size_first_and_dashes_for_what_is_missing():
 
 
 def test_page_without_tables_or_with_empty_ones_is_still_a_page():
-    empty = {name: plots.figure(name).COLUMNS.empty_table() for name in interactive.INTERACTIVE}
+    empty = {name: registry.figure(name).COLUMNS.empty_table() for name in interactive.INTERACTIVE}
     for given in ({}, empty):
         assert "<h1>" in page.render("demo", given)
 
@@ -207,7 +207,7 @@ def browser(tmp_path):
 @pytest.mark.browser
 def test_page_works_in_chromium(browser, tmp_path):
     written = tmp_path / "page.html"
-    figure = plots.figure("F9").draw(plots.figure("F9").table(*made_up.upstream("F9")))
+    figure = registry.figure("F9").draw(registry.figure("F9").table(*made_up.upstream("F9")))
     svg = style.save(figure, tmp_path / "F9")[0].read_bytes()
     args = tables(EVIL, tasks=3, seeds=2, sizes=(16, 32))
     written.write_text(page.render(EVIL, args, summary(), {"F9": svg}, {"model": EVIL}), encoding="utf-8")
@@ -243,7 +243,7 @@ def test_page_works_in_chromium(browser, tmp_path):
 
 @pytest.mark.browser
 def test_a_choice_without_data_says_so_and_the_next_one_is_drawn_again(browser, tmp_path):
-    table = plots.figure("F2").table(*made_up.upstream("F2", tasks=2, seeds=1, sizes=(16, 32)))
+    table = registry.figure("F2").table(*made_up.upstream("F2", tasks=2, seeds=1, sizes=(16, 32)))
     frame = table.to_pandas()
     gap = pa.Table.from_pandas(frame[~((frame["task"] == "movie") & (frame["n"] == 32))], preserve_index=False)
     written = tmp_path / "page.html"

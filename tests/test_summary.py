@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from stopwise.plots.intervals import wilson
-from stopwise.redraw import interval, redrawn
+from stopwise.stats import interval, redrawn, wilson
 from stopwise.summary import averaged, markdown, rule_table
 
 

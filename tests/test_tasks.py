@@ -18,8 +18,9 @@ from stopwise import targets
 from stopwise.assets import AssetError
 from stopwise.pico import pico_tokenizer
 from stopwise.prompts import PromptError
+from stopwise.sample_batches import batch_from_table, verbalizers_of
 from stopwise.sources import SourceError
-from stopwise.tasks import SAMPLE_SCHEMA, Task, TaskError, batch_from_table, verbalizers_of
+from stopwise.tasks import SAMPLE_SCHEMA, Task, TaskError
 
 DATA = Path(__file__).parent / "data"
 TOKENIZER = pico_tokenizer()

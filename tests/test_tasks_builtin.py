@@ -7,7 +7,8 @@ import pytest
 
 from stopwise.builtin_tasks import BUILTIN_TASKS
 from stopwise.models import load_tokenizer, prepare_model
-from stopwise.tasks import Task, verbalizers_of
+from stopwise.sample_batches import verbalizers_of
+from stopwise.tasks import Task
 
 ASSETS = Path(__file__).resolve().parents[1] / "results" / "assets"
 # task: rows in the source, rows with a label, by label

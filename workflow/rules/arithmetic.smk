@@ -41,7 +41,7 @@ rule arithmetic:
         runtime=240,
         gpu=gpus_per_job(),
     params:
-        code=library("arithmetic", "models"),
+        code=library("arithmetic"),
         tasks=MERGED,
         model=model_section(),
         outputs=config["kernel"]["outputs"],
@@ -73,7 +73,7 @@ rule task_kernels:
         runtime=240,
         gpu=gpus_per_job(),
     params:
-        code=library("task_kernels", "models"),
+        code=library("task_kernels"),
         tasks=MERGED,
         size=config["arithmetic"]["size"],
         model=model_section(),
@@ -218,7 +218,7 @@ rule disentanglement:
         runtime=240,
         gpu=gpus_per_job(),
     params:
-        code=library("disentanglement", "models"),
+        code=library("disentanglement"),
         tasks=MERGED,
         model=model_section(),
         kernel={key: config["kernel"][key] for key in ("parameters", "outputs")},
@@ -259,7 +259,7 @@ rule tangent_arithmetic:
         runtime=480,
         gpu=gpus_per_job(),
     params:
-        code=library("tangent_arithmetic", "models"),
+        code=library("tangent_arithmetic"),
         tasks=MERGED,
         model=model_section(),
         kernel={key: config["kernel"][key] for key in ("parameters", "outputs", "formula")},

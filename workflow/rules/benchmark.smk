@@ -28,7 +28,7 @@ rule benchmark_part:
         runtime=60,
         gpu=gpus_per_job(),
     params:
-        code=library("benchmark_part", "models"),
+        code=library("benchmark_part"),
         model=config["model"],
         device=config["device"],
         tokens=48,
@@ -57,7 +57,7 @@ rule benchmark_training:
         runtime=30,
         gpu=gpus_per_job(),
     params:
-        code=library("benchmark_training", "models"),
+        code=library("benchmark_training"),
         model=config["model"],
         device=config["device"],
         parameters=config["kernel"]["parameters"],
@@ -90,7 +90,7 @@ rule benchmark_large:
         runtime=30,
         gpu=gpus_per_job(),
     params:
-        code=library("benchmark_large", "models"),
+        code=library("benchmark_large"),
         model=config["model"],
         device=config["device"],
         tokens=48,

@@ -1,9 +1,6 @@
 # Functions shared by the rules: the checked configuration, paths, and which library code a rule depends on.
-import ast
-import functools
 import hashlib
 import importlib.metadata
-import os
 import re
 import shutil
 import sys
@@ -12,8 +9,11 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-sys.path.insert(0, os.path.join(workflow.basedir, "workflow"))
-from stopwise.assets import AssetError, wheels_needed
+WORKFLOW = Path(str(workflow.current_basedir)).resolve().parent
+sys.path.insert(0, str(WORKFLOW))
+from stopwise.assets import AssetError
+from stopwise.builtin_tasks import wheels_needed
+from stopwise.code_digests import CodeDigestError, CodeDigests
 from stopwise.config import ConfigError, config_digest, start_tasks, validated
 from stopwise.hub import dataset_folder
 from stopwise.rule_names import MEASURED_STOPS
@@ -31,8 +31,7 @@ except (ConfigError, AssetError) as error:
 CONFIG_DIGEST = config_digest(config)
 RESULTS = f"results/{config['name']}"
 ASSETS = "results/assets"
-LIBRARY = Path(workflow.basedir) / "workflow" / "stopwise"
-NO_NUMBERS = ("rule_names.py",)
+DIGESTS = CodeDigests(WORKFLOW / "stopwise")
 ENVIRONMENT = "../../envs/stopwise.yaml"
 TASKS = list(config["tasks"])
 STARTED = start_tasks(config)  # the tasks of each start
@@ -58,52 +57,17 @@ def relative(path):
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def imported_modules(path):
-    """Return the library files that a library file imports, anywhere in its text."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = list(path.parent.relative_to(LIBRARY.parent).parts)[: -(node.level - 1) or None]
-            base += (node.module or "").split(".") if node.module else []
-            names = [".".join(base), *(".".join([*base, alias.name]) for alias in node.names)]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "stopwise":
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names if alias.name.split(".")[0] == "stopwise"]
-        for name in names:
-            stem = LIBRARY.parent.joinpath(*name.split("."))
-            for candidate in (stem.with_suffix(".py"), stem / "__init__.py"):
-                if candidate.is_file() and candidate != LIBRARY / "__init__.py":
-                    found.add(candidate)
-    return found
-
-
-@functools.cache
-def code_digest(path):
-    """Return a digest of what a library file does: comments and layout do not count."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
 def library(script, *modules):
-    """Return a digest of the library files that a script depends on, with all that they import.
+    """Return a digest of the library code that a script depends on: what it imports, the modules named, and all below.
 
     As a param of its rule it reruns the rule when a formula changes. (As input files they would be looked at by the
-    scheduler over and over, and a checkout that renews their times would rerun everything.) The files are the modules
-    that the script imports, and those named here. What carries no number is left out: what all scripts share (job.py),
-    and the names of the rules.
+    scheduler over and over, and a checkout that renews their times would rerun everything.) What carries no number is
+    left out. A name that is no module is an error.
     """
-    waiting = [LIBRARY.joinpath(*name.split(".")).with_suffix(".py") for name in ("artifacts", *modules)]
-    waiting.extend(imported_modules(Path(workflow.basedir) / "workflow" / "scripts" / f"{script}.py"))
-    seen = set()
-    while waiting:
-        path = waiting.pop()
-        if path not in seen and path.is_file() and path.name not in NO_NUMBERS:
-            seen.add(path)
-            waiting.extend(imported_modules(path))
-    files = sorted(f"{path.relative_to(LIBRARY)} {code_digest(path)}" for path in seen)
-    return hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]
+    try:
+        return DIGESTS.of_script(WORKFLOW / "scripts" / f"{script}.py", *modules)
+    except CodeDigestError as error:
+        raise WorkflowError(f"stopwise: {error}")
 
 
 def installed(*packages):

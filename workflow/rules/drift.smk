@@ -20,7 +20,7 @@ rule drift:
         runtime=240,
         gpu=gpus_per_job(),
     params:
-        code=library("drift", "models"),
+        code=library("drift"),
         drift={key: config["drift"][key] for key in ("size", "examples", "checkpoints")},
         model=lambda w: model_section(w.start),
         kernel=kernel_section(),

@@ -27,7 +27,7 @@ rule finetune:
         runtime=480,
         gpu=gpus_per_job(),
     params:
-        code=library("finetune", "models"),
+        code=library("finetune"),
         sizes=sorted(config["sizes"]),
         model=lambda w: model_section(w.start),
         kernel={key: config["kernel"][key] for key in ("parameters", "outputs", "formula")},

@@ -19,7 +19,7 @@ rule jacobian:
         runtime=120,
         gpu=gpus_per_job(),
     params:
-        code=library("jacobian", "models"),
+        code=library("jacobian"),
         model=lambda w: model_section(w.start),
         kernel=kernel_section(),
         adam=adam_section(),

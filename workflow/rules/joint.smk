@@ -21,7 +21,7 @@ rule joint:
         runtime=240,
         gpu=gpus_per_job(),
     params:
-        code=library("joint", "models"),
+        code=library("joint"),
         tasks=MERGED,
         joint={"size": config["joint"]["size"]},
         model=model_section(),

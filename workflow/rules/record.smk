@@ -11,7 +11,7 @@ rule record:
         **RECORD,
         pages=[f"{RESULTS}/{page}" for page in PAGES],
         pictures=[f"{RESULTS}/figures/{figure}.png" for figure in figure_ids()],
-        captions=[relative(Path(workflow.basedir) / f"workflow/report/{figure.lower()}.rst") for figure in figure_ids()],
+        captions=[relative(WORKFLOW / f"report/{figure.lower()}.rst") for figure in figure_ids()],
     output:
         tables=expand("{kept}/{table}.parquet", kept=KEPT, table=RECORD),
         pages=expand("{kept}/{page}", kept=KEPT, page=PAGES),
@@ -45,7 +45,7 @@ rule record_study:
         table=f"{RESULTS}/stopping_study.parquet",
         page=f"{RESULTS}/stopping_study.md",
         picture=f"{RESULTS}/figures/stopping_study.png",
-        caption=relative(Path(workflow.basedir) / "workflow/report/f3.rst"),
+        caption=relative(WORKFLOW / "report/f3.rst"),
     output:
         cells=f"{KEPT}/study/cells.parquet",
         table=f"{KEPT}/study/methods.parquet",

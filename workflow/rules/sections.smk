@@ -1,5 +1,7 @@
 # Functions of single stages: what their rules read, and the part of the configuration that they depend on.
 
+DECAYS = ["finite_rank", "beta1", "beta2", "exponential"]  # of the synthetic check
+
 
 def over_seeds(stage):
     """Return the paths of a stage of task arithmetic over its seeds."""

@@ -1,6 +1,5 @@
 # What the theory says, checked where the truth is known: `snakemake --cores 2 theory` (figures F5 and F10).
 
-DECAYS = ["finite_rank", "beta1", "beta2", "exponential"]
 # (width, scale of the targets): training grows linear as either the width grows or the distance travelled shrinks.
 LINEARITY = [(32, 1.0), (32, 0.1), (32, 0.01), (128, 1.0), (128, 0.1), (128, 0.01), (512, 0.1)]
 
@@ -74,66 +73,6 @@ rule theory_linear:
         "Training pico transformers beside their linearised paths"
     script:
         "../scripts/theory_linear.py"
-
-
-rule figure_F5:
-    input:
-        ridge=expand(f"{RESULTS}/theory/ridge/{{decay}}.parquet", decay=DECAYS),
-    output:
-        table=f"{RESULTS}/figures/F5.parquet",
-        svg=report(
-            f"{RESULTS}/figures/F5.svg",
-            caption="../report/f5.rst",
-            category="Theory",
-            labels={"figure": "F5", "shows": "ridge and early stopping"},
-        ),
-        png=f"{RESULTS}/figures/F5.png",
-    log:
-        f"{RESULTS}/logs/figures/F5.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figures/F5.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=10,
-    params:
-        code=library("figure_F5", "plots.f5"),
-    message:
-        "Drawing F5: ridge and early stopping"
-    script:
-        "../scripts/figure_F5.py"
-
-
-rule figure_F10:
-    input:
-        study=expand(f"{RESULTS}/theory/study/{{decay}}.parquet", decay=DECAYS),
-    output:
-        table=f"{RESULTS}/figures/F10.parquet",
-        svg=report(
-            f"{RESULTS}/figures/F10.svg",
-            caption="../report/f10.rst",
-            category="Theory",
-            labels={"figure": "F10", "shows": "rates and regret, synthetic"},
-        ),
-        png=f"{RESULTS}/figures/F10.png",
-    log:
-        f"{RESULTS}/logs/figures/F10.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/figures/F10.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=1000,
-        runtime=10,
-    params:
-        code=library("figure_F10", "plots.f10"),
-    message:
-        "Drawing F10: the synthetic check"
-    script:
-        "../scripts/figure_F10.py"
 
 
 rule theory_summary:

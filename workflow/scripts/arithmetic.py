@@ -1,13 +1,13 @@
 """Add and negate the task vectors of one seed on the real network; the coefficient is chosen on validation."""
 
-from job import Job, load_start, use_device
+from job import Job, use_device
 
 with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input
     device = use_device(job, params.device)
-    from stopwise.arithmetic_table import arithmetic_rows
-    from stopwise.bench_files import read_bench
-    from stopwise.measured_interference import interference_rows
+    from stopwise.arithmetic import read_bench
+    from stopwise.measured_interference import arithmetic_rows, interference_rows
+    from stopwise.models import load_start
 
     model, stamp = load_start(snakemake, "pretrained", int(job.wildcards["seed"]), device)
     options = {"outputs": params.outputs, "target_scale": params.target_scale}

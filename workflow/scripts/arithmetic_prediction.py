@@ -1,10 +1,9 @@
 """Predict task arithmetic from the kernels: cosine, interference, and every point of the grid, before any merging."""
 
 from job import Job
-from stopwise.arithmetic_prediction import prediction_rows
+from stopwise.arithmetic_prediction import prediction_rows, read_spaces
 from stopwise.finetune_settings import FinetuneSettings
 from stopwise.interference import predicted_rows
-from stopwise.space_files import read_spaces
 
 with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input

@@ -1,10 +1,11 @@
 """Measure one part of the benchmark: the kernel against its floor, its peers, or its error."""
 
-from job import Job, load_start, use_device
+from job import Job, use_device
 
 with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
     from stopwise import benchmark
+    from stopwise.models import load_start
 
     model, stamp = load_start(snakemake, "pretrained", 0, device)
     tokens, part = snakemake.params.tokens, job.wildcards["part"]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from job import Job, load_start, use_device
+from job import Job, use_device
 
 with Job(snakemake) as job:
     params, threads = snakemake.params, int(job.wildcards["used"])
@@ -10,7 +10,7 @@ with Job(snakemake) as job:
     import torch
 
     from stopwise.finetune import first_examples
-    from stopwise.models import load_tokenizer
+    from stopwise.models import load_start, load_tokenizer
     from stopwise.tasks import Task
     from stopwise.training_benchmark import against_stock_trainer
 

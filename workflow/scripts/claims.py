@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from figures import pairs
 from job import Job
 from stopwise import artifacts, claims
 from stopwise.claim_measures import ridge_rows
@@ -13,7 +12,7 @@ from stopwise.samples import read_sample
 
 def rows(paths, kind):
     """Return the rows of artifacts with their wildcards."""
-    return [{**wildcards, **row} for wildcards, table in pairs(paths, kind) for row in table.to_pylist()]
+    return [{**wildcards, **row} for wildcards, table in artifacts.read_pairs(paths, kind) for row in table.to_pylist()]
 
 
 with Job(snakemake) as job:
@@ -35,7 +34,7 @@ with Job(snakemake) as job:
     for path in files.data:
         found = artifacts.read_provenance(path)["wildcards"]
         samples[found["task"], int(found["seed"])] = read_sample(path)
-    for wildcards, table in pairs(files.gram, "gram"):
+    for wildcards, table in artifacts.read_pairs(files.gram, "gram"):
         own = [row for row in evidence.trajectories if all(row[key] == value for key, value in wildcards.items())]
         n = max(row["n"] for row in own)
         etas = sorted({row["eta"] for row in own if row["n"] == n})

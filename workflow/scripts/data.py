@@ -5,7 +5,8 @@ from pathlib import Path
 
 from job import Job
 from stopwise.models import check_positions, load_tokenizer
-from stopwise.tasks import Task, verbalizers_of
+from stopwise.sample_batches import verbalizers_of
+from stopwise.tasks import Task
 
 with Job(snakemake) as job:
     stamp = json.loads(Path(snakemake.input.model).read_text(encoding="utf-8"))

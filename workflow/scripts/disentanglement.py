@@ -2,15 +2,15 @@
 
 import itertools
 
-from job import Job, load_start, use_device
-from stopwise.arithmetic_prediction import disentanglement_rows
+from job import Job, use_device
+from stopwise.arithmetic_prediction import disentanglement_rows, read_spaces
 from stopwise.finetune_settings import FinetuneSettings
-from stopwise.space_files import read_spaces
 
 with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input
     device = use_device(job, params.device)
-    from stopwise.bench_files import read_bench
+    from stopwise.arithmetic import read_bench
+    from stopwise.models import load_start
     from stopwise.tangent import TangentBench, disentanglement
 
     seed, own = int(job.wildcards["seed"]), params.arithmetic

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from job import Job, load_start, use_device
+from job import Job, use_device
 from stopwise import artifacts
 from stopwise.drift import check_interval, drift_rows
 from stopwise.finetune_plan import start_outputs, step_eigenvalue
@@ -13,7 +13,8 @@ with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
     from stopwise.finetune import FinetuneSettings, finetune, first_examples
     from stopwise.gram import empirical_ntk
-    from stopwise.tasks import batch_from_table
+    from stopwise.models import load_start
+    from stopwise.sample_batches import batch_from_table
 
     params, kernel, own = snakemake.params, snakemake.params.kernel, snakemake.params.drift
     start, seed, n = job.wildcards["start"], int(job.wildcards["seed"]), own["size"]

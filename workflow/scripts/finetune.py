@@ -4,7 +4,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from job import Job, load_start, use_device
+from job import Job, use_device
 from stopwise import artifacts
 from stopwise.assets import sha256_of
 from stopwise.finetune_plan import size_plans, start_outputs, stop_steps
@@ -14,7 +14,8 @@ from stopwise.samples import SPLITS, read_sample
 with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
     from stopwise.finetune import FinetuneSettings, remove_sweep, sweep
-    from stopwise.tasks import batch_from_table
+    from stopwise.models import load_start
+    from stopwise.sample_batches import batch_from_table
 
     params, sizes = snakemake.params, snakemake.params.sizes
     start, task, seed = job.wildcards["start"], job.wildcards["task"], int(job.wildcards["seed"])

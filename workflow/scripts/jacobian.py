@@ -2,14 +2,15 @@
 
 import numpy as np
 
-from job import Job, load_start, use_device
+from job import Job, use_device
 from stopwise.samples import read_sample
 
 with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
     from stopwise.gram import kernel_layers, layer_costs, split_layers, train_and_new_kernels
     from stopwise.gram_assembly import shard_rows
-    from stopwise.tasks import batch_from_table
+    from stopwise.models import load_start
+    from stopwise.sample_batches import batch_from_table
 
     sample = read_sample(snakemake.input.data)
     kernel = snakemake.params.kernel

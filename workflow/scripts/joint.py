@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from job import Job, load_start, use_device
+from job import Job, use_device
 from stopwise.evaluation import evaluate_rules
 from stopwise.joint_plan import JointPlan, joint_rows
 from stopwise.samples import SPLITS, read_sample
@@ -14,7 +14,8 @@ with Job(snakemake) as job:
     from stopwise.checkpoint import remove_checkpoint
     from stopwise.finetune import FinetuneSettings, finetune, first_examples
     from stopwise.gram import task_kernels
-    from stopwise.tasks import batch_from_table
+    from stopwise.models import load_start
+    from stopwise.sample_batches import batch_from_table
 
     params, kernel, stopping = snakemake.params, snakemake.params.kernel, snakemake.params.stopping
     names, n = params.tasks, params.joint["size"]

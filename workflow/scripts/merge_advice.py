@@ -2,8 +2,7 @@
 
 from job import Job
 from stopwise import artifacts
-from stopwise.merge_advice import advise
-from stopwise.merge_report import advice_markdown
+from stopwise.merge_advice import advice_markdown, advise
 
 with Job(snakemake) as job:
     advice, outside = [], None

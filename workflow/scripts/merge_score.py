@@ -2,8 +2,7 @@
 
 from job import Job
 from stopwise import artifacts
-from stopwise.merge_advice import score
-from stopwise.merge_report import score_markdown
+from stopwise.merge_advice import score, score_markdown
 
 with Job(snakemake) as job:
     advice = artifacts.read_table(snakemake.input.advice, "merge_advice").to_pylist()

@@ -4,7 +4,6 @@ from itertools import groupby
 
 from tqdm import tqdm
 
-from figures import pairs
 from job import Job
 from stopwise import artifacts
 from stopwise.finetune_settings import FinetuneSettings
@@ -17,7 +16,7 @@ with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input
     settings = FinetuneSettings.from_config(params.finetune, **params.kernel, **params.stopping)
     tables = (files.stopping, files.gram, files.data, files.outputs)
-    stages = list(zip(pairs(files.trajectory, "trajectory"), *tables, strict=True))
+    stages = list(zip(artifacts.read_pairs(files.trajectory, "trajectory"), *tables, strict=True))
     rows, halves, judges = [], [], 0
     for (wildcards, table), stopping, gram, data, outputs in tqdm(stages, desc="tasks and seeds", unit="run"):
         kept = artifacts.read_table(outputs, "finetune_outputs")

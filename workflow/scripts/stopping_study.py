@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from figures import pairs
 from job import Job
 from stopwise import artifacts
 from stopwise.plots import f3, style
@@ -10,7 +9,7 @@ from stopwise.study_summary import study_markdown, study_table
 
 with Job(snakemake) as job:
     rows, drawn = [], []
-    for wildcards, table in pairs(snakemake.input.cells, "stopping_study"):
+    for wildcards, table in artifacts.read_pairs(snakemake.input.cells, "stopping_study"):
         found = table.to_pylist()
         rows += [{**row, **wildcards} for row in found]
         drawn += [

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from figures import pairs
 from job import Job
 from stopwise import artifacts, summary
 from stopwise.gram_assembly import read_gram
@@ -15,17 +14,17 @@ with Job(snakemake) as job:
         found = artifacts.read_provenance(path)["wildcards"]
         samples[found["task"], int(found["seed"])] = read_sample(path)
     rows, evaluations = [], []
-    for wildcards, table in pairs(files.gram, "gram"):
+    for wildcards, table in artifacts.read_pairs(files.gram, "gram"):
         kernel, sample = read_gram(table), samples[wildcards["task"], wildcards["seed"]]
         for n in params.sizes:
             found = summary.baselines(kernel, sample, params.outputs, n=n, **params.stopping)
             rows += [{**wildcards, **row} for row in found]
-    for wildcards, table in pairs(files.evaluation, "evaluation"):
+    for wildcards, table in artifacts.read_pairs(files.evaluation, "evaluation"):
         judged = [{**wildcards, **row} for row in table.to_pylist()]
         evaluations += judged
         rows += [{**row, "method": row["rule"]} for row in judged]
     chosen = []
-    for wildcards, table in pairs(files.arithmetic, "arithmetic"):
+    for wildcards, table in artifacts.read_pairs(files.arithmetic, "arithmetic"):
         chosen += [{**wildcards, **row} for row in table.to_pylist() if row["chosen"] and row["split"] == "test"]
     averages, rules = summary.averaged(rows), summary.rule_table(evaluations)
     with artifacts.atomic_path(snakemake.output.text) as temporary:

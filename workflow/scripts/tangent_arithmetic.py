@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from job import Job, load_start, use_device
+from job import Job, use_device
 from stopwise import artifacts
 from stopwise.finetune_plan import start_outputs, step_eigenvalue, stop_steps
 from stopwise.gram_assembly import read_gram
@@ -12,10 +12,11 @@ from stopwise.samples import SPLITS, read_sample
 with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input
     device = use_device(job, params.device)
-    from stopwise.bench_files import read_bench
+    from stopwise.arithmetic import read_bench
     from stopwise.finetune import FinetuneSettings, finetune, first_examples, remove_sweep
-    from stopwise.tangent_arithmetic import tangent_rows
-    from stopwise.tasks import batch_from_table
+    from stopwise.models import load_start
+    from stopwise.sample_batches import batch_from_table
+    from stopwise.tangent import tangent_rows
 
     own, n, seed = params.arithmetic, params.arithmetic["size"], int(job.wildcards["seed"])
     section = {**params.finetune, "tangent": True, "continue_after_stop": False}

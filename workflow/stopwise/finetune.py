@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from stopwise import lora
+from stopwise.architecture import is_linear
 from stopwise.checkpoint import remove_checkpoint
 from stopwise.finetune_settings import FinetuneSettings
 from stopwise.joint import JointObjective, JointPrompts
 from stopwise.learner import Learner, Prompts, TangentLearner
 from stopwise.objectives import Objective
-from stopwise.parameters import is_linear, select_parameters
+from stopwise.parameters import select_parameters
 from stopwise.resume import environment, resume_run, run_identity, save_run
 from stopwise.task_vectors import TaskVector, difference
 from stopwise.trainer import Split, Trainer

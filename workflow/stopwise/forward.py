@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from stopwise.architecture import is_causal, output_head
 from stopwise.batches import Packed, length_buckets, pack, verbalizers_of
 from stopwise.outputs import coding_matrix
-from stopwise.parameters import CLASS_HEAD, output_head
+from stopwise.parameters import CLASS_HEAD
 
 __all__ = ["HeadCall", "attach_head", "class_outputs", "detach_head", "length_buckets", "packed_outputs"]
 
@@ -69,14 +70,6 @@ def columns_of(model: nn.Module, logits: torch.Tensor, call: HeadCall, outputs: 
         logits = _class_head(model, classes)(call.hidden).reshape(-1, classes)
     coding = torch.as_tensor(coding_matrix(classes, outputs), dtype=logits.dtype, device=logits.device)
     return logits @ coding.T
-
-
-def is_causal(model: nn.Module) -> bool:
-    """Tell whether tokens see only earlier ones, so that padding on the right needs no mask at all.
-
-    Leaving it out is faster, and safer: padding whose sliding window holds nothing but padding would be NaN.
-    """
-    return "MaskedLM" not in type(model).__name__
 
 
 def attach_head(model: nn.Module, classes: int, seed: int = 0, std: float = 0.02) -> nn.Linear:

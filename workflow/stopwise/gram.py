@@ -23,6 +23,7 @@ from stopwise.backend import float32_products
 from stopwise.batches import MAX_PADDING, pack, verbalizers_of
 from stopwise.engine import Job
 from stopwise.example_tiles import kernel_parts
+from stopwise.gram_assembly import sum_in_name_order
 from stopwise.jacobian import TOKENS_PER_BATCH
 from stopwise.layer_formulas import Term, plan_terms
 from stopwise.outputs import coding_matrix, columns
@@ -73,14 +74,6 @@ class Kernel:
         return cls(
             total, first.columns, layers, first.outputs, first.outputs_b, norms, first.symmetric, first.columns_b
         )
-
-
-def sum_in_name_order(layers: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """Return the float64 sum of the parts in name order, which is the definition of K."""
-    total = np.zeros(shape)
-    for name in sorted(layers):
-        total += layers[name]
-    return total
 
 
 def empirical_ntk(

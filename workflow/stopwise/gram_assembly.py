@@ -101,14 +101,6 @@ def assemble(shards: Mapping[str, pa.Table]) -> AssembledKernel:
     )
 
 
-def sum_in_name_order(parts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the float64 sum of the parts, added in the order of their names."""
-    total = np.zeros_like(next(iter(parts.values())), dtype=np.float64)
-    for name in sorted(parts):
-        total += parts[name]
-    return total
-
-
 def read_gram(table: pa.Table) -> AssembledKernel:
     """Return the kernel of a ``gram`` artifact (without the split by layer)."""
     blocks = {name: read_matrix(table, block=name) for name in ("train", "new", "outputs", "outputs_new")}
@@ -149,3 +141,14 @@ def _centre(matrix: np.ndarray, columns: int) -> np.ndarray:
     blocks = matrix.reshape(n, columns, n, columns)
     blocks = blocks - blocks.mean(axis=0, keepdims=True)
     return (blocks - blocks.mean(axis=2, keepdims=True)).reshape(matrix.shape)
+
+
+def sum_in_name_order(parts: Mapping[str, np.ndarray], shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Return the float64 sum of the parts in name order, which is the definition of K.
+
+    ``shape`` is needed only where there may be no part: the sum is zero then.
+    """
+    total = np.zeros(next(iter(parts.values())).shape if shape is None else shape)
+    for name in sorted(parts):
+        total += parts[name]
+    return total

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from stopwise import lora
-from stopwise.parameters import first_names, is_linear
+from stopwise.architecture import block_prefix, first_names, is_linear
 
 
 @dataclass
@@ -100,13 +100,6 @@ def plan_terms(model: nn.Module, parameters: dict[str, nn.Parameter]) -> list[Te
         owner = named[id(parameter)].rpartition(".")[0]
         terms.append(Term(name, parameter, _layer(owner, blocks), owner, uses.get(id(parameter), [])))
     return terms
-
-
-def block_prefix(model: nn.Module) -> str:
-    """Return the name of the list of transformer blocks: the ModuleList that holds the most parameters."""
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
-    sizes = [(sum(p.numel() for p in m.parameters()), -len(name), name) for name, m in lists]
-    return max(sizes)[2] if sizes else ""
 
 
 def _layer(owner: str, blocks: str) -> str:

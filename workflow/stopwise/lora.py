@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from stopwise.architecture import attention_linears, is_linear, widths
+
 DOWN, UP = "lora_A", "lora_B"  # A [rank, d_in] and B [d_out, rank]
 _STATE = "_stopwise_lora"  # attribute of an adapted layer: (scale, hook handle)
 OPTIONS = ("rank", "target", "scale", "seed")
@@ -84,12 +86,6 @@ def detach(model: nn.Module, merge: bool = False) -> None:
         delattr(module, _STATE)
 
 
-def widths(module: Any) -> tuple[int, int]:
-    """Return (d_in, d_out) of a linear layer; Conv1D keeps its weight transposed."""
-    rows, cols = module.weight.shape
-    return (cols, rows) if isinstance(module, nn.Linear) else (rows, cols)
-
-
 def _add_update(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
     down, up = getattr(module, DOWN), getattr(module, UP)
     return output + scale_of(module) * nn.functional.linear(nn.functional.linear(args[0], down), up)
@@ -97,12 +93,12 @@ def _add_update(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.T
 
 def _targets(model: nn.Module, target: Sequence[str] | None) -> dict[str, nn.Module]:
     """Return the linear layers that the expressions name, in name order."""
-    from stopwise.parameters import is_linear, select_parameters
-
     linear = {name: module for name, module in sorted(model.named_modules()) if is_linear(module)}
     if target is None:
-        owners = {name.rpartition(".")[0] for name in select_parameters(model, "attention")}
-        return {name: module for name, module in linear.items() if name in owners}
+        inside = {id(module) for module in attention_linears(model)}
+        if not inside:
+            raise ValueError(f"lora.target: {type(model).__name__} has no attention layers; name the layers to adapt")
+        return {name: module for name, module in linear.items() if id(module) in inside}
     chosen = {name: m for name, m in linear.items() if any(re.search(pattern, name) for pattern in target)}
     if not chosen:
         raise ValueError(f"lora.target: {list(target)!r} matches no linear layer")

@@ -1,15 +1,15 @@
-"""The real counterparts of what the kernels predict of task vectors: their cosine, and what they do to other tasks."""
+"""The rows of the measured artifacts of task arithmetic: what merging does, and what vectors do to other tasks."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from stopwise.arithmetic import Workbench
+from stopwise.arithmetic import Workbench, all_pairs, negation
 from stopwise.interference import WHOLE, measured_rows
 from stopwise.task_vectors import TaskVector, layer_of
 
@@ -58,3 +58,42 @@ def _homes(name: str) -> Mapping[str, str]:
     """Return the layer of a parameter and the type of its module, named as the kernel's parts are."""
     layer, module = layer_of(name), name.rpartition(".")[0]
     return {"layer": layer, "type": module.removeprefix(layer).removeprefix(".") or module}
+
+
+def arithmetic_rows(bench: Workbench, coefficients: Sequence[float], tolerance: float) -> list[dict[str, Any]]:
+    """Return addition over all pairs and negation of every task against all others as controls.
+
+    ``coefficient`` is the scale c > 0 of theta_0 + c (tau_a + tau_b) or theta_0 - c tau_a. Beside each accuracy
+    and loss stand the zero-shot one (intercept included) and that of the evaluated task's own vector alone at
+    coefficient 1.
+    """
+    rows = []
+    for row in all_pairs(bench, coefficients):
+        task_a, task_b = row["tasks"].split("+")
+        rows.append(_row(bench, "addition", task_a, task_b, row))
+    for task in bench.tasks:
+        controls = [name for name in bench.tasks if name != task]
+        rows += [
+            _row(bench, "negation", task, None, row) for row in negation(bench, task, controls, coefficients, tolerance)
+        ]
+    return rows
+
+
+def _row(bench: Workbench, kind: str, task_a: str, task_b: str | None, row: dict[str, Any]) -> dict[str, Any]:
+    task, split = row["task"], row["split"]
+    return {
+        "kind": kind,
+        "task_a": task_a,
+        "task_b": task_b,
+        "coefficient": abs(row["coefficients"][0]),
+        "task": task,
+        "split": split,
+        "accuracy": row["accuracy"],
+        "normalised_accuracy": row["normalised_accuracy"],
+        "accuracy_zero_shot": bench.zero_shot(task, split).accuracy,
+        "accuracy_single": bench.own(task, split).accuracy,
+        "loss": row["loss"],
+        "loss_zero_shot": bench.zero_shot(task, split).loss,
+        "loss_single": bench.own(task, split).loss,
+        "chosen": row["chosen"],
+    }

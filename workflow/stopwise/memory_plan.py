@@ -15,8 +15,9 @@ from typing import Any
 import psutil
 import torch
 
+from stopwise.architecture import blocks_of
 from stopwise.fallback import Probe
-from stopwise.jacobian import Batch, Pass, blocks_of
+from stopwise.jacobian import Batch, Pass
 from stopwise.tiles import SLAB, TILE
 
 log = logging.getLogger(__name__)

@@ -267,3 +267,19 @@ __all__ = [
     "pico_tokenizer",
     "prepare_model",
 ]
+
+
+def load_start(snakemake: Any, start: str, seed: int, device: str) -> tuple[Any, dict[str, Any]]:
+    """Return the configured model at a start (pretrained, mixed, random) on the device, and its record."""
+    stamp = json.loads(Path(snakemake.input.model).read_text(encoding="utf-8"))
+    section = snakemake.params.model
+    model, _ = load_model(
+        stamp["folder"],
+        dtype=section["dtype"],
+        attn_implementation=section["attn_implementation"],
+        trust_remote_code=section["trust_remote_code"],
+        start=start,
+        seed=seed,
+        reinit=section.get("reinit", ()),
+    )
+    return model.to(device), stamp

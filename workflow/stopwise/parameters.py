@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from stopwise import lora
+from stopwise.architecture import attention_linears, first_names, is_linear, output_head
 
 SUBSETS = ("attention", "linear", "all", "lora", "head")
 CLASS_HEAD = "class_head"  # the submodule that forward.attach_head adds
@@ -47,24 +48,6 @@ def select_parameters(model: nn.Module, subset: Subset = "attention") -> dict[st
     return {name: named[name] for name in sorted(chosen)}
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Tell whether a module is a linear map of the last axis: torch's Linear or the transposed Conv1D of GPT-2."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
-def output_head(model: Any) -> nn.Linear:
-    """Return the module that maps hidden states to vocabulary logits; ValueError for a model that has none."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if head is None:
-        raise ValueError(f"model: {type(model).__name__} has no output embedding; a causal or masked LM is needed")
-    return head
-
-
-def first_names(model: nn.Module) -> dict[int, str]:
-    """Return the first name of every parameter by identity: the name that a tied weight goes by."""
-    return {id(parameter): name for name, parameter in model.named_parameters()}
-
-
 def _owned(model: nn.Module, modules: Sequence[nn.Module]) -> set[str]:
     """Return the first names of the parameters that these modules hold directly."""
     names = first_names(model)
@@ -79,8 +62,7 @@ def _owned(model: nn.Module, modules: Sequence[nn.Module]) -> set[str]:
 
 def _attention(model: nn.Module, named: Mapping[str, torch.Tensor]) -> set[str]:
     """Return linear layers anywhere below a module whose class is called attention, as transformers names them all."""
-    inside = [m for outer in model.modules() if "attention" in type(outer).__name__.lower() for m in outer.modules()]
-    return _owned(model, [m for m in inside if is_linear(m)])
+    return _owned(model, attention_linears(model))
 
 
 def _linear(model: Any, named: Mapping[str, torch.Tensor]) -> set[str]:

@@ -9,8 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from stopwise import artifacts, outputs
-
-SPLITS = ("train", "validation", "test")
+from stopwise.sample_batches import SPLITS
 
 
 @dataclass(frozen=True)
@@ -42,3 +41,6 @@ def read_sample(path: str | os.PathLike) -> Sample:
     record = artifacts.read_provenance(path)
     table = artifacts.read_table(path, "data")
     return Sample(table, list(record["task"]["verbalizers"]), list(record["task"]["classes"]), artifacts.digest(path))
+
+
+__all__ = ["SPLITS", "Sample", "read_sample"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import study, study_log_loss
-from .redraw import interval, redrawn, share_interval
+from .stats import interval, redrawn, share_interval
 
 METHODS = {"squared": study.METHODS, "cross_entropy": study_log_loss.METHODS}
 OBJECTIVES = {"squared": "Squared loss", "cross_entropy": "Cross-entropy"}

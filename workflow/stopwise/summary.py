@@ -11,9 +11,9 @@ from stopwise.dynamics import kernel_regression
 from stopwise.gram_assembly import AssembledKernel
 from stopwise.likelihood import estimate_noise
 from stopwise.outputs import accuracy, squared_loss
-from stopwise.redraw import interval, redrawn, share_interval
 from stopwise.samples import Sample
 from stopwise.spectrum import Spectrum
+from stopwise.stats import interval, redrawn, share_interval
 
 BASELINES = {
     "zero_shot": "zero-shot",

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from stopwise.stats import wilson
+
 from .synthetic import DECAYS
 
 RESAMPLES = 500
@@ -91,8 +93,8 @@ def _rates(table: dict[str, np.ndarray], decay: str, rng: np.random.Generator) -
 def _judged(table: dict[str, np.ndarray], mask: np.ndarray, rng: np.random.Generator) -> list[dict[str, Any]]:
     count = int(mask.sum())
     hits, answered = int(table["hit"][mask].astype(bool).sum()), int(np.isfinite(table["t"][mask]).sum())
-    out = [_entry("hit", hits / count, *_wilson(hits, count), count)]
-    out.append(_entry("answered", answered / count, *_wilson(answered, count), count))
+    out = [_entry("hit", hits / count, *wilson(hits, count), count)]
+    out.append(_entry("answered", answered / count, *wilson(answered, count), count))
     medians: tuple[tuple[str, str, Callable], ...] = (
         ("regret", "relative_regret", np.median),
         ("regret_p90", "relative_regret", lambda x, axis: np.quantile(x, 0.9, axis=axis)),
@@ -123,14 +125,6 @@ def _resampled(values: np.ndarray, statistic: Callable, rng: np.random.Generator
 def _slope(sizes: np.ndarray, means: np.ndarray) -> Any:
     """Least-squares slope of log means [sizes, ...] in log sizes."""
     return np.polyfit(np.log(sizes.astype(np.float64)), np.log(means), 1)[0]
-
-
-def _wilson(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a rate."""
-    z2 = 1.959964**2
-    centre = (hits + z2 / 2) / (count + z2)
-    half = np.sqrt(z2 * (hits * (count - hits) / count + z2 / 4)) / (count + z2)
-    return float(centre - half), float(centre + half)
 
 
 def markdown(summary: list[dict[str, Any]]) -> str:

@@ -22,6 +22,7 @@ from stopwise.assets import ASSETS, safe_name
 from stopwise.builtin_tasks import BUILTIN_TASKS
 from stopwise.outputs import targets
 from stopwise.prompts import Encoder, PromptError, Template, clean
+from stopwise.sample_batches import SPLITS, VERBALIZERS, TaskError, batch_from_table
 from stopwise.sampling import Rows, SplitError, split_rows
 from stopwise.sources import read_rows
 
@@ -29,12 +30,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-SPLITS = ("train", "validation", "test")
 SIGNS = ("negative", "positive")
 _DEFAULTS = {"max_tokens": 40, "validation": 32, "test": 96, "train": 64}
 _KEYS = ("name", "source", "text", "label", "template", "verbalizers", "group", "minimum_abs_score")
 _NEEDED = ("source", "text", "label", "template", "verbalizers")
-_VERBALIZERS = b"verbalizers"  # metadata of a sample table: the token ids, in class order, as JSON
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -49,10 +48,6 @@ SAMPLE_SCHEMA = pa.schema(
         ("cut", pa.bool_()),
     ]
 )
-
-
-class TaskError(ValueError):
-    """A task that is not defined well, or whose data do not allow what is asked; the message names the config key."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +251,7 @@ class Task:
             "label_name": [labels[e.label] for _, _, e in order],
             "cut": [found.cut for found in encoded],
         }
-        return pa.table(columns, schema=SAMPLE_SCHEMA).replace_schema_metadata({_VERBALIZERS: json.dumps(ids)})
+        return pa.table(columns, schema=SAMPLE_SCHEMA).replace_schema_metadata({VERBALIZERS: json.dumps(ids)})
 
     def _encoded(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Any]:
         try:
@@ -278,48 +273,6 @@ class Task:
         """Return the first ``n`` examples (default: all) of a split as a batch; see ``batch_from_table``."""
         train = max(self.train, n) if split == "train" and n is not None else None
         return batch_from_table(self.sample(tokenizer, seed, train), split, n)
-
-
-def verbalizers_of(table: pa.Table) -> list[int] | None:
-    """Return the verbalizer ids kept in a sample table's metadata, or None (an artifact keeps them elsewhere)."""
-    found = (table.schema.metadata or {}).get(_VERBALIZERS)
-    return None if found is None else json.loads(found)
-
-
-def batch_from_table(
-    table: pa.Table,
-    split: str | Sequence[str],
-    n: int | None = None,
-    verbalizers: Sequence[int] | None = None,
-    pad_id: int = 0,
-) -> dict[str, torch.Tensor]:
-    """Return the first ``n`` rows of a split (or of several, one after another) as a batch, padded on the right.
-
-    input_ids and attention_mask are long [n, T], labels long [n], verbalizers long [C] (from the argument, else from
-    the table's metadata). Raises TaskError for an unknown or empty split, more rows than there are, or no verbalizers.
-    """
-    import torch
-
-    verbalizers = verbalizers_of(table) if verbalizers is None else verbalizers
-    if verbalizers is None:
-        raise TaskError("this table carries no verbalizer ids: pass verbalizers=")
-    wanted = [split] if isinstance(split, str) else list(split)
-    if not wanted or not set(wanted) <= set(SPLITS):
-        raise TaskError(f"split: {split!r} is not one of {', '.join(SPLITS)}")
-    chosen = [row for row in table.to_pylist() if row["split"] in wanted]
-    rows = sorted(chosen, key=lambda row: (wanted.index(row["split"]), row["position"]))
-    if not rows or (n is not None and not 1 <= n <= len(rows)):
-        raise TaskError(f"split {split!r} has {len(rows)} rows, asked for {'all' if n is None else n}")
-    rows = rows[:n]
-    ids = [torch.tensor(row["input_ids"], dtype=torch.long) for row in rows]
-    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad_id)
-    lengths = torch.tensor([len(found) for found in ids])
-    return {
-        "input_ids": padded,
-        "attention_mask": (torch.arange(padded.shape[1]) < lengths[:, None]).long(),
-        "labels": torch.tensor([row["label"] for row in rows], dtype=torch.long),
-        "verbalizers": torch.tensor(list(verbalizers), dtype=torch.long),
-    }
 
 
 def _normalised(text: str) -> str:
@@ -380,4 +333,4 @@ def _sizes(defaults: Mapping[str, Any]) -> dict[str, int]:
     return sizes
 
 
-__all__ = ["Example", "Task", "TaskError", "batch_from_table", "targets", "verbalizers_of"]
+__all__ = ["Example", "Task", "TaskError", "targets"]

@@ -23,8 +23,9 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from stopwise.architecture import is_causal
 from stopwise.batches import Packed
-from stopwise.forward import HeadCall, columns_of, is_causal, packed_outputs, verbalizer_head
+from stopwise.forward import HeadCall, columns_of, packed_outputs, verbalizer_head
 
 IMPLEMENTATION = "stopwise_unpadded"  # the name under which transformers finds ``_attention``
 INNER = "sdpa"  # the attention function that runs inside

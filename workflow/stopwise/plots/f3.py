@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from stopwise.plots import style
-from stopwise.plots.intervals import wilson
 from stopwise.plots.tables import Pairs, frame, gather, ordered
+from stopwise.stats import wilson
 
 COLUMNS = pa.schema(
     [

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from stopwise.decay import Decay, predicted_rate
 from stopwise.plots import style
-from stopwise.plots.intervals import mean_interval, slope
 from stopwise.plots.tables import Pairs, frame, gather, ordered
+from stopwise.stats import mean_interval, slope
 
 _ID = [
     pa.field("start", pa.string(), nullable=False),

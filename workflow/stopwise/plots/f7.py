@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from stopwise.plots import style
-from stopwise.plots.intervals import mean_interval, rank_correlation
 from stopwise.plots.tables import Pairs, frame, gather, ordered
+from stopwise.stats import mean_interval, rank_correlation
 
 COLUMNS = pa.schema(
     [

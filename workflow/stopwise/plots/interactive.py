@@ -17,8 +17,8 @@ import pandas as pd
 import pyarrow as pa
 
 from stopwise.plots import f1, f2, f3, f8, style
-from stopwise.plots.intervals import wilson
 from stopwise.plots.tables import frame, ordered
+from stopwise.stats import wilson
 
 SYMBOLS = {
     "o": "circle",
