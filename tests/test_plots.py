@@ -117,8 +117,10 @@ def test_an_empty_table_says_so_in_the_figure(name):
 
 
 def test_drawing_imports_neither_torch_nor_mlflow():
-    code = "import sys; from stopwise.plots import registry; "
+    code = (
+        "import sys; from stopwise.plots import registry; "
         "[registry.figure(n) for n in registry.FIGURES if n not in ('F5', 'F10')]; "
+    )
     code += "print({'torch', 'mlflow', 'transformers', 'matplotlib.pyplot'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"

@@ -39,7 +39,13 @@ FIGURES = {
     "F4": Figure("f4", {"evaluations": "evaluation", "decays": "decay", "stoppings": "stopping"}),
     "F5": Figure("f5", {"parts": "theory_ridge"}, wildcards=False),
     "F6": Figure(
-        "f6", {"trajectories": "trajectory", "directions": "directions", "drifts": "drift", "guarantees": "guarantee"}
+        "f6",
+        {
+            "trajectories": "trajectory",
+            "directions": "directions",
+            "drifts": "drift",
+            "guarantees": "guarantee",
+        },
     ),
     "F7": Figure("f7", {"checks": "arithmetic_check"}),
     "F8": Figure("f8", {"additions": "arithmetic", "predictions": "arithmetic_prediction", "joint": "joint"}),
