@@ -4,7 +4,9 @@ import pyarrow as pa
 import pytest
 
 from stopwise import artifacts
-from stopwise.plots import f5, f10, style
+from stopwise.plots import f05_ridge as f5
+from stopwise.plots import f10_known_truth as f10
+from stopwise.plots import style
 from stopwise.synthetic import DECAYS, ridge_and_descent, study
 from stopwise.synthetic_summary import linearity_markdown
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from job import Job
 from stopwise import artifacts
-from stopwise.plots import f3, style
+from stopwise.plots import f03_rules as f3
+from stopwise.plots import style
 from stopwise.study_summary import study_markdown, study_table
 
 with Job(snakemake) as job:

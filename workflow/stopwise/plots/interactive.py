@@ -16,7 +16,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from stopwise.plots import f1, f2, f3, f8, style
+from stopwise.plots import f01_decay as f1
+from stopwise.plots import f02_curves as f2
+from stopwise.plots import f03_rules as f3
+from stopwise.plots import f08_merging as f8
+from stopwise.plots import style
 from stopwise.plots.tables import frame, ordered
 from stopwise.stats import wilson
 

@@ -33,13 +33,13 @@ class Figure:
 
 
 FIGURES = {
-    "F1": Figure("f1", {"spectra": "spectrum", "decays": "decay"}),
-    "F2": Figure("f2", {"trajectories": "trajectory", "evaluations": "evaluation"}),
-    "F3": Figure("f3", {"evaluations": "evaluation"}),
-    "F4": Figure("f4", {"evaluations": "evaluation", "decays": "decay", "stoppings": "stopping"}),
-    "F5": Figure("f5", {"parts": "theory_ridge"}, wildcards=False),
+    "F1": Figure("f01_decay", {"spectra": "spectrum", "decays": "decay"}),
+    "F2": Figure("f02_curves", {"trajectories": "trajectory", "evaluations": "evaluation"}),
+    "F3": Figure("f03_rules", {"evaluations": "evaluation"}),
+    "F4": Figure("f04_sample_size", {"evaluations": "evaluation", "decays": "decay", "stoppings": "stopping"}),
+    "F5": Figure("f05_ridge", {"parts": "theory_ridge"}, wildcards=False),
     "F6": Figure(
-        "f6",
+        "f06_training",
         {
             "trajectories": "trajectory",
             "directions": "directions",
@@ -47,10 +47,10 @@ FIGURES = {
             "guarantees": "guarantee",
         },
     ),
-    "F7": Figure("f7", {"checks": "arithmetic_check"}),
-    "F8": Figure("f8", {"additions": "arithmetic", "predictions": "arithmetic_prediction", "joint": "joint"}),
-    "F9": Figure("f9", {"shares": "layer_share"}),
-    "F10": Figure("f10", {"studies": "theory_study"}, wildcards=False),
+    "F7": Figure("f07_task_vectors", {"checks": "arithmetic_check"}),
+    "F8": Figure("f08_merging", {"additions": "arithmetic", "predictions": "arithmetic_prediction", "joint": "joint"}),
+    "F9": Figure("f09_layers", {"shares": "layer_share"}),
+    "F10": Figure("f10_known_truth", {"studies": "theory_study"}, wildcards=False),
 }
 
 
