@@ -32,7 +32,7 @@ report:          ## Write the HTML report of the last run of config.yaml
 	snakemake --cores 1 --report results/demo/report.html
 
 dag: env         ## Draw the README's picture of the workflow anew
-	snakemake --rulegraph dot --configfile config/test.yaml | python -m stopwise.rule_graph README.md
+	snakemake --rulegraph dot --configfile config/test.yaml | python tools/rule_graph.py README.md
 
 test: env        ## Run the whole test suite, two files at a time (but the real Slurm and the fault campaign: the next two)
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slurm and not faults"

@@ -143,7 +143,7 @@ rule benchmark:
     conda:
         ENVIRONMENT
     params:
-        code=library("benchmark", "plots.benchmark"),
+        code=library("benchmark", "cost.figure"),
     message:
         "Writing the benchmark table and figure"
     script:

@@ -66,7 +66,7 @@ rule page:
         mem_mb=1000,
         runtime=10,
     params:
-        code=library("page", "plots.page"),
+        code=library("page", "report.page"),
         name=config["name"],
         facts=run_facts(),
         packages=installed("plotly"),

@@ -10,13 +10,14 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 WORKFLOW = Path(str(workflow.current_basedir)).resolve().parent
-sys.path.insert(0, str(WORKFLOW))
-from stopwise.assets import AssetError
-from stopwise.builtin_tasks import wheels_needed
-from stopwise.code_digests import CodeDigestError, CodeDigests
-from stopwise.config import ConfigError, config_digest, start_tasks, validated
-from stopwise.hub import dataset_folder
-from stopwise.rule_names import MEASURED_STOPS
+LIBRARY = WORKFLOW.parent / "src"
+sys.path.insert(0, str(LIBRARY))
+from stopwise.assets.wheels import AssetError
+from stopwise.tasks.builtin import wheels_needed
+from stopwise.pipeline.code_digests import CodeDigestError, CodeDigests
+from stopwise.pipeline.config import ConfigError, config_digest, start_tasks, validated
+from stopwise.assets.hub import dataset_folder
+from stopwise.stopping.registry import MEASURED_STOPS
 
 HUB = {}  # the hub data set of each task that reads one: folder name, config key and source
 try:
@@ -31,7 +32,7 @@ except (ConfigError, AssetError) as error:
 CONFIG_DIGEST = config_digest(config)
 RESULTS = f"results/{config['name']}"
 ASSETS = "results/assets"
-DIGESTS = CodeDigests(WORKFLOW / "stopwise")
+DIGESTS = CodeDigests(LIBRARY / "stopwise")
 ENVIRONMENT = "../../envs/stopwise.yaml"
 TASKS = list(config["tasks"])
 STARTED = start_tasks(config)  # the tasks of each start

@@ -1,6 +1,6 @@
 # Figures, each a pure function of a Parquet table of the same name. No job here imports torch.
 
-from stopwise.plots.registry import FIGURES
+from stopwise.figures.registry import FIGURES
 
 # What each figure reads (by the kind of artifact), its place in the report, and what it shows.
 FIGURE_RULES = {
@@ -102,7 +102,7 @@ for figure, asked in FIGURE_RULES.items():
             mem_mb=1000,
             runtime=10,
         params:
-            code=library("figure", f"plots.{FIGURES[figure].module}"),
+            code=library("figure", f"figures.{FIGURES[figure].module}"),
             figure=figure,
         message:
             f"Drawing {figure}: {asked['shows']}"

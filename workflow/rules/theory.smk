@@ -66,7 +66,7 @@ rule theory_linear:
         mem_mb=2000,
         runtime=15,
     params:
-        code=library("theory_linear", "linearity"),
+        code=library("theory_linear", "studies.linearity"),
         cells=LINEARITY,
         seed=config["theory"]["seed"],
     message:

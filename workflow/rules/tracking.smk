@@ -1,7 +1,7 @@
 # The record: MLflow (sqlite under results/mlflow, or a server) and one table of where every artifact comes from.
 
 
-from stopwise.tracking import next_attempt
+from stopwise.tracking.ingest import next_attempt
 
 SUMMARY = [f"{RESULTS}/{name}.{kind}" for name in ("summary", "claims") for kind in ("parquet", "md")]
 RECORDED = [*artifact_paths(), *figure_tables(), *figure_paths(), *SUMMARY]

@@ -5,9 +5,9 @@ from job import Job, use_device
 with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input
     device = use_device(job, params.device)
-    from stopwise.arithmetic import read_bench
-    from stopwise.measured_interference import arithmetic_rows, interference_rows
-    from stopwise.models import load_start
+    from stopwise.merging.measured import arithmetic_rows, interference_rows
+    from stopwise.merging.workbench import read_bench
+    from stopwise.network.loading import load_start
 
     model, stamp = load_start(snakemake, "pretrained", int(job.wildcards["seed"]), device)
     options = {"outputs": params.outputs, "target_scale": params.target_scale}

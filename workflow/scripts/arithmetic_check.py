@@ -1,8 +1,8 @@
 """Hold predicted task arithmetic against the measured: every pair of numbers, and how well they agree."""
 
 from job import Job
-from stopwise import artifacts
-from stopwise.arithmetic_check import agreement, compared, markdown
+from stopwise.artifacts import tables as artifacts
+from stopwise.merging.agreement import agreement, compared, markdown
 
 with Job(snakemake) as job:
     files, rows, outside = snakemake.input, [], None

@@ -1,9 +1,9 @@
 """Predict task arithmetic from the kernels: cosine, interference, and every point of the grid, before any merging."""
 
 from job import Job
-from stopwise.arithmetic_prediction import prediction_rows, read_spaces
-from stopwise.finetune_settings import FinetuneSettings
-from stopwise.interference import predicted_rows
+from stopwise.merging.effects import predicted_rows
+from stopwise.merging.predicted import prediction_rows, read_spaces
+from stopwise.training.settings import FinetuneSettings
 
 with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from job import Job
-from stopwise import artifacts
-from stopwise.plots import benchmark, style
+from stopwise.artifacts import tables as artifacts
+from stopwise.cost import figure as benchmark
+from stopwise.figures import style
 
 with Job(snakemake) as job:
     files = snakemake.input

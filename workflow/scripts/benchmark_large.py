@@ -6,9 +6,9 @@ from job import Job, peak_mb, use_device
 
 with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
-    from stopwise.benchmark import random_batch
-    from stopwise.gram import empirical_ntk, kernel_layers, layer_costs, split_layers
-    from stopwise.models import load_start
+    from stopwise.cost.benchmark import random_batch
+    from stopwise.kernel.ntk import empirical_ntk, kernel_layers, layer_costs, split_layers
+    from stopwise.network.loading import load_start
 
     params = snakemake.params
     model, stamp = load_start(snakemake, "pretrained", 0, device)

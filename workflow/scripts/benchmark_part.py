@@ -4,8 +4,8 @@ from job import Job, use_device
 
 with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
-    from stopwise import benchmark
-    from stopwise.models import load_start
+    from stopwise.cost import benchmark
+    from stopwise.network.loading import load_start
 
     model, stamp = load_start(snakemake, "pretrained", 0, device)
     tokens, part = snakemake.params.tokens, job.wildcards["part"]

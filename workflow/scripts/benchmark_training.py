@@ -9,10 +9,10 @@ with Job(snakemake) as job:
     device = use_device(job, params.device)
     import torch
 
-    from stopwise.finetune import first_examples
-    from stopwise.models import load_start, load_tokenizer
-    from stopwise.tasks import Task
-    from stopwise.training_benchmark import against_stock_trainer
+    from stopwise.cost.training_benchmark import against_stock_trainer
+    from stopwise.network.loading import load_start, load_tokenizer
+    from stopwise.tasks.task import Task
+    from stopwise.training.finetune import first_examples
 
     torch.set_num_threads(threads)
     model, stamp = load_start(snakemake, "pretrained", 0, device)

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from job import Job
-from stopwise import artifacts, claims
-from stopwise.claim_measures import ridge_rows
-from stopwise.claim_tests import CLAIMS
-from stopwise.gram_assembly import read_gram
-from stopwise.samples import read_sample
+from stopwise.artifacts import tables as artifacts
+from stopwise.artifacts.gram import read_gram
+from stopwise.artifacts.sample import read_sample
+from stopwise.claims import verdicts as claims
+from stopwise.claims.measures import ridge_rows
+from stopwise.claims.paper import CLAIMS
 
 
 def rows(paths, kind):

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from job import Job
-from stopwise.models import check_positions, load_tokenizer
-from stopwise.sample_batches import verbalizers_of
-from stopwise.tasks import Task
+from stopwise.network.loading import check_positions, load_tokenizer
+from stopwise.tasks.batch import verbalizers_of
+from stopwise.tasks.task import Task
 
 with Job(snakemake) as job:
     stamp = json.loads(Path(snakemake.input.model).read_text(encoding="utf-8"))

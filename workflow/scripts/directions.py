@@ -1,13 +1,13 @@
 """Project the real training residual on the kernel's eigenvectors, beside what the filter predicts and guarantees."""
 
 from job import Job
-from stopwise import artifacts
-from stopwise.finetune_plan import step_eigenvalue
-from stopwise.finetune_settings import FinetuneSettings
-from stopwise.gram_assembly import read_gram
-from stopwise.guarantee import loss_guarantee
-from stopwise.residual_decay import residual_decay
-from stopwise.samples import read_sample
+from stopwise.artifacts import tables as artifacts
+from stopwise.artifacts.gram import read_gram
+from stopwise.artifacts.sample import read_sample
+from stopwise.linearized.directions import residual_decay
+from stopwise.linearized.guarantee import loss_guarantee
+from stopwise.training.prediction import step_eigenvalue
+from stopwise.training.settings import FinetuneSettings
 
 with Job(snakemake) as job:
     params = snakemake.params

@@ -3,15 +3,15 @@
 import itertools
 
 from job import Job, use_device
-from stopwise.arithmetic_prediction import disentanglement_rows, read_spaces
-from stopwise.finetune_settings import FinetuneSettings
+from stopwise.merging.predicted import disentanglement_rows, read_spaces
+from stopwise.training.settings import FinetuneSettings
 
 with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input
     device = use_device(job, params.device)
-    from stopwise.arithmetic import read_bench
-    from stopwise.models import load_start
-    from stopwise.tangent import TangentBench, disentanglement
+    from stopwise.merging.linearised import TangentBench, disentanglement
+    from stopwise.merging.workbench import read_bench
+    from stopwise.network.loading import load_start
 
     seed, own = int(job.wildcards["seed"]), params.arithmetic
     spaces = read_spaces(

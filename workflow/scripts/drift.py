@@ -3,18 +3,18 @@
 from dataclasses import replace
 
 from job import Job, use_device
-from stopwise import artifacts
-from stopwise.drift import check_interval, drift_rows
-from stopwise.finetune_plan import start_outputs, step_eigenvalue
-from stopwise.gram_assembly import read_gram
-from stopwise.samples import read_sample
+from stopwise.artifacts import tables as artifacts
+from stopwise.artifacts.gram import read_gram
+from stopwise.artifacts.sample import read_sample
+from stopwise.training.drift import check_interval, drift_rows
+from stopwise.training.prediction import start_outputs, step_eigenvalue
 
 with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
-    from stopwise.finetune import FinetuneSettings, finetune, first_examples
-    from stopwise.gram import empirical_ntk
-    from stopwise.models import load_start
-    from stopwise.sample_batches import batch_from_table
+    from stopwise.kernel.ntk import empirical_ntk
+    from stopwise.network.loading import load_start
+    from stopwise.tasks.batch import batch_from_table
+    from stopwise.training.finetune import FinetuneSettings, finetune, first_examples
 
     params, kernel, own = snakemake.params, snakemake.params.kernel, snakemake.params.drift
     start, seed, n = job.wildcards["start"], int(job.wildcards["seed"]), own["size"]
@@ -30,7 +30,7 @@ with Job(snakemake) as job:
     shown = first_examples(batch, min(own["examples"], n))
     kernels, options = {}, {key: kernel[key] for key in ("parameters", "outputs", "formula", "memory_gb")}
     if params.adam:
-        from stopwise.preconditioner import adam_preconditioner
+        from stopwise.training.adam_preconditioner import adam_preconditioner
 
         # That of the kernel which predicted the run.
         options["preconditioner"] = adam_preconditioner(model, whole, FinetuneSettings(**params.adam), seed)

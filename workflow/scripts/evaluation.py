@@ -1,9 +1,9 @@
 """Judge every rule on the measured curves of the run that it would have stopped."""
 
 from job import Job
-from stopwise import artifacts
-from stopwise.evaluation import evaluate_rules
-from stopwise.finetune_settings import FinetuneSettings
+from stopwise.artifacts import tables as artifacts
+from stopwise.stopping.judging import evaluate_rules
+from stopwise.training.settings import FinetuneSettings
 
 with Job(snakemake) as job:
     trajectory = artifacts.read_table(snakemake.input.trajectory, "trajectory").to_pylist()

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 from job import Job
-from stopwise import artifacts, hub
-from stopwise.assets import sha256_of
+from stopwise.artifacts import tables as artifacts
+from stopwise.assets import hub
+from stopwise.assets.wheels import sha256_of
 
 with Job(snakemake) as job:
     stamp, wanted = Path(snakemake.output[0]), snakemake.params.wanted

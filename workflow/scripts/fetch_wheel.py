@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from job import Job
-from stopwise import artifacts, assets
+from stopwise.artifacts import tables as artifacts
+from stopwise.assets import wheels as assets
 
 with Job(snakemake) as job:
     stamp = Path(snakemake.output[0])

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from job import Job
-from stopwise import artifacts
-from stopwise.plots import style
-from stopwise.plots.registry import FIGURES, figure
+from stopwise.artifacts import tables as artifacts
+from stopwise.figures import style
+from stopwise.figures.registry import FIGURES, figure
 
 with Job(snakemake) as job:
     name, files = snakemake.params.figure, snakemake.input

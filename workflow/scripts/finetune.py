@@ -5,17 +5,17 @@ from itertools import chain
 from pathlib import Path
 
 from job import Job, use_device
-from stopwise import artifacts
-from stopwise.assets import sha256_of
-from stopwise.finetune_plan import size_plans, start_outputs, stop_steps
-from stopwise.gram_assembly import read_gram
-from stopwise.samples import SPLITS, read_sample
+from stopwise.artifacts import tables as artifacts
+from stopwise.artifacts.gram import read_gram
+from stopwise.artifacts.sample import SPLITS, read_sample
+from stopwise.assets.wheels import sha256_of
+from stopwise.training.prediction import size_plans, start_outputs, stop_steps
 
 with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
-    from stopwise.finetune import FinetuneSettings, remove_sweep, sweep
-    from stopwise.models import load_start
-    from stopwise.sample_batches import batch_from_table
+    from stopwise.network.loading import load_start
+    from stopwise.tasks.batch import batch_from_table
+    from stopwise.training.finetune import FinetuneSettings, remove_sweep, sweep
 
     params, sizes = snakemake.params, snakemake.params.sizes
     start, task, seed = job.wildcards["start"], job.wildcards["task"], int(job.wildcards["seed"])

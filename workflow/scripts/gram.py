@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from job import Job
-from stopwise import artifacts
-from stopwise.gram_assembly import assemble, layer_shares
-from stopwise.samples import read_sample
+from stopwise.artifacts import tables as artifacts
+from stopwise.artifacts.gram import assemble, layer_shares
+from stopwise.artifacts.sample import read_sample
 
 with Job(snakemake) as job:
     records = {str(path): artifacts.read_provenance(path) for path in snakemake.input.shards}

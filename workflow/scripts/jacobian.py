@@ -3,14 +3,14 @@
 import numpy as np
 
 from job import Job, use_device
-from stopwise.samples import read_sample
+from stopwise.artifacts.sample import read_sample
 
 with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
-    from stopwise.gram import kernel_layers, layer_costs, split_layers, train_and_new_kernels
-    from stopwise.gram_assembly import shard_rows
-    from stopwise.models import load_start
-    from stopwise.sample_batches import batch_from_table
+    from stopwise.artifacts.gram import shard_rows
+    from stopwise.kernel.ntk import kernel_layers, layer_costs, split_layers, train_and_new_kernels
+    from stopwise.network.loading import load_start
+    from stopwise.tasks.batch import batch_from_table
 
     sample = read_sample(snakemake.input.data)
     kernel = snakemake.params.kernel
@@ -25,8 +25,8 @@ with Job(snakemake) as job:
         raise ValueError(f"config key kernel.shards: {shards} shards for {len(names)} layers; allowed: up to that many")
     options = {}
     if snakemake.params.adam:
-        from stopwise.finetune_settings import FinetuneSettings
-        from stopwise.preconditioner import adam_preconditioner
+        from stopwise.training.adam_preconditioner import adam_preconditioner
+        from stopwise.training.settings import FinetuneSettings
 
         settings = FinetuneSettings(**snakemake.params.adam)
         options["preconditioner"] = adam_preconditioner(model, train, settings, int(job.wildcards["seed"]), layers)

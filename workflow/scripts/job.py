@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from stopwise.job import Job, peak_mb, use_device
+from stopwise.pipeline.job import Job, peak_mb, use_device
 
 __all__ = ["Job", "peak_mb", "use_device"]

@@ -4,18 +4,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from job import Job, use_device
-from stopwise.evaluation import evaluate_rules
-from stopwise.joint_plan import JointPlan, joint_rows
-from stopwise.samples import SPLITS, read_sample
-from stopwise.stopping import MEASURED
+from stopwise.artifacts.sample import SPLITS, read_sample
+from stopwise.stopping.judging import evaluate_rules
+from stopwise.stopping.stops import MEASURED
+from stopwise.training.joint_prediction import JointPlan, joint_rows
 
 with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
-    from stopwise.checkpoint import remove_checkpoint
-    from stopwise.finetune import FinetuneSettings, finetune, first_examples
-    from stopwise.gram import task_kernels
-    from stopwise.models import load_start
-    from stopwise.sample_batches import batch_from_table
+    from stopwise.kernel.ntk import task_kernels
+    from stopwise.network.loading import load_start
+    from stopwise.tasks.batch import batch_from_table
+    from stopwise.training.checkpoint import remove_checkpoint
+    from stopwise.training.finetune import FinetuneSettings, finetune, first_examples
 
     params, kernel, stopping = snakemake.params, snakemake.params.kernel, snakemake.params.stopping
     names, n = params.tasks, params.joint["size"]

@@ -1,8 +1,8 @@
 """Say from the kernels, before any merging, which pairs of task vectors add well and at which coefficient."""
 
 from job import Job
-from stopwise import artifacts
-from stopwise.merge_advice import advice_markdown, advise
+from stopwise.artifacts import tables as artifacts
+from stopwise.merging.pairs import advice_markdown, advise
 
 with Job(snakemake) as job:
     advice, outside = [], None

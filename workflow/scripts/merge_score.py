@@ -1,8 +1,8 @@
 """Score the merge advice against the measured arithmetic: hit rate, and regret of the advised coefficient."""
 
 from job import Job
-from stopwise import artifacts
-from stopwise.merge_advice import score, score_markdown
+from stopwise.artifacts import tables as artifacts
+from stopwise.merging.pairs import score, score_markdown
 
 with Job(snakemake) as job:
     advice = artifacts.read_table(snakemake.input.advice, "merge_advice").to_pylist()

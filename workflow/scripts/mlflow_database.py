@@ -6,8 +6,8 @@ import sqlite3
 from pathlib import Path
 
 from job import Job
-from stopwise import artifacts
-from stopwise.tracking_store import DATABASE, create_database, reason, resolve_uri
+from stopwise.artifacts import tables as artifacts
+from stopwise.tracking.store import DATABASE, create_database, reason, resolve_uri
 
 with Job(snakemake) as job:
     stamp = Path(snakemake.output[0])

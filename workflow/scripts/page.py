@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from job import Job
-from stopwise import artifacts
-from stopwise.plots import page
+from stopwise.artifacts import tables as artifacts
+from stopwise.report import page
 
 with Job(snakemake) as job:
     files = snakemake.input

@@ -1,8 +1,10 @@
 """Print what the configuration will cost: its jobs and its kernels, without loading weights."""
 
 from job import Job
-from stopwise import artifacts, job_plan, kernel_plan
-from stopwise.estimate import DEVICES, count, measure_device
+from stopwise.artifacts import tables as artifacts
+from stopwise.cost import jobs as job_plan
+from stopwise.cost import kernels as kernel_plan
+from stopwise.cost.estimate import DEVICES, count, measure_device
 
 with Job(snakemake) as job:
     config, assets = snakemake.params.config, snakemake.params.assets

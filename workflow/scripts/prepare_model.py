@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 from job import Job
-from stopwise import artifacts
-from stopwise.assets import sha256_of
-from stopwise.models import prepare_model
+from stopwise.artifacts import tables as artifacts
+from stopwise.assets.wheels import sha256_of
+from stopwise.network.loading import prepare_model
 
 
 def fingerprint(folder: Path, *patterns: str) -> str:

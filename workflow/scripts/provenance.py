@@ -5,8 +5,8 @@ from pathlib import Path
 import pyarrow.csv
 
 from job import Job
-from stopwise import artifacts
-from stopwise.provenance_table import provenance_rows
+from stopwise.artifacts import tables as artifacts
+from stopwise.report.provenance import provenance_rows
 
 with Job(snakemake) as job:
     results = Path(snakemake.output.table).parent

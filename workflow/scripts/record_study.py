@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from job import Job
-from stopwise import artifacts
-from stopwise.record import copied, pictured, readme, revisions, write_record
+from stopwise.artifacts import tables as artifacts
+from stopwise.report.record import copied, pictured, readme, revisions, write_record
 
 with Job(snakemake) as job:
     params, files, output = snakemake.params, snakemake.input, snakemake.output

@@ -1,10 +1,10 @@
 """Decompose the kernel at every training size and fit the decay of its eigenvalues."""
 
 from job import Job
-from stopwise import artifacts
-from stopwise.gram_assembly import read_gram
-from stopwise.samples import read_sample
-from stopwise.spectrum_table import decay_row, spectrum_rows
+from stopwise.artifacts import tables as artifacts
+from stopwise.artifacts.gram import read_gram
+from stopwise.artifacts.sample import read_sample
+from stopwise.linearized.spectrum_rows import decay_row, spectrum_rows
 
 with Job(snakemake) as job:
     sample = read_sample(snakemake.input.data)

@@ -1,12 +1,12 @@
 """Say, from the kernel alone, when each rule would stop training at every size."""
 
 from job import Job
-from stopwise import artifacts
-from stopwise.finetune_plan import replay, step_eigenvalue
-from stopwise.finetune_settings import FinetuneSettings
-from stopwise.gram_assembly import read_gram
-from stopwise.samples import read_sample
-from stopwise.stopping import MEASURED, stopping_table, time_grid
+from stopwise.artifacts import tables as artifacts
+from stopwise.artifacts.gram import read_gram
+from stopwise.artifacts.sample import read_sample
+from stopwise.stopping.stops import MEASURED, stopping_table, time_grid
+from stopwise.training.prediction import replay, step_eigenvalue
+from stopwise.training.settings import FinetuneSettings
 
 with Job(snakemake) as job:
     sample = read_sample(snakemake.input.data)

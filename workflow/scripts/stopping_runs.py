@@ -5,12 +5,12 @@ from itertools import groupby
 from tqdm import tqdm
 
 from job import Job
-from stopwise import artifacts
-from stopwise.finetune_settings import FinetuneSettings
-from stopwise.gram_assembly import read_gram
-from stopwise.samples import read_sample
-from stopwise.study_runs import equal_labels, run_halves, run_rows, runs_text
-from stopwise.summary import rule_table
+from stopwise.artifacts import tables as artifacts
+from stopwise.artifacts.gram import read_gram
+from stopwise.artifacts.sample import read_sample
+from stopwise.report.summary import rule_table
+from stopwise.studies.on_real_runs import equal_labels, run_halves, run_rows, runs_text
+from stopwise.training.settings import FinetuneSettings
 
 with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from job import Job
-from stopwise import artifacts
-from stopwise.plots import f03_rules as f3
-from stopwise.plots import style
-from stopwise.study_summary import study_markdown, study_table
+from stopwise.artifacts import tables as artifacts
+from stopwise.figures import f03_rules as f3
+from stopwise.figures import style
+from stopwise.studies.tables import study_markdown, study_table
 
 with Job(snakemake) as job:
     rows, drawn = [], []

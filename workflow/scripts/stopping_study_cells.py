@@ -3,11 +3,11 @@
 from tqdm import tqdm
 
 from job import Job
-from stopwise import artifacts
-from stopwise.gram_assembly import read_gram
-from stopwise.samples import read_sample
-from stopwise.study import Cell, cell_rows
-from stopwise.study_log_loss import LogLossCell
+from stopwise.artifacts import tables as artifacts
+from stopwise.artifacts.gram import read_gram
+from stopwise.artifacts.sample import read_sample
+from stopwise.studies.on_the_path import Cell, cell_rows
+from stopwise.studies.on_the_path_log_loss import LogLossCell
 
 with Job(snakemake) as job:
     params, seed = snakemake.params, int(job.wildcards["seed"])

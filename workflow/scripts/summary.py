@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from job import Job
-from stopwise import artifacts, summary
-from stopwise.gram_assembly import read_gram
-from stopwise.samples import read_sample
+from stopwise.artifacts import tables as artifacts
+from stopwise.artifacts.gram import read_gram
+from stopwise.artifacts.sample import read_sample
+from stopwise.report import summary
 
 with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input

@@ -4,19 +4,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from job import Job, use_device
-from stopwise import artifacts
-from stopwise.finetune_plan import start_outputs, step_eigenvalue, stop_steps
-from stopwise.gram_assembly import read_gram
-from stopwise.samples import SPLITS, read_sample
+from stopwise.artifacts import tables as artifacts
+from stopwise.artifacts.gram import read_gram
+from stopwise.artifacts.sample import SPLITS, read_sample
+from stopwise.training.prediction import start_outputs, step_eigenvalue, stop_steps
 
 with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input
     device = use_device(job, params.device)
-    from stopwise.arithmetic import read_bench
-    from stopwise.finetune import FinetuneSettings, finetune, first_examples, remove_sweep
-    from stopwise.models import load_start
-    from stopwise.sample_batches import batch_from_table
-    from stopwise.tangent import tangent_rows
+    from stopwise.merging.linearised import tangent_rows
+    from stopwise.merging.workbench import read_bench
+    from stopwise.network.loading import load_start
+    from stopwise.tasks.batch import batch_from_table
+    from stopwise.training.finetune import FinetuneSettings, finetune, first_examples, remove_sweep
 
     own, n, seed = params.arithmetic, params.arithmetic["size"], int(job.wildcards["seed"])
     section = {**params.finetune, "tangent": True, "continue_after_stop": False}

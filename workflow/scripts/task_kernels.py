@@ -1,15 +1,15 @@
 """Compute the kernel blocks between the training and held-out examples of different tasks, of one shard's layers."""
 
 from job import Job, use_device
-from stopwise.samples import read_sample
+from stopwise.artifacts.sample import read_sample
 
 with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input
     device = use_device(job, params.device)
-    from stopwise.gram import kernel_layers, layer_costs, split_layers
-    from stopwise.models import load_start
-    from stopwise.sample_batches import batch_from_table
-    from stopwise.task_kernels import cross_kernels
+    from stopwise.kernel.between_tasks import cross_kernels
+    from stopwise.kernel.ntk import kernel_layers, layer_costs, split_layers
+    from stopwise.network.loading import load_start
+    from stopwise.tasks.batch import batch_from_table
 
     model, stamp = load_start(snakemake, "pretrained", int(job.wildcards["seed"]), device)
     kernel = params.kernel

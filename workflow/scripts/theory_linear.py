@@ -4,7 +4,7 @@ from job import Job, use_device
 
 with Job(snakemake) as job:
     use_device(job, "cpu")
-    from stopwise.linearity import compare_with_training
+    from stopwise.studies.linearity import compare_with_training
 
     rows = []
     for width, scale in snakemake.params.cells:

@@ -1,7 +1,7 @@
 """Risk of ridge at 1/eta and of early stopping at eta on the same synthetic data sets."""
 
 from job import Job
-from stopwise.synthetic import ridge_and_descent
+from stopwise.studies.synthetic import ridge_and_descent
 
 with Job(snakemake) as job:
     theory = snakemake.params.theory

@@ -1,7 +1,7 @@
 """Judge every stopping rule on regression problems of one decay, where the truth is known."""
 
 from job import Job
-from stopwise.synthetic import study
+from stopwise.studies.synthetic import study
 
 with Job(snakemake) as job:
     theory = snakemake.params.theory

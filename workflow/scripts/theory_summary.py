@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from job import Job
-from stopwise import artifacts
-from stopwise.synthetic_summary import linearity_markdown, markdown
+from stopwise.artifacts import tables as artifacts
+from stopwise.studies.synthetic_tables import linearity_markdown, markdown
 
 with Job(snakemake) as job:
     summary = artifacts.read_table(snakemake.input.figure, "F10").to_pylist()

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from job import Job
-from stopwise.tracking import ingest
-from stopwise.tracking_store import resolve_uri, without_credentials
+from stopwise.tracking.ingest import ingest
+from stopwise.tracking.store import resolve_uri, without_credentials
 
 with Job(snakemake) as job:
     output, address = Path(snakemake.output[0]), snakemake.params.tracking_uri

@@ -13,7 +13,7 @@ from pathlib import Path
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from stopwise.progress import CLOCK, Progress, earlier_times
+from stopwise.pipeline.progress import CLOCK, Progress, earlier_times
 
 # Snakemake's own lines that the lines here replace, or that tell a person nothing.
 CHATTER = ("Select jobs to execute...", "None", "")

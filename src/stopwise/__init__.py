@@ -1,0 +1,49 @@
+"""stopwise: when to stop fine-tuning a language model, read off its empirical neural tangent kernel."""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+# The public names, by the module that holds them: loaded on first use, so that a figure never imports torch.
+_PUBLIC = {
+    "GradientDescent": "linearized.filters",
+    "HeavyBall": "linearized.filters",
+    "Nesterov": "linearized.filters",
+    "Ridge": "linearized.filters",
+    "Spectrum": "linearized.spectrum",
+    "Task": "tasks.task",
+    "TaskVector": "network.task_vectors",
+    "empirical_ntk": "kernel.ntk",
+    "linearized_path": "linearized.paths",
+    "load_model": "network.loading",
+    "stopping_time": "stopping.stops",
+    "targets": "linearized.coding",
+}
+__all__ = [
+    "GradientDescent",
+    "HeavyBall",
+    "Nesterov",
+    "Ridge",
+    "Spectrum",
+    "Task",
+    "TaskVector",
+    "empirical_ntk",
+    "linearized_path",
+    "load_model",
+    "stopping_time",
+    "targets",
+]
+
+
+def __getattr__(name: str):
+    """Import a public name from its module on first use."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"stopwise.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'stopwise' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names beside what is loaded."""
+    return sorted({*globals(), *__all__})

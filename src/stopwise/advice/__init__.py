@@ -1,0 +1,1 @@
+"""stopwise advise: what to do with one data set, before training."""

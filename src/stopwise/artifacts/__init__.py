@@ -1,0 +1,1 @@
+"""Parquet with provenance, and what is read back from it."""

@@ -1,0 +1,154 @@
+"""From Jacobian shards to one Gram matrix: the sum of the layers' parts in name order, checked for consistency.
+
+K is defined as the float64 sum of the stored parts in name order, so that it decomposes exactly by layer and does not
+depend on how the layers were sharded. Works on the shards' tables alone: no network, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from stopwise.artifacts.tables import ArtifactError, matrix_rows, read_matrix
+from stopwise.linearized.spectrum import Spectrum
+
+# Shards run the same network over the same batches; devices may still differ in the last bits of f0.
+OUTPUT_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class AssembledKernel:
+    """K(train, train) [m, m], K(new, train) [m_new, m], f0 of both [n, columns], and the train blocks by layer."""
+
+    train: np.ndarray
+    new: np.ndarray
+    outputs: np.ndarray
+    outputs_new: np.ndarray
+    by_layer: dict[str, np.ndarray]
+
+    @property
+    def columns(self) -> int:
+        """Return the number of output columns per example."""
+        return self.outputs.shape[1]
+
+    def rows(self) -> list[dict]:
+        """Return the rows of the ``gram`` artifact."""
+        blocks = {"train": self.train, "new": self.new, "outputs": self.outputs, "outputs_new": self.outputs_new}
+        return [row for block, matrix in blocks.items() for row in matrix_rows(matrix, block=block)]
+
+    def spectrum(self, intercept: str) -> Spectrum:
+        """Return the spectrum of the training kernel, with the intercept ``fitted`` or ``none``."""
+        return Spectrum.of(self.train, self.columns, intercept == "fitted")
+
+    def leading(self, n: int) -> AssembledKernel:
+        """Return the kernel of the first n training examples: the leading block, new points unchanged."""
+        m = n * self.columns
+        layers = {name: part[:m, :m] for name, part in self.by_layer.items()}
+        return AssembledKernel(self.train[:m, :m], self.new[:, :m], self.outputs[:n], self.outputs_new, layers)
+
+
+def shard_rows(
+    train_by_layer: Mapping[str, np.ndarray],
+    new_by_layer: Mapping[str, np.ndarray],
+    outputs: np.ndarray,
+    outputs_new: np.ndarray,
+    row_norms: Mapping[str, np.ndarray],
+) -> list[dict]:
+    """Return the rows of one ``jacobian`` artifact: each layer's blocks, f0, and the row norms per module."""
+    rows: list[dict] = []
+    for block, parts in (("train", train_by_layer), ("new", new_by_layer)):
+        for name in sorted(parts):
+            rows += matrix_rows(parts[name], block=block, layer=name)
+    rows += matrix_rows(outputs, block="outputs", layer="")
+    rows += matrix_rows(outputs_new, block="outputs_new", layer="")
+    for name in sorted(row_norms):
+        rows += matrix_rows(np.asarray(row_norms[name])[None, :], block="row_norms", layer=name)
+    return rows
+
+
+def assemble(shards: Mapping[str, pa.Table]) -> AssembledKernel:
+    """Return the kernel of all shards, given as path -> table.
+
+    Raises ArtifactError when two shards hold the same layer, disagree on f0 (another model or other data), or a layer
+    has one block only.
+    """
+    parts: dict[str, dict[str, np.ndarray]] = {"train": {}, "new": {}}
+    outputs: dict[str, tuple[str, np.ndarray]] = {}
+    for path, table in shards.items():
+        for name in ("outputs", "outputs_new"):
+            found = read_matrix(table, block=name, layer="")
+            first_path, first = outputs.setdefault(name, (path, found))
+            if first.shape != found.shape or not np.allclose(
+                first, found, atol=OUTPUT_TOLERANCE, rtol=OUTPUT_TOLERANCE
+            ):
+                raise ArtifactError(f"{path}: f0 differs from that of {first_path}; the shards are of different models")
+        for block, layer in sorted(set(zip(table["block"].to_pylist(), table["layer"].to_pylist(), strict=True))):
+            if block in parts:
+                if layer in parts[block]:
+                    raise ArtifactError(f"{path}: layer {layer!r} is in another shard too")
+                parts[block][layer] = read_matrix(table, block=block, layer=layer)
+    if set(parts["train"]) != set(parts["new"]) or not parts["train"]:
+        raise ArtifactError("the shards do not hold the same layers for training and for new examples")
+    return AssembledKernel(
+        train=sum_in_name_order(parts["train"]),
+        new=sum_in_name_order(parts["new"]),
+        outputs=outputs["outputs"][1],
+        outputs_new=outputs["outputs_new"][1],
+        by_layer=parts["train"],
+    )
+
+
+def read_gram(table: pa.Table) -> AssembledKernel:
+    """Return the kernel of a ``gram`` artifact (without the split by layer)."""
+    blocks = {name: read_matrix(table, block=name) for name in ("train", "new", "outputs", "outputs_new")}
+    return AssembledKernel(**blocks, by_layer={})
+
+
+def layer_shares(kernel: AssembledKernel, residual: np.ndarray, centred: bool) -> list[dict]:
+    """Return one row per layer: share of the trace, alignment with the residual, effective dimension.
+
+    Alignment is r'K_l r / (|r|^2 tr K_l), between 0 and 1; the effective dimension is the participation ratio
+    (tr K_l)^2 / |K_l|_F^2. With ``centred`` all are of P K_l P and P r, the column means taken out.
+    """
+    n, columns = kernel.outputs.shape
+    by_example = np.asarray(residual, dtype=float).reshape(n, columns)
+    r = np.ravel(by_example - by_example.mean(axis=0) if centred else by_example)
+    projected = {name: _centre(part, columns) if centred else part for name, part in kernel.by_layer.items()}
+    total = sum(np.trace(part) for part in projected.values())
+    rows = []
+    for name, part in projected.items():
+        trace = float(np.trace(part))
+        frobenius = float(np.sum(part**2))
+        alignment = float(r @ part @ r) / max(float(r @ r) * trace, np.finfo(float).tiny)
+        rows.append(
+            {
+                "n": n,
+                "layer": name,
+                "trace_share": trace / total,
+                "alignment": alignment,
+                "effective_dimension": trace**2 / frobenius if frobenius > 0 else 0.0,
+            }
+        )
+    return rows
+
+
+def _centre(matrix: np.ndarray, columns: int) -> np.ndarray:
+    """Return P K P, P the projection that takes the mean out of each output column."""
+    n = matrix.shape[0] // columns
+    blocks = matrix.reshape(n, columns, n, columns)
+    blocks = blocks - blocks.mean(axis=0, keepdims=True)
+    return (blocks - blocks.mean(axis=2, keepdims=True)).reshape(matrix.shape)
+
+
+def sum_in_name_order(parts: Mapping[str, np.ndarray], shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Return the float64 sum of the parts in name order, which is the definition of K.
+
+    ``shape`` is needed only where there may be no part: the sum is zero then.
+    """
+    total = np.zeros(next(iter(parts.values())).shape if shape is None else shape)
+    for name in sorted(parts):
+        total += parts[name]
+    return total

@@ -1,0 +1,1 @@
+"""Files that are fetched once: wheels and data sets of the hub, checked by their digests."""

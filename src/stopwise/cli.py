@@ -1,0 +1,160 @@
+"""The console script ``stopwise``: advice for one's own data, and checks of a model; neither needs the workflow.
+
+Only what the help needs is imported here: torch takes seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import stopwise as package
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+Assets = Annotated[str, typer.Option(help="where fetched models lie, or are put")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"stopwise {package.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def stopwise(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """When to stop fine-tuning a language model, read off its empirical neural tangent kernel."""
+
+
+@app.command()
+def advise(
+    data: Annotated[str, typer.Option(help="a .csv, .tsv, .jsonl or .parquet file, with a header")],
+    text: Annotated[list[str], typer.Option(help="the column that holds the text (repeat it for several)")],
+    label: Annotated[str, typer.Option(help="the column that holds the label")],
+    model: Annotated[str, typer.Option(help="built-in name, folder of safetensors, or hub id")] = "smollm2-135m",
+    revision: Annotated[str | None, typer.Option(help="a hub revision")] = None,
+    template: Annotated[
+        str | None, typer.Option(help=r'the prompt, such as "Review: {text}\nSentiment:"; default: column names')
+    ] = None,
+    verbalizers: Annotated[
+        list[str] | None,
+        typer.Option(help="label=word pairs, commas between: 0=bad,1=good; default: the labels themselves"),
+    ] = None,
+    max_examples: Annotated[int, typer.Option(help="examples used; time grows with them")] = 64,
+    max_tokens: Annotated[int, typer.Option(help="longest prompt; longer texts are cut")] = 64,
+    parameters: Annotated[
+        str, typer.Option(help="what would be trained: attention, linear, all or lora")
+    ] = "attention",
+    optimizer: Annotated[str, typer.Option(help="heavy_ball, nesterov, gradient_descent or adamw")] = "heavy_ball",
+    momentum: Annotated[float, typer.Option(help="for the first two")] = 0.9,
+    steps: Annotated[
+        int | None, typer.Option(help="longest time considered; default 24, without momentum 240, adamw 96")
+    ] = None,
+    step_size: Annotated[float, typer.Option(help="learning rate as a share of the largest stable one")] = 1.0,
+    batch_size: Annotated[int, typer.Option(help="mini-batch that the answer speaks of beside full batches")] = 16,
+    target_scale: Annotated[
+        float | None, typer.Option(help="size of the regression targets; default: fitted to the model's outputs")
+    ] = None,
+    encoding: Annotated[str, typer.Option(help="of a text file")] = "utf-8",
+    seed: Annotated[int, typer.Option(help="which examples are drawn, and how they are left out")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    assets: Assets = "results/assets",
+    output: Annotated[str, typer.Option(help="a folder for the answer")] = "advice",
+    force: Annotated[bool, typer.Option("--force", help="replace the advice of other settings there")] = False,
+) -> None:
+    r"""Say when to stop fine-tuning a model on your texts, before training: steps, learning rate, accuracy, how sure.
+
+    Example: stopwise advise --data reviews.csv --text text --label label
+
+    Writes advice.md, one figure and its tables into the output folder. Nothing is trained. About a minute or two on two
+    cores with the built-in model and 64 examples.
+    """
+    from stopwise.advice.data import in_options
+
+    options = {
+        "model": model,
+        "data": data,
+        "text": tuple(text),
+        "label": label,
+        "template": None if template is None else template.replace("\\n", "\n"),
+        "verbalizers": tuple(verbalizers or ()),
+        "max_examples": max_examples,
+        "max_tokens": max_tokens,
+        "parameters": parameters,
+        "seed": seed,
+        "optimizer": optimizer,
+        "momentum": momentum,
+        "steps": steps,
+        "step_size": step_size,
+        "batch_size": batch_size,
+        "target_scale": target_scale,
+        "encoding": encoding,
+        "revision": revision,
+    }
+    try:
+        _advise(options, assets=assets, device=device, output=output, force=force)
+    except ValueError as error:
+        raise ValueError(in_options(str(error))) from error
+
+
+def _advise(options: dict, *, assets: str, device: str, output: str, force: bool) -> None:
+    """Check the folder, compute, write, and print the answer."""
+    from stopwise.advice.findings import Settings
+    from stopwise.advice.findings import advise as compute
+    from stopwise.advice.folder import check_folder, write_advice
+    from stopwise.advice.text import headline
+    from stopwise.advice.verdict import verdict_of
+
+    settings = Settings(**options)
+    check_folder(output, settings, force)
+    bars = sys.stderr.isatty()
+    advice = compute(settings, assets=assets, device=device, say=_say, progress=bars)
+    verdict = verdict_of(advice)
+    folder = write_advice(advice, verdict, output)
+    print("\n" + "\n".join(headline(advice, verdict)))
+    print(f"\nThe whole answer: {folder / 'advice.md'}, the figure: {folder / 'advice.png'}")
+
+
+def _say(message: str) -> None:
+    print(f"stopwise: {message}", file=sys.stderr, flush=True)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="a built-in name, a local folder of safetensors, or a hub id")],
+    revision: Annotated[str | None, typer.Option(help="a hub revision")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16")] = "float32",
+    parameters: Annotated[str, typer.Option(help="attention, linear or all")] = "attention",
+    assets: Assets = "results/assets",
+) -> None:
+    """Report how far a model's kernel rows move with batch size, padding and attention kernel, and against autograd.
+
+    Ends with code 1 when a row moves further than rounding explains.
+    """
+    from stopwise.kernel.doctor import doctor as examine
+    from stopwise.network.loading import load_model
+
+    network, tokenizer = load_model(model, revision=revision, dtype=dtype, assets=assets)
+    findings = examine(network, tokenizer, parameters=parameters)
+    width = max(len(finding.check) for finding in findings)
+    print(f"{model}, {dtype}, {parameters}: largest relative movement of a row (limit {findings[0].limit:g})")
+    for finding in findings:
+        verdict = "ok" if finding.ok else "TOO FAR"
+        moved = f"kernel {finding.kernel:.1e}  outputs {finding.outputs:.1e}"
+        print(f"  {finding.check:<{width}}  {moved}  {verdict:<7}  {finding.note}".rstrip())
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+def main() -> None:
+    """Run the console script; a wrong argument or model ends with one clear line."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        print(f"stopwise: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,92 @@
+"""What a configuration's kernels will cost, from the model's configuration file alone: no weights are loaded."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stopwise.cost.estimate import DEVICES, estimate, gpt_neo_1_3b, skeleton
+from stopwise.pipeline.config import start_tasks
+from stopwise.tasks.builtin import BUILTIN_TASKS
+
+GPT_NEO = "EleutherAI/gpt-neo-1.3B"
+
+
+def model_skeleton(model: Mapping[str, Any], assets: str) -> Any:
+    """Return the configured model without memory behind its weights.
+
+    Its configuration comes from a local folder, a prepared model, or (GPT-Neo-1.3B, the paper's model) from this
+    package. Raises ValueError when it is nowhere on this machine.
+    """
+    from transformers import AutoConfig
+
+    source = model["source"]
+    if source == GPT_NEO:
+        return skeleton(gpt_neo_1_3b())
+    for folder in (Path(source), Path(assets) / "models" / source, Path(assets) / "models" / source.replace("/", "--")):
+        if (folder / "config.json").is_file():
+            return skeleton(AutoConfig.from_pretrained(folder, local_files_only=True))
+    raise ValueError(
+        f"model.source: the configuration of {source!r} is not on this machine yet; run"
+        " `snakemake --cores 1 --until prepare_model` with the same --configfile first (a network is needed once)"
+    )
+
+
+def class_counts(tasks: Mapping[str, Mapping[str, Any] | None]) -> dict[str, int]:
+    """Return the number of classes of each configured task."""
+    counts = {}
+    for name, own in tasks.items():
+        definition = {**BUILTIN_TASKS.get(name, {}), **(own or {})}
+        counts[name] = len(definition.get("verbalizers") or ())
+    return counts
+
+
+def plan_rows(config: Mapping[str, Any], assets: str) -> list[dict[str, Any]]:
+    """Return the estimate of every task's kernel here and on data-sheet GPUs: rows of the ``plan`` artifact."""
+    model = model_skeleton(config["model"], assets)
+    kernel, data = config["kernel"], config["data"]
+    rows = []
+    for device in (None, *DEVICES.values()):
+        for task, classes in class_counts(config["tasks"]).items():
+            row = estimate(
+                model,
+                max(config["sizes"]),
+                data["max_tokens"],
+                classes,
+                data["validation"] + data["test"],
+                kernel["parameters"],
+                kernel["outputs"],
+                kernel["shards"],
+                device,
+                kernel["memory_gb"] if device is None else None,
+            )
+            rows.append({"what": task, **row})
+    return rows
+
+
+def markdown(config: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Return the plan as text: one line per task and device, and the total for all starts and seeds."""
+    # Kernels of each task: one a seed and start.
+    repeats = dict.fromkeys(config["tasks"], 0)
+    for task in itertools.chain.from_iterable(start_tasks(config).values()):
+        repeats[task] += len(config["seeds"])
+    counted = ", ".join(map(str, sorted(set(repeats.values()))))
+    text = [
+        f"# Plan of {config['name']}: {counted} kernel(s) per task, {config['kernel']['shards']} shard(s) each",
+        "",
+        "| task | device | speeds | schedule | seconds per shard | peak GB per shard | stored Jacobian GB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        text.append(
+            f"| {row['what']} | {row['device']} | {row['speeds']} | {row['schedule']} | {row['seconds']:.1f} |"
+            f" {row['peak_gb']:.2f} | {row['stored_jacobian_gb']:.1f} |"
+        )
+    text.append("")
+    for device in dict.fromkeys(row["device"] for row in rows):
+        own = [row for row in rows if row["device"] == device]
+        hours = sum(row["seconds"] * row["shards"] * repeats[row["what"]] for row in own) / 3600
+        text.append(f"All kernels on {device}: at most {hours:.2f} device hours (every shard counted as the slowest).")
+    return "\n".join(text) + "\n"

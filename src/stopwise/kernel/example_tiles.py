@@ -1,0 +1,111 @@
+"""Kernels of more examples than fit: tiles of examples, two at a time, their blocks put together.
+
+Every pair of tiles runs the passes of both, so that t tiles of one symmetric kernel cost t - 1 times the passes of all
+examples; the products, which grow with n^2, are computed once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from stopwise.kernel.engine import Engine, Job, Part, engine_parts
+from stopwise.linearized.coding import columns
+
+log = logging.getLogger(__name__)
+
+
+def kernel_parts(job: Job) -> tuple[list[Part], list[np.ndarray]]:
+    """Return the parts of every pair's kernel and f0 of every task, in tiles where memory asks for them."""
+    engine = Engine(job)
+    size = engine.tile()
+    if size is None:
+        return engine_parts(engine)
+    log.info("examples are computed in tiles of %d, to stay within memory", size)
+    return tiled_parts(job, size)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A range of one task's examples."""
+
+    task: int
+    start: int
+    stop: int
+
+
+def tiled_parts(job: Job, size: int) -> tuple[list[Part], list[np.ndarray]]:
+    """Compute the kernels in tiles of ``size`` examples; the same numbers as at once, to rounding."""
+    lengths = [len(packed) for packed, _ in job.tasks]
+    widths = [columns(len(tokens), job.outputs) for _, tokens in job.tasks]
+    tiles = [
+        Tile(task, start, min(start + size, length))
+        for task, length in enumerate(lengths)
+        for start in range(0, length, size)
+    ]
+    f0 = [np.zeros((length, width)) for length, width in zip(lengths, widths, strict=True)]
+    parts = [Part((lengths[a] * widths[a], lengths[b] * widths[b])) for a, b in job.pairs]
+    for some, wanted in _runs(tiles, job.pairs):
+        pairs = sorted({(i, j) for _, i, j in wanted})
+        found, outputs = engine_parts(Engine(_sub_job(job, some, pairs)))
+        for tile, values in zip(some, outputs, strict=True):
+            f0[tile.task][tile.start : tile.stop] = values
+        for pair, i, j in wanted:
+            _place(
+                parts[pair],
+                found[pairs.index((i, j))],
+                some[i],
+                some[j],
+                widths,
+                mirrored=len(set(job.pairs[pair])) == 1,
+            )
+    return parts, f0
+
+
+def _sub_job(job: Job, some: Sequence[Tile], pairs: list[tuple[int, int]]) -> Job:
+    tasks = []
+    for tile in some:
+        packed, tokens = job.tasks[tile.task]
+        tasks.append((packed.rows(torch.arange(tile.start, tile.stop)), tokens))
+    return replace(job, tasks=tasks, pairs=pairs, schedule="sweep")
+
+
+def _runs(
+    tiles: Sequence[Tile], pairs: Sequence[tuple[int, int]]
+) -> Iterator[tuple[list[Tile], list[tuple[int, int, int]]]]:
+    """Yield (one or two tiles, what to compute between them as (pair of tasks, left, right)).
+
+    A tile's block with itself is computed in the first run that holds the tile: alone, it would cost its passes again.
+    """
+    symmetric = {a: number for number, (a, b) in enumerate(pairs) if a == b}
+    alone = {k: symmetric[tile.task] for k, tile in enumerate(tiles) if tile.task in symmetric}
+    for u, first in enumerate(tiles):
+        for v, second in enumerate(tiles[:u]):
+            wanted = []
+            for number, (a, b) in enumerate(pairs):
+                if (first.task, second.task) == (a, b):
+                    wanted.append((number, 0, 1))
+                elif (second.task, first.task) == (a, b):
+                    wanted.append((number, 1, 0))
+            if wanted:
+                wanted += [(alone.pop(k), i, i) for i, k in enumerate((u, v)) if k in alone]
+                yield [first, second], wanted
+    for k, number in alone.items():
+        yield [tiles[k]], [(number, 0, 0)]
+
+
+def _place(whole: Part, found: Part, left: Tile, right: Tile, widths: Sequence[int], mirrored: bool) -> None:
+    """Put one block of every layer in its place, and across the diagonal of a symmetric kernel."""
+    rows = slice(left.start * widths[left.task], left.stop * widths[left.task])
+    cols = slice(right.start * widths[right.task], right.stop * widths[right.task])
+    for name, block in found.matrices.items():
+        target = whole.matrices.setdefault(name, np.zeros(whole.shape))
+        target[rows, cols] = block
+        if mirrored and left != right:
+            target[cols, rows] = block.T
+    for module, norms in found.norms.items():
+        whole.norms.setdefault(module, np.zeros(whole.shape[0]))[rows] = norms

@@ -1,0 +1,1 @@
+"""What a Gram matrix says of training: spectrum, filters, paths, noise."""

@@ -1,0 +1,1 @@
+"""Task vectors added and negated: predicted, measured, compared."""

@@ -1,0 +1,1 @@
+"""The language model as a function of its weights: loading, forward passes, adapters, heads."""

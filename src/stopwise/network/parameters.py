@@ -1,0 +1,100 @@
+"""Which parameters the kernel sees and training moves: ``attention``, ``linear``, ``all``, ``lora``, ``head``.
+
+The same selection serves the kernel and the fine-tuning, so that theory and practice speak of one set of weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from stopwise.network import lora
+from stopwise.network.architecture import attention_linears, first_names, is_linear, output_head
+
+SUBSETS = ("attention", "linear", "all", "lora", "head")
+CLASS_HEAD = "class_head"  # the submodule that forward.attach_head adds
+
+Subset = str | Sequence[str] | Mapping[str, Any]
+
+
+def select_parameters(model: nn.Module, subset: Subset = "attention") -> dict[str, nn.Parameter]:
+    """Return the parameters of a subset, ordered by name; a tied weight appears once, under its first name.
+
+    ``attention``: weights and biases of the linear layers inside attention modules (q, k, v, o). ``linear``: every
+    linear layer but the output head. ``all``: everything. ``lora``: the adapters that are attached; as a mapping
+    ``{"lora": {"rank": 8, "target": [regex], "scale": 1.0, "seed": 0}}`` they are attached first where absent.
+    ``head``: the new class head if one is attached, else the output embedding. A list holds regular expressions that
+    are searched in parameter names. Raises ValueError for an unknown subset, or one that matches nothing.
+    """
+    if isinstance(subset, Mapping):
+        lora.attach_from(model, subset)
+        subset = "lora"
+    named = dict(model.named_parameters())
+    if isinstance(subset, str):
+        if subset not in SUBSETS:
+            raise ValueError(
+                f"kernel.parameters: {subset!r} is not one of {', '.join(SUBSETS)} or a list of expressions"
+            )
+        chosen = _NAMED[subset](model, named)
+    else:
+        chosen = _matching(named, subset)
+    if not chosen:
+        hint = " (attach adapters with lora.attach, or give its options)" if subset == "lora" else ""
+        raise ValueError(f"kernel.parameters: {subset!r} matches no parameter of {type(model).__name__}{hint}")
+    return {name: named[name] for name in sorted(chosen)}
+
+
+def _owned(model: nn.Module, modules: Sequence[nn.Module]) -> set[str]:
+    """Return the first names of the parameters that these modules hold directly."""
+    names = first_names(model)
+    adapters = (lora.DOWN, lora.UP)
+    return {
+        names[id(parameter)]
+        for module in modules
+        for key, parameter in module.named_parameters(recurse=False)
+        if key not in adapters
+    }
+
+
+def _attention(model: nn.Module, named: Mapping[str, torch.Tensor]) -> set[str]:
+    """Return linear layers anywhere below a module whose class is called attention, as transformers names them all."""
+    return _owned(model, attention_linears(model))
+
+
+def _linear(model: Any, named: Mapping[str, torch.Tensor]) -> set[str]:
+    """Return the parameters of all linear layers but the output head and the new class head."""
+    skip = {id(model.get_output_embeddings()), id(getattr(model, CLASS_HEAD, None))}
+    return _owned(model, [m for m in model.modules() if is_linear(m) and id(m) not in skip])
+
+
+def _all(model: nn.Module, named: Mapping[str, torch.Tensor]) -> set[str]:
+    return set(named)
+
+
+def _lora(model: nn.Module, named: Mapping[str, torch.Tensor]) -> set[str]:
+    return {name for name in named if name.rpartition(".")[2] in (lora.DOWN, lora.UP)}
+
+
+def _head(model: nn.Module, named: Mapping[str, torch.Tensor]) -> set[str]:
+    return _owned(model, [getattr(model, CLASS_HEAD, None) or output_head(model)])
+
+
+_NAMED = {"attention": _attention, "linear": _linear, "all": _all, "lora": _lora, "head": _head}
+
+
+def _matching(named: Mapping[str, torch.Tensor], patterns: Sequence[str]) -> set[str]:
+    """Return the names in which any expression is found; ValueError for one that is malformed or finds nothing."""
+    chosen: set[str] = set()
+    for pattern in patterns:
+        try:
+            found = {name for name in named if re.search(pattern, name)}
+        except re.error as error:
+            raise ValueError(f"kernel.parameters: {pattern!r} is not a regular expression: {error}") from None
+        if not found:
+            raise ValueError(f"kernel.parameters: the expression {pattern!r} matches no parameter name")
+        chosen |= found
+    return chosen

@@ -1,0 +1,1 @@
+"""What a job needs and no number depends on: configuration, jobs, devices, progress."""

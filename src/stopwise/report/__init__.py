@@ -1,0 +1,1 @@
+"""What is written about a run: summary, results page, record, provenance."""

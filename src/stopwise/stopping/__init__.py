@@ -1,0 +1,1 @@
+"""The stopping rules, their registry and their judge."""

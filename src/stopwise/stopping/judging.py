@@ -1,0 +1,87 @@
+"""Every stopping rule judged on the measured curve of the run that it would have stopped (numpy, no torch).
+
+A rule's step may lie between two evaluations: its loss is then read off the straight line between them. A step beyond
+the last evaluation has no measured loss and is flagged; nothing is extrapolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from stopwise.stopping.in_training import Holdout
+from stopwise.stopping.stops import judge
+
+BEYOND_RUN = "beyond_the_run"
+
+
+def holdout_step(
+    rows: Iterable[Mapping[str, Any]], patience: int, min_delta: float, interval: int = 1
+) -> tuple[int, tuple[str, ...]] | None:
+    """Return the step that hold-out stopping keeps on these trajectory rows, and flags; None without validation.
+
+    It sees every ``interval``-th step and the last, not the evaluation that a predicted stop adds to a run.
+    """
+    rows = list(rows)
+    rows = [row for row in rows if row["step"] % interval == 0 or row is rows[-1]]
+    if any(row["validation_loss"] is None for row in rows):
+        return None
+    rule = Holdout(patience, min_delta, end=rows[-1]["step"])
+    for row in rows:
+        rule.observe(row["step"], row)
+    return rule.best_step, () if rule.stopped else ("still_improving",)
+
+
+def evaluate_rules(
+    trajectory: list[dict[str, Any]],
+    predicted: list[dict[str, Any]],
+    rules: Iterable[str],
+    patience: int,
+    min_delta: float,
+    interval: int = 1,
+) -> list[dict[str, Any]]:
+    """Return the rows of the ``evaluation`` artifact for one training size.
+
+    ``trajectory``: rows of one run in order of steps; ``predicted``: rows of the ``stopping`` artifact of the same
+    size; ``interval``: steps between the evaluations of hold-out stopping. A rule without an answer has no row.
+    """
+    n, times = trajectory[0]["n"], np.array([row["step"] for row in trajectory])
+    curve = {key: _numbers(trajectory, key) for key in ("test_loss", "test_accuracy", "eta", "epoch")}
+    answers = {row["rule"]: (row["t"], row["flags"]) for row in predicted if row["t"] is not None}
+    held = holdout_step(trajectory, patience, min_delta, interval)
+    if held is not None:
+        answers["holdout"] = held
+    oracle = judge(None, times, curve["test_loss"])
+    answers["oracle"] = (oracle["t_oracle"], ())
+    rows = []
+    for rule in rules:
+        if rule not in answers:
+            continue
+        t, flags = answers[rule]
+        beyond = t > times[-1]
+        judged = judge(None if beyond else t, times, curve["test_loss"])
+        at = {key: float(np.interp(t, times, values)) for key, values in curve.items()}
+        rows.append(
+            {
+                "n": n,
+                "rule": rule,
+                "t": int(t),
+                "eta": at["eta"],
+                "epochs": at["epoch"],
+                "loss": None if beyond else judged["loss"],
+                "accuracy": None if beyond else at["test_accuracy"],
+                "t_oracle": int(oracle["t_oracle"]),
+                "loss_oracle": float(oracle["loss_oracle"]),
+                "relative_regret": None if beyond else judged["relative_regret"],
+                "hit": None if beyond else judged["hit"],
+                "ratio": float(t / oracle["t_oracle"]) if oracle["t_oracle"] > 0 else None,
+                "flags": [*flags, *([BEYOND_RUN] if beyond else [])],
+            }
+        )
+    return rows
+
+
+def _numbers(rows: list[dict[str, Any]], key: str) -> np.ndarray:
+    return np.array([np.nan if row[key] is None else row[key] for row in rows], dtype=float)

@@ -1,0 +1,1 @@
+"""From a person's rows to prompts, labels and splits."""

@@ -1,0 +1,1 @@
+"""Fine-tuning that stops and resumes, and the prediction of it."""

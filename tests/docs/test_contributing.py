@@ -1,0 +1,94 @@
+"""Recipes name tests and files that exist, versions agree, and what belongs together in several places does."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import stopwise
+from stopwise.figures import style
+from stopwise.stopping import stops as stopping
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+# Packages whose conda name differs from that on PyPI.
+CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+
+
+def pinned():
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    return {normal(name): version for name, _, version in (line.partition("==") for line in lines) if version}
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_recipes_point_to_tests_and_files_that_exist():
+    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", CONTRIBUTING)
+    assert len(named) >= 8
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
+    for path in re.findall(r"`((?:tests|workflow)/[\w./]+?)`", CONTRIBUTING):
+        assert (ROOT / path).exists(), path
+
+
+def test_names_in_the_recipes_are_in_the_files_that_they_are_said_to_be_in():
+    for name, path in re.findall(r"`(\w+)`[^`]{0,60}? (?:in|of)\s+`((?:tests|workflow)/[\w./]+\.py)`", CONTRIBUTING):
+        assert re.search(rf"\b{name}\b", (ROOT / path).read_text(encoding="utf-8")), (name, path)
+
+
+def test_every_rule_is_known_to_the_schema_and_to_the_figures():
+    schema = json.loads((ROOT / "workflow/schemas/config.schema.json").read_text(encoding="utf-8"))["$defs"]
+    assert set(schema["stopping"]["properties"]["rules"]["items"]["enum"]) == set(stopping.RULES)
+    stops = set(schema["finetune"]["properties"]["stop"]["enum"]) - {"none", "holdout"}
+    assert stops == set(stopping.RULES) - set(stopping.MEASURED)
+    assert set(style.RULES) == set(stopping.RULES)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda path: path.name)
+def test_conda_environments_hold_the_locked_versions(path):
+    lock, found = pinned(), 0
+    for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["dependencies"]:
+        name, _, version = entry.partition("=")
+        if name == "python":
+            continue
+        assert version == lock[normal(CONDA_NAMES.get(name, name))], entry
+        found += 1
+    assert found > 10
+
+
+def test_conda_environments_hold_every_dependency_of_the_library():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = {normal(re.split(r"[=<>]", entry)[0]) for entry in project["dependencies"]}
+    for path in (ROOT / "envs").glob("*.yaml"):
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))["dependencies"]
+        held = {normal(CONDA_NAMES.get(name, name)) for name in (entry.partition("=")[0] for entry in entries)}
+        # Snakemake itself starts the environments; the environment of a rule does not hold it.
+        assert wanted - {"snakemake"} <= held, wanted - held
+    assert wanted <= set(pinned())
+
+
+def test_the_version_is_one():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert stopwise.__version__ == project["version"] == citation["version"]
+    assert (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").count("## ") >= 1
+
+
+def test_the_citation_has_what_the_format_asks_for():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    # Required by the schema of the Citation File Format 1.2.0.
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["type"] in ("software", "dataset")
+    (paper,) = citation["references"]
+    assert {"type", "title", "authors"} <= set(paper)
+    assert all({"family-names", "given-names"} <= set(author) for author in paper["authors"])
+    assert "2602.13942" in json.dumps(paper)

@@ -1,0 +1,350 @@
+"""Bad data, models, artifacts and addresses: who reads them, what is wrong, and what the message must say."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stopwise.artifacts import tables as artifacts
+from stopwise.assets import wheels as assets
+
+SENTENCES = "text,label,author\n" + "".join(f"the sky {i},{'red' if i % 2 else 'blue'},a{i}\n" for i in range(80))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One bad input: who reads it, what is wrong, how to meet it in an empty folder, and what the message says."""
+
+    reader: str
+    wrong: str
+    meet: Callable[[Path], Any]
+    says: str
+
+    @property
+    def name(self) -> str:
+        return re.sub(r"\W+", "-", f"{self.reader} {self.wrong}").strip("-")[:90]
+
+
+# --- Data ------------------------------------------------------------------
+
+
+def task(folder: Path, content: str | bytes = SENTENCES, kind: str = "csv", **changes: Any) -> Any:
+    """Return the sample of a small task whose rows are this content."""
+    from stopwise.network import pico
+    from stopwise.tasks.task import Task
+
+    path = folder / f"rows.{kind}"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    definition = {
+        "source": {kind: str(path)},
+        "text": "text",
+        "label": "label",
+        "template": "Text: {text}\nColour:",
+        "verbalizers": {"red": " red", "blue": " blue"},
+    } | changes
+    sizes = {"max_tokens": 24, "validation": 8, "test": 24, "train": 16}
+    built = Task.from_config(definition, sizes, name="mine", assets=folder / "assets")
+    return built.encode(pico.pico_tokenizer(), "train")
+
+
+def tabbed() -> str:
+    """Return the sentences as a tsv file."""
+    return SENTENCES.replace(",", "\t")
+
+
+def json_lines(*rows: object) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def parquet_bytes(columns: dict[str, list]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def data_cases() -> list[Case]:
+    """Return the bad data sources, columns, prompts and words."""
+    few = "\n".join(SENTENCES.splitlines()[:20]) + "\n"
+    third = SENTENCES.replace(",red,a1\n", ",green,a1\n")
+    hub = {"hub": "owner/reviews", "split": "train"}
+    twin = {"red": " red", "blue": " red"}
+    return [
+        Case("csv", "no such file", lambda d: task(d, source={"csv": str(d / "no.csv")}), "there is no file"),
+        Case("csv", "an empty file", lambda d: task(d, ""), "the file is empty"),
+        Case("csv", "a header without rows", lambda d: task(d, "text,label,author\n"), "there are no rows"),
+        Case("csv", "a row with a field too many", lambda d: task(d, SENTENCES + "a,b,c,d\n"), "has 4 fields"),
+        Case("csv", "bytes that are not UTF-8", lambda d: task(d, SENTENCES.encode() + b"\xe9,red,a\n"), "not utf-8"),
+        Case("csv", "a column that is not there", lambda d: task(d, label="colour"), "there is no column 'colour'"),
+        Case("csv", "an empty cell", lambda d: task(d, SENTENCES + ",red,a\n"), "needs text or a number"),
+        Case("tsv", "a row with a field too few", lambda d: task(d, tabbed() + "a\tred\n", "tsv"), "has 2 fields"),
+        Case("tsv", "a header that names a column twice", lambda d: task(d, "text\ttext\n", "tsv"), "a column twice"),
+        Case("jsonl", "a line that is not JSON", lambda d: task(d, "{\n", "jsonl"), "is not JSON"),
+        Case("jsonl", "a row that is a list", lambda d: task(d, json_lines([1]), "jsonl"), "not an object"),
+        Case("parquet", "a file that is no Parquet", lambda d: task(d, SENTENCES, "parquet"), "not a Parquet file"),
+        Case(
+            "parquet",
+            "a truncated file",
+            lambda d: task(d, parquet_bytes({"text": ["a"], "label": ["red"]})[:-9], "parquet"),
+            "damaged or not a Parquet file",
+        ),
+        Case(
+            "parquet",
+            "a column that is not there",
+            lambda d: task(d, parquet_bytes({"text": ["a"]}), "parquet"),
+            "there is no column 'label'",
+        ),
+        Case("task", "a source of unknown kind", lambda d: task(d, source={"xlsx": "a"}), "needs one of csv"),
+        Case("task", "two sources", lambda d: task(d, source={"csv": "a", "tsv": "b"}), "needs one of csv"),
+        Case("task", "a placeholder that is no column", lambda d: task(d, template="{txt}:"), "is not a text column"),
+        Case(
+            "task", "a template without the text", lambda d: task(d, template="Colour:"), "must name each of text once"
+        ),
+        Case("task", "a label without a verbalizer", lambda d: task(d, third), "has no verbalizer"),
+        Case("task", "one word for two labels", lambda d: task(d, verbalizers=twin), "stands for two labels"),
+        Case(
+            "task",
+            "a word of several tokens",
+            lambda d: task(d, verbalizers={"red": " incomprehensibilities", "blue": " blue"}),
+            "is not one token after the prompt",
+        ),
+        Case("task", "too few rows for the splits", lambda d: task(d, few), "rows asked for"),
+        Case("task", "a score that is no number", lambda d: scored(d), "is no number"),
+        Case("wheel", "a package that is not built in", lambda d: task(d, source=package("numpy")), "is not one of"),
+        Case("wheel", "another sha256", lambda d: from_wheel(d, "a", damage=b"!"), "the file was removed"),
+        Case("wheel", "a member that is not there", lambda d: from_wheel(d, "no.csv", "csv"), "has no member 'no.csv'"),
+        Case("wheel", "a format of unknown kind", lambda d: from_wheel(d, "a", "xlsx"), "and 'format' out of csv"),
+        Case("wheel: questions", "a line of another form", lambda d: from_wheel(d, "a"), "expected 'COARSE:fine text'"),
+        Case("wheel: snippets", "another header", lambda d: from_wheel(d, "a", "snippets"), "expected the header id"),
+        Case("wheel: messages", "other columns", lambda d: from_wheel(d, "a", "messages"), "expected the columns spam"),
+        Case("wheel: topics", "a folder without texts", lambda d: from_wheel(d, "no/", "topics"), "has no text files"),
+        Case("hub data", "no network", lambda d: task(d, source=hub), "the hub cannot be reached"),
+        Case("hub data", "a name that leaves the folder", lambda d: task(d, source={"hub": "../../x"}), "hub"),
+    ]
+
+
+def package(name: str) -> dict[str, str]:
+    return {"package": name, "member": "x.csv", "format": "csv"}
+
+
+def from_wheel(folder: Path, member: str, form: str = "questions", damage: bytes = b"") -> Any:
+    """Read a task from a made-up wheel whose member `a` is a small csv table, with bytes added after it was hashed."""
+    path = folder / "assets" / "wheels" / "toy-1-py3-none-any.whl"
+    path.parent.mkdir(parents=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("a"), SENTENCES)  # its fixed date keeps the hash in the message the same
+    wheel = assets.Wheel("toy==1", path.name, assets.sha256_of(path))
+    path.write_bytes(path.read_bytes() + damage)
+    with patch.dict(assets.WHEELS, toy=wheel):
+        return task(folder, source={"package": "toy", "member": member, "format": form})
+
+
+def scored(folder: Path) -> Any:
+    words = {"positive": " positive", "negative": " negative"}
+    return task(folder, minimum_abs_score=1, verbalizers=words)
+
+
+# --- Models ----------------------------------------------------------------
+
+
+def model(folder: Path, source: str | Path, **options: Any) -> Any:
+    from stopwise.network.loading import load_model
+
+    return load_model(source, assets=folder / "assets", **options)
+
+
+def saved(folder: Path) -> Path:
+    """Return a folder with a small saved model."""
+    from stopwise.network import pico
+
+    target = folder / "model"
+    pico.pico_model("llama", dtype="float32").save_pretrained(target)
+    pico.pico_tokenizer().save_pretrained(target)
+    return target
+
+
+def damaged(folder: Path) -> Any:
+    target = saved(folder)
+    weights = target / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    return model(folder, target)
+
+
+def pickled(folder: Path) -> Any:
+    target = saved(folder)
+    (target / "model.safetensors").rename(target / "pytorch_model.bin")
+    return model(folder, target)
+
+
+def without_tokenizer(folder: Path) -> Any:
+    target = saved(folder)
+    for path in target.glob("*token*"):
+        path.unlink()
+    return model(folder, target)
+
+
+def without_config(folder: Path) -> Any:
+    target = saved(folder)
+    (target / "config.json").unlink()
+    return model(folder, target)
+
+
+def chosen(parameters: Any) -> Any:
+    from stopwise.network import pico
+    from stopwise.network.parameters import select_parameters
+
+    return select_parameters(pico.pico_model("llama"), parameters)
+
+
+def too_long(folder: Path) -> None:
+    from stopwise.network.loading import check_positions, prepare_model
+
+    check_positions(100_000, prepare_model("pico-gpt2", folder / "assets"))
+
+
+def model_cases() -> list[Case]:
+    """Return the bad model sources and parameter choices."""
+    return [
+        Case("model", "a folder that is not there", lambda d: model(d, d / "no"), "there is no folder"),
+        Case("model", "a folder without config.json", without_config, "needs config.json"),
+        Case("model", "pickled weights only", pickled, "pickled weights can run code and are refused"),
+        Case("model", "truncated weights", damaged, "could not be loaded"),
+        Case("model", "no tokenizer", without_tokenizer, "tokenizer"),
+        Case("model", "prompts longer than its positions", too_long, "data.max_tokens: 100000 is more than the"),
+        Case("model", "a revision of a built-in", lambda d: model(d, "pico-llama", revision="main"), "is not a hub id"),
+        Case("hub model", "no network", lambda d: model(d, "owner/model"), "the hub cannot be reached"),
+        Case("hub model", "a name that leaves the folder", lambda d: model(d, "../up"), "there is no folder"),
+        Case(
+            "model",
+            "reinit that matches nothing",
+            lambda d: model(d, "pico-llama", start="mixed", reinit=["nothing"]),
+            "matches none of",
+        ),
+        Case(
+            "kernel", "an expression that matches nothing", lambda _: chosen(["nothing"]), "matches no parameter name"
+        ),
+        Case("kernel", "an expression that is none", lambda _: chosen(["(q"]), "is not a regular expression"),
+        Case("kernel", "an unknown option of lora", lambda _: chosen({"lora": {"rnk": 2}}), "unknown option 'rnk'"),
+    ]
+
+
+# --- Artifacts -------------------------------------------------------------
+
+
+def written(folder: Path) -> Path:
+    """Return the path of a valid artifact."""
+    path = folder / "gram.parquet"
+    rows = [{"block": "train", "row": i, "values": Random(i).randbytes(320)} for i in range(40)]
+    artifacts.write_table(path, rows, "gram")
+    return path
+
+
+def read_damaged(folder: Path, damage: Callable[[bytes], bytes], kind: str = "gram") -> Any:
+    path = written(folder)
+    path.write_bytes(damage(path.read_bytes()))
+    return artifacts.read_table(path, kind)
+
+
+def flipped(content: bytes) -> bytes:
+    changed = bytearray(content)
+    changed[len(changed) // 2] ^= 16
+    return bytes(changed)
+
+
+def foreign(folder: Path) -> Any:
+    path = folder / "gram.parquet"
+    pq.write_table(pa.table({"a": [1]}), path)
+    return artifacts.read_table(path, "gram")
+
+
+def shard(layer: str, f0: float) -> pa.Table:
+    """Return a Jacobian shard of one layer of two examples."""
+    import numpy as np
+
+    from stopwise.artifacts.gram import shard_rows
+
+    block, outputs = {layer: np.ones((2, 2))}, np.full((2, 1), f0)
+    return artifacts.table_of(shard_rows(block, block, outputs, outputs, {layer: np.ones(2)}), "jacobian")
+
+
+def assembled(second: pa.Table) -> Any:
+    from stopwise.artifacts.gram import assemble
+
+    return assemble({"shard0of2.parquet": shard("a", 0.0), "shard1of2.parquet": second})
+
+
+def vector(folder: Path) -> Any:
+    import torch
+
+    from stopwise.network.task_vectors import TaskVector
+
+    path = folder / "n8.safetensors"
+    TaskVector.between({"w": torch.zeros(9)}, {"w": torch.ones(9)}).save(path)
+    path.write_bytes(path.read_bytes()[:-4])
+    return TaskVector.load(path)
+
+
+def artifact_cases() -> list[Case]:
+    """Return the bad artifacts, shards and task vectors."""
+    return [
+        Case("artifact", "not there", lambda d: artifacts.read_table(d / "no.parquet", "gram"), "no such artifact"),
+        Case("artifact", "truncated", lambda d: read_damaged(d, lambda b: b[:-20]), "damaged"),
+        Case("artifact", "cut in half", lambda d: read_damaged(d, lambda b: b[: len(b) // 2]), "damaged"),
+        Case("artifact", "a flipped bit", lambda d: read_damaged(d, flipped), "remove it and run again"),
+        Case(
+            "artifact", "of another kind", lambda d: read_damaged(d, bytes, "data"), "of kind 'gram', expected 'data'"
+        ),
+        Case("artifact", "a Parquet file of somebody else", foreign, "without stopwise provenance"),
+        Case("shards", "a layer in two shards", lambda _: assembled(shard("a", 0.0)), "is in another shard too"),
+        Case(
+            "shards", "of different models", lambda _: assembled(shard("b", 1.0)), "the shards are of different models"
+        ),
+        Case("task vector", "a truncated file", vector, "not a whole safetensors file"),
+        Case("checkpoint", "a truncated file", checkpoint, "not a readable checkpoint"),
+    ]
+
+
+def without_device(_: Path) -> Any:
+    """Ask for a GPU in a job where torch sees none."""
+    from stopwise.pipeline.job import use_device
+
+    job = SimpleNamespace(snakemake=SimpleNamespace(threads=1))
+    with patch("torch.cuda.is_available", return_value=False), patch.dict("os.environ", {"CUDA_VISIBLE_DEVICES": ""}):
+        return use_device(job, "cuda")
+
+
+def checkpoint(folder: Path) -> Any:
+    """Read a fine-tuning checkpoint that was cut short."""
+    import torch
+
+    from stopwise.training.checkpoint import load_checkpoint, save_checkpoint
+
+    path = folder / "run.safetensors"
+    save_checkpoint(path, {"theta": torch.ones(9)}, {"step": 3})
+    path.write_bytes(path.read_bytes()[:-4])
+    return load_checkpoint(path)
+
+
+def machine_cases() -> list[Case]:
+    """Return what a job asks of its machine and does not get: a device, an address for the record."""
+    from stopwise.tracking.store import resolve_uri
+
+    return [
+        Case("device", "cuda where torch sees no device", without_device, "torch sees no CUDA device"),
+        Case("record", "an address of unknown kind", lambda d: resolve_uri("ftp://x", d), "is not an address of"),
+    ]
+
+
+def file_cases() -> list[Case]:
+    """Return the bad inputs that are no config keys."""
+    return [*data_cases(), *model_cases(), *artifact_cases(), *machine_cases()]

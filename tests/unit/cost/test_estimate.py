@@ -1,0 +1,71 @@
+"""Estimates count what a pass really does, need no weights, and grow as they should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kernel_reference import pico, prompts
+from stopwise.cost.estimate import (
+    DEVICES,
+    cost_table,
+    cost_text,
+    count,
+    estimate,
+    gpt_neo_1_3b,
+    measure_device,
+    skeleton,
+)
+from stopwise.network.forward import class_outputs
+from stopwise.network.parameters import select_parameters
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "gpt-neox", "qwen2"])
+def test_forward_operations_are_counted(arch):
+    model = pico(arch)
+    n, tokens = 4, 12
+    with FlopCounterMode(display=False) as counter:
+        class_outputs(model, prompts([tokens] * n))
+    counts = count(model)
+    mine = 2 * n * tokens * (counts.forward + counts.score * tokens)
+    assert mine == pytest.approx(counter.get_total_flops(), rel=0.03)  # the head's few rows are left out
+    assert counts.selected == sum(p.numel() for p in select_parameters(model, "attention").values())
+
+
+def test_the_papers_model_is_known_without_weights():
+    model = skeleton(gpt_neo_1_3b())
+    assert all(p.is_meta for p in model.parameters())
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(1.316e9, rel=1e-2)
+    row = estimate(model, 100, outputs="logits", device=DEVICES["a100-80gb"])
+    assert row["stored_jacobian_gb"] / 2 == pytest.approx(161, rel=0.01)  # 100 x 402 million numbers in float32
+    assert row["peak_gb"] < row["stored_jacobian_gb"] / 10
+
+
+def test_more_examples_cost_more_time_and_shards_less():
+    rows = {(row["shards"], row["n"]): row for row in cost_table()}
+    for shards in (1, 8):
+        seconds = [rows[shards, n]["seconds"] for n in (100, 1_000, 10_000)]
+        assert 5 * seconds[0] < seconds[1] < seconds[2] / 5
+    assert rows[8, 10_000]["seconds"] < rows[1, 10_000]["seconds"] / 2
+    assert all(row["peak_gb"] + row["model_gb"] < 80 for row in rows.values())
+
+
+def test_memory_decides_the_schedule():
+    model = skeleton(gpt_neo_1_3b())
+    found = [estimate(model, 2_000, device=DEVICES["a100-80gb"], memory_gb=m)["schedule"] for m in (400, 40, 6)]
+    assert found[:2] == ["keep", "sweep"]
+    assert found[2].endswith("tiles")
+
+
+def test_this_machine_is_measured():
+    device = measure_device()
+    assert device.measured
+    assert min(device.passes, device.forming, device.products) > 1e8
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_the_readme_prints_the_cost_table_as_it_is():
+    assert cost_text() in Path("README.md").read_text(encoding="utf-8")

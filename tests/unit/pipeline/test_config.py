@@ -1,0 +1,135 @@
+"""The configuration: every file in the repository is valid, every mistake is named with its key."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stopwise.pipeline.config import ConfigError, config_digest, schema, start_tasks, validated
+
+ROOT = Path(__file__).resolve().parents[3]
+FILES = [ROOT / "config.yaml", *sorted((ROOT / "config").glob("*.yaml"))]
+MINIMAL = {"name": "x", "model": {"source": "pico-llama"}, "tasks": {"movie": {}}, "arithmetic": {"enabled": False}}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_configuration_file_is_valid(path):
+    completed = validated(yaml.safe_load(path.read_text(encoding="utf-8")))
+    assert validated(completed) == completed  # completing twice changes nothing
+
+
+def test_names_of_the_ready_configurations_differ():
+    names = [yaml.safe_load(path.read_text(encoding="utf-8"))["name"] for path in FILES]
+    assert len(set(names)) == len(names)
+
+
+def test_defaults_are_filled_at_every_level():
+    completed = validated(MINIMAL)
+    assert completed["finetune"]["momentum"] == 0.9
+    assert completed["model"]["dtype"] == "float32"
+    assert completed["seeds"] == [0]
+
+
+BAD = [
+    (("nmae",), "x", "nmae"),
+    (("name",), "../up", "name: '../up' is not a safe name"),
+    (("tasks",), {}, "tasks"),
+    (("tasks", "a/b"), {}, "tasks.a/b: 'a/b' is not a safe name"),
+    (("tasks", "movie", "labell"), "y", "tasks.movie"),
+    (("seeds",), [0, 0], "seeds"),
+    (("sizes",), [1], "sizes"),
+    (("starts",), ["pretrianed"], "starts"),
+    (("starts",), ["mixed"], "starts: 'mixed' needs model.reinit"),
+    (("model", "dtype"), "float16", "model.dtype"),
+    (("data", "max_tokens"), 0, "data.max_tokens"),
+    (("kernel", "outputs"), "contrasts", "kernel.outputs"),
+    (("kernel", "shards"), 0, "kernel.shards"),
+    (("stopping", "rules"), ["sur"], "stopping.rules"),
+    (("finetune", "step_size"), 1.5, "finetune.step_size"),
+    (("finetune", "momentum"), 1.0, "finetune.momentum"),
+    (("arithmetic", "coefficients"), [0], "arithmetic.coefficients"),
+    (("mlflow", "tracking_uri"), 3, "mlflow.tracking_uri"),
+    (("kernel",), {"outputs": "head"}, "kernel.outputs: 'head' needs a new head on the model"),
+    (("kernel",), {"outputs": "logits"}, "kernel.outputs: 'logits' has singular noise"),
+    (("arithmetic",), {"seeds": [7]}, "arithmetic.seeds: 7 is not among seeds"),
+    (("arithmetic",), {"size": 5}, "arithmetic.size: 5 is not among sizes"),
+    (("arithmetic",), {"disentanglement": [1], "predict": False}, "arithmetic.disentanglement: the plane is held"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), BAD, ids=lambda item: str(item)[:40])
+def test_a_mistake_is_named_with_its_key(key, value, message):
+    config = copy.deepcopy(MINIMAL)
+    node = config
+    for part in key[:-1]:
+        node = node.setdefault(part, {})
+    node[key[-1]] = value
+    with pytest.raises(ConfigError) as caught:
+        validated(config)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_key_of_the_schema_is_described_or_has_parts():
+    def walk(node, path):
+        for key, child in node.get("properties", {}).items():
+            assert "$ref" in child or "description" in child, f"{path}.{key}"
+        for key, child in node.get("$defs", {}).items():
+            walk(child, key)
+
+    walk(schema(), "")
+
+
+def test_the_digest_follows_the_content_only():
+    first, second = validated(MINIMAL), validated(dict(reversed(list(MINIMAL.items()))))
+    assert config_digest(first) == config_digest(second)
+    assert config_digest(first) != config_digest(validated({**MINIMAL, "seeds": [1]}))
+
+
+@pytest.mark.parametrize(
+    ("starts", "expected"),
+    [
+        (["pretrained", "random"], {"pretrained": ["movie", "spam"], "random": ["movie", "spam"]}),
+        ({"pretrained": "all", "random": ["spam"]}, {"pretrained": ["movie", "spam"], "random": ["spam"]}),
+        ({"pretrained": ["spam", "movie"]}, {"pretrained": ["movie", "spam"]}),
+    ],
+)
+def test_starts_are_a_list_or_say_which_tasks(starts, expected):
+    config = validated({**MINIMAL, "tasks": {"movie": {}, "spam": {}}, "starts": starts})
+    assert start_tasks(config) == expected
+
+
+def test_adapters_may_be_asked_for_by_name_and_have_no_tangent_training():
+    completed = validated(MINIMAL | {"kernel": {"parameters": "lora"}})
+    assert completed["kernel"]["parameters"] == {"lora": {}}
+    with pytest.raises(ConfigError, match=r"finetune\.tangent: adapters"):
+        validated(MINIMAL | {"kernel": {"parameters": "lora"}, "finetune": {"tangent": True}})
+
+
+def test_logits_are_for_cross_entropy():
+    training = {"objective": "cross_entropy", "optimizer": "adamw", "learning_rate": 0.001}
+    completed = validated(MINIMAL | {"kernel": {"outputs": "logits"}, "finetune": training})
+    assert completed["kernel"]["outputs"] == "logits"
+
+
+ADAM = {"kernel": {"formula": "adam"}, "finetune": {"optimizer": "adamw"}, "arithmetic": {"enabled": False}}
+
+
+def test_the_kernel_of_adamw_gives_its_learning_rate():
+    assert validated(MINIMAL | ADAM)["finetune"]["learning_rate"] is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"finetune": {"optimizer": "heavy_ball"}}, r"kernel\.formula: 'adam' .* finetune\.optimizer is 'heavy_ball'"),
+        ({"kernel": {"formula": "adam", "parameters": "lora"}}, r"kernel\.formula: 'adam' .* adapter's"),
+        ({"joint": {"enabled": True}}, r"joint\.enabled: .* allowed: false"),
+        ({"arithmetic": {}, "tasks": {"movie": {}, "spam": {}}}, r"arithmetic\.predict: .* allowed: false"),
+        ({"kernel": {"formula": "sgd"}}, r"finetune\.learning_rate: .* kernel\.formula: adam"),
+    ],
+)
+def test_what_the_kernel_of_adamw_does_not_describe_is_refused(changed, message):
+    with pytest.raises(ConfigError, match=message):
+        validated(MINIMAL | ADAM | changed)
