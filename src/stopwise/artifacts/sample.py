@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from stopwise.artifacts import tables as artifacts
 from stopwise.linearized import coding as outputs
-from stopwise.tasks.batch import SPLITS
+from stopwise.tasks.splits import SPLITS
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from stopwise.tasks.splits import SPLITS
+
 if TYPE_CHECKING:
     import torch
 
-SPLITS = ("train", "validation", "test")
 VERBALIZERS = b"verbalizers"  # metadata of a sample table: the token ids, in class order, as JSON
 
 

@@ -12,6 +12,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
+SPLITS = ("train", "validation", "test")
+
 
 class SplitError(ValueError):
     """Too few rows, or groups, for the splits asked for."""
