@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help env demo report dag test test-slurm test-faults lint format ui lock clean
+.PHONY: help env demo report dag schema test test-slurm test-faults lint format ui lock clean
 
 help:            ## Say what there is
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
@@ -33,6 +33,9 @@ report:          ## Write the HTML report of the last run of config.yaml
 
 dag: env         ## Draw the README's picture of the workflow anew
 	snakemake --rulegraph dot --configfile config/test.yaml | python tools/rule_graph.py README.md
+
+schema: env      ## Write the configuration's JSON schema and its page in docs/reference anew
+	python -m stopwise.pipeline.config_reference docs/reference/configuration.md
 
 test: env        ## Run the whole test suite, two files at a time (but the real Slurm and the fault campaign: the next two)
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slurm and not faults"

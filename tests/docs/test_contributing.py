@@ -9,7 +9,8 @@ import yaml
 
 import stopwise
 from stopwise.figures import style
-from stopwise.stopping import stops as stopping
+from stopwise.pipeline.config_messages import schema
+from stopwise.stopping.stops import stops as stopping
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -41,9 +42,9 @@ def test_names_in_the_recipes_are_in_the_files_that_they_are_said_to_be_in():
 
 
 def test_every_rule_is_known_to_the_schema_and_to_the_figures():
-    schema = json.loads((ROOT / "workflow/schemas/config.schema.json").read_text(encoding="utf-8"))["$defs"]
-    assert set(schema["stopping"]["properties"]["rules"]["items"]["enum"]) == set(stopping.RULES)
-    stops = set(schema["finetune"]["properties"]["stop"]["enum"]) - {"none", "holdout"}
+    sections = schema()["$defs"]
+    assert set(sections["Stopping"]["properties"]["rules"]["items"]["enum"]) == set(stopping.RULES)
+    stops = set(sections["Finetune"]["properties"]["stop"]["enum"]) - {"none", "holdout"}
     assert stops == set(stopping.RULES) - set(stopping.MEASURED)
     assert set(style.RULES) == set(stopping.RULES)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.utils import update_config
 
 from pipeline import TEST_CONFIG, checkout, snakemake
 from rule_graph import BEGIN, END, edges_of, inserted, mermaid, reduced
@@ -81,8 +82,10 @@ def test_every_snakemake_command_is_one_that_this_snakemake_understands():
     assert len(named) > 5
     for arguments in named:
         read = options(arguments)
+        merged: dict = {}
         for path in map(str, read.configfile or []):
-            assert validated(yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))), path
+            update_config(merged, yaml.safe_load((ROOT / path).read_text(encoding="utf-8")))
+        assert not read.configfile or validated(merged), arguments
         for profile in (read.profile, read.workflow_profile):
             assert profile is None or (ROOT / profile / "config.yaml").is_file() or (ROOT / profile).is_dir()
 

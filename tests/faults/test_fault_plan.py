@@ -71,4 +71,4 @@ def test_the_page_shows_the_recorded_campaign():
     kills, page = read(RECORD), PAGE.read_text(encoding="utf-8")
     assert sum(kill.fired for kill in kills) >= 40
     assert not [kill.line() for kill in kills if kill.problems]
-    assert renewed(page, kills) == page, "python tests/fault_record.py docs/data/faults.jsonl --write renews it"
+    assert renewed(page, kills) == page, "python tests/helpers/fault_record.py docs/data/faults.jsonl --write renews it"

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from bad_files import Case, file_cases
-from stopwise.pipeline.config import schema, validated
+from stopwise.pipeline.config import validated
+from stopwise.pipeline.config_messages import schema
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CONFIG: list[tuple[str, Any, str]] = [
     ("name", "../up", "not a safe name"),
+    ("name", None, "is not of type 'string'"),
     ("name", 3, "is not of type 'string'"),
     ("nmae", "x", "'nmae' was unexpected"),
     ("seeds", [0, 0], "non-unique"),
@@ -27,7 +29,7 @@ CONFIG: list[tuple[str, Any, str]] = [
     ("starts", ["pretrianed"], "is not one of"),
     ("starts", ["mixed"], "'mixed' needs model.reinit"),
     ("starts", {"pretrained": ["colour"]}, "starts.pretrained: 'colour' is not among tasks"),
-    ("starts", {"pretrained": "some"}, "all, or a list of task names"),
+    ("starts", {"pretrained": "some"}, "to all or a list of task names"),
     ("starts", {"pretrianed": "all"}, "is not one of"),
     ("device", "gpu", "auto, cpu or cuda"),
     ("model", None, "is not of type 'object'"),
@@ -180,7 +182,7 @@ def document(folder: Path) -> str:
     lines = [
         "# Bad inputs and what they say",
         "",
-        "Written by `tests/test_bad_inputs.py`, which runs every line (STOPWISE_WRITE_DOCS=1 writes this page anew).",
+        "Written by `tests/workflow/test_bad_inputs.py`, which runs every line; with STOPWISE_WRITE_DOCS=1 it writes this page.",
         "A job that meets one ends with the message as its only line, exit code not zero, and nothing half-written.",
         "",
         "| Read by | What is wrong | Message |",

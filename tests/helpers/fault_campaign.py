@@ -1,4 +1,4 @@
-"""Run the kill campaign piece by piece: `python tests/fault_campaign.py FOLDER RECORD --kills 40 --seconds 500`.
+"""Run the kill campaign piece by piece: `tests/helpers/fault_campaign.py FOLDER RECORD --kills 40 --seconds 500`.
 
 The undisturbed run is made in FOLDER once and found there by the next call; RECORD grows by one line a kill, and a call
 goes on where the last one ended. Exit code 1 when a kill was not survived.

@@ -1,4 +1,4 @@
-"""Write tests/data/*.csv, made-up sentences with a label to be learned from their words: python tests/make_data.py."""
+"""Write tests/data/*.csv, made-up sentences with a label to be learned from their words."""
 
 from __future__ import annotations
 

@@ -50,8 +50,20 @@ def checkout(folder: Path) -> Path:
 
 
 def snakemake(folder: Path, *arguments: str, config: str = TEST_CONFIG, timeout: int = 600) -> Run:
-    """Run snakemake in a checkout with one configuration; the environment is the test's own, without job settings."""
-    command = [sys.executable, "-m", "snakemake", "--configfile", config, "--cores", "4", *arguments]  # mostly imports
+    """Run snakemake in a checkout with one configuration; the environment is the test's own, without job settings.
+
+    ``config`` names its file, or several with blanks between.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--configfile",
+        *config.split(),
+        "--cores",
+        "4",
+        *arguments,
+    ]  # mostly imports
     kept = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "PYTEST_CURRENT_TEST")}
     started = time.monotonic()
     done = subprocess.run(

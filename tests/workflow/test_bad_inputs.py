@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from bad_inputs import CONFIG, ROOT, all_cases, configured, document, message_of, schema_keys
-from stopwise.tasks import sources
+from stopwise.tasks.task import sources
 from stopwise.tasks.wheel_formats import TEXT_FORMATS
 from workshop import Workshop
 
@@ -59,7 +59,7 @@ def test_the_page_of_bad_inputs_is_up_to_date(tmp_path):
     if os.environ.get("STOPWISE_WRITE_DOCS"):
         PAGE.parent.mkdir(exist_ok=True)
         PAGE.write_text(text, encoding="utf-8")
-    assert PAGE.read_text(encoding="utf-8") == text, "STOPWISE_WRITE_DOCS=1 pytest tests/test_bad_inputs.py renews it"
+    assert PAGE.read_text(encoding="utf-8") == text, "STOPWISE_WRITE_DOCS=1 renews it"
 
 
 # What a user sees of the same errors: the command line, from an unknown key to a job that cannot read its input.

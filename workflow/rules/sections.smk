@@ -78,7 +78,9 @@ def recorded_pages():
 
 def command_line(target=""):
     """Return the command that makes this run: its configuration files and the values given on the command line."""
-    files = [f"--configfile {relative(path)}" for path in workflow.overwrite_configfiles]
+    files = [relative(path) for path in workflow.overwrite_configfiles]
     given = [f"{key}={value}".replace(" ", "") for key, value in workflow.config_settings.config.items()]
-    words = ["snakemake --cores 2", *([target] if target else []), *files, *(["--config", *given] if given else [])]
+    words = ["snakemake --cores 2", *([target] if target else [])]
+    for option, values in (("--configfile", files), ("--config", given)):
+        words += [option, *values] if values else []
     return " ".join(words)

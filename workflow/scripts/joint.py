@@ -6,7 +6,7 @@ from pathlib import Path
 from job import Job, use_device
 from stopwise.artifacts.sample import SPLITS, read_sample
 from stopwise.stopping.judging import evaluate_rules
-from stopwise.stopping.stops import MEASURED
+from stopwise.stopping.registry import MEASURED
 from stopwise.training.joint_prediction import JointPlan, joint_rows
 
 with Job(snakemake) as job:

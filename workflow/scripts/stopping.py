@@ -4,7 +4,9 @@ from job import Job
 from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.gram import read_gram
 from stopwise.artifacts.sample import read_sample
-from stopwise.stopping.stops import MEASURED, stopping_table, time_grid
+from stopwise.stopping.known import BeforeTraining
+from stopwise.stopping.registry import MEASURED
+from stopwise.stopping.stops import stopping_table, time_grid
 from stopwise.training.prediction import replay, step_eigenvalue
 from stopwise.training.settings import FinetuneSettings
 
@@ -21,12 +23,11 @@ with Job(snakemake) as job:
         kernel = gram.leading(n)
         spec = kernel.spectrum(stopping["intercept"])
         y = sample.targets("train", coding, stopping["target_scale"], n)
-        found, values = stopping_table(
+        run = BeforeTraining(
             spec,
             y - kernel.outputs,
             settings.filter(step_eigenvalue(spec, settings.batch_size)),
             t_max,
-            rules,
             settings.batch_size,
             noise=stopping["noise"],
             radius=stopping["radius"],
@@ -34,6 +35,7 @@ with Job(snakemake) as job:
             targets=y,
             replay=replay(sample, settings, n, t_max, int(job.wildcards["seed"])),
         )
+        found, values = stopping_table(run, rules)
         for row in found:
             flags = [*row["flags"].split(), *(["heuristic"] if settings.heuristic(row["rule"]) else [])]
             rows.append({"n": n, **row, "flags": sorted(set(flags))})

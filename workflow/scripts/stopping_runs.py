@@ -8,7 +8,7 @@ from job import Job
 from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.gram import read_gram
 from stopwise.artifacts.sample import read_sample
-from stopwise.report.summary import rule_table
+from stopwise.stopping.scores import rule_table
 from stopwise.studies.on_real_runs import equal_labels, run_halves, run_rows, runs_text
 from stopwise.training.settings import FinetuneSettings
 

@@ -7,6 +7,7 @@ from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.gram import read_gram
 from stopwise.artifacts.sample import read_sample
 from stopwise.report import summary
+from stopwise.stopping.scores import rule_table
 
 with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input
@@ -27,7 +28,7 @@ with Job(snakemake) as job:
     chosen = []
     for wildcards, table in artifacts.read_pairs(files.arithmetic, "arithmetic"):
         chosen += [{**wildcards, **row} for row in table.to_pylist() if row["chosen"] and row["split"] == "test"]
-    averages, rules = summary.averaged(rows), summary.rule_table(evaluations)
+    averages, rules = summary.averaged(rows), rule_table(evaluations)
     with artifacts.atomic_path(snakemake.output.text) as temporary:
         temporary.write_text(summary.markdown(params.name, averages, rules, chosen), encoding="utf-8")
     metrics = {f"regret/{row['start']}/{row['rule']}": row["regret"][0] for row in rules if row["regret"]}

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from stopwise.advice.data import AdviceError, File, make_task, read_file
 from stopwise.advice.held_out import HeldOut, Problem, curve_sizes, fold_splits, held_out, slope_interval, subset_splits
-from stopwise.advice.rule import COMPARED, DEFAULT_RULE, FALLBACKS, Decision, decide
+from stopwise.advice.rule import DEFAULT_RULE, FALLBACKS, Decision, decide
 from stopwise.assets.wheels import ASSETS
 from stopwise.linearized.coding import coding_matrix, columns, predicted_class, targets
 from stopwise.linearized.decay import Rate, decay_fit, half_sample_eigenvalues, predicted_rate
@@ -25,7 +25,10 @@ from stopwise.linearized.filters import Filter, GradientDescent, HeavyBall, Nest
 from stopwise.linearized.replay import batch_lambda_max
 from stopwise.linearized.spectrum import Spectrum
 from stopwise.stopping.bayes import fitted_target_scale
-from stopwise.stopping.stops import Stop, judge, stops
+from stopwise.stopping.judging import judge
+from stopwise.stopping.known import BeforeTraining
+from stopwise.stopping.registry import COMPARED
+from stopwise.stopping.stops import Stop, stops
 from stopwise.tasks.batch import batch_from_table
 from stopwise.tasks.task import Task
 from stopwise.training.settings import ADAM_BETAS, FinetuneSettings
@@ -196,7 +199,8 @@ def findings(problem: Problem, settings: Settings, progress: bool = False, scale
 
     filter = make_filter(spec.lambda_max)
     decision = decide(spec, problem.residual, problem.targets, filter, t_max, seed)
-    compared = stops(spec, problem.residual, filter, t_max, COMPARED, seed=seed, targets=problem.targets)
+    before = BeforeTraining(spec, problem.residual, filter, t_max, seed=seed, targets=problem.targets)
+    compared = stops(before, COMPARED)
     folds = fold_splits(problem.labels, seed=seed)
     small = subset_splits(problem.labels, curve_sizes(problem.examples, problem.classes), seed=seed)
     bar = tqdm(total=len(folds) + sum(map(len, small)), desc="held-out", unit="fit", disable=not progress)

@@ -16,8 +16,6 @@ from stopwise.stopping.stops import Stop, stopping_time
 DEFAULT_RULE = "bayes"
 # Tried in this order when the rule before gives no time. They need no model of the noise.
 FALLBACKS = ("gcv", "loo")
-# Shown beside the choice, so that a reader sees whether they agree.
-COMPARED = ("worst_case", "balance", "sure", "gcv", "loo", "bayes")
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,8 @@ from stopwise.advice.rule import DEFAULT_RULE
 from stopwise.advice.verdict import Interval, Verdict, why
 from stopwise.linearized.coding import targets
 from stopwise.stopping.closed_form import BEYOND
+from stopwise.stopping.registry import ROW
 
-RULES = {
-    "worst_case": "a guarantee against the worst case; cautious by design",
-    "balance": "stops when noise fitted outweighs signal left",
-    "sure": "Stein's unbiased estimate of the error",
-    "gcv": "generalised cross-validation",
-    "loo": "the error on each example, left out of the fit",
-    "bayes": "the expected error on a new example, averaged over all noise levels that the labels allow",
-}
 CONFIDENCE = {"good": "fairly sure", "fair": "with a grain of salt", "low": "not very sure"}
 
 
@@ -287,7 +280,7 @@ def _rules(advice: Advice) -> str:
         mark = "**" if stop.rule == found.decision.stop.rule else ""
         late = ", the longest considered" if BEYOND in stop.flags else ""
         answer = f"{stop.t}{late}" if stop.t is not None else f"none: {why(stop)}"
-        rows.append(f"| {mark}{stop.rule}{mark} | {answer} | {RULES[stop.rule]} |")
+        rows.append(f"| {mark}{stop.rule}{mark} | {answer} | {ROW[stop.rule].words} |")
     unit = "steps" if advice.settings.adam else "full-batch steps"
     table = "\n".join([f"| rule | {unit} | what it does |", "|---|---|---|", *rows])
     rule = found.decision.stop.rule
@@ -327,6 +320,7 @@ def follow_up(advice: Advice) -> dict[str, Any] | None:
             "step_size": settings.step_size,
             "steps": steps,
             "evaluate_every": max(1, steps // 8),
+            "patience": 3,
             "stop": "none",
         },
         "arithmetic": {"enabled": False},

@@ -10,13 +10,12 @@ import numpy as np
 from stopwise.advice.findings import Advice, Findings
 from stopwise.advice.held_out import accuracy_interval, paired_gain
 from stopwise.stopping.closed_form import BEYOND
+from stopwise.stopping.registry import AGREEING
 from stopwise.stopping.stops import Stop
 
 Interval = tuple[float, float, float]  # estimate, low, high
 
 FEW_EXAMPLES, VERY_FEW_EXAMPLES, FEW_OF_A_CLASS = 32, 16, 8
-# Rules that estimate the error itself; the worst-case rule and the balance are more cautious by design.
-AGREEING = ("sure", "gcv", "loo", "bayes")
 DISAGREE = 4.0  # ratio of training times: within it the held-out error hardly moves on the tasks of this project
 MANY_CUT = 0.2
 # Training time in units of 1/lambda_1. In real runs of two sentiment tasks the test loss followed the kernel's

@@ -18,6 +18,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-SCHEMA_FILE = Path(__file__).resolve().parents[1] / "schemas" / "artifacts.yaml"
 METADATA_KEY = b"stopwise"
 SEAL_KEY = b"stopwise.sha256"  # of the record's bytes: Parquet's own checksums cover the pages only
 TEMPORARY_PREFIX = ".part-"
@@ -51,7 +51,7 @@ class ArtifactError(ValueError):
 
 @cache
 def _declared() -> dict[str, Any]:
-    return yaml.safe_load(SCHEMA_FILE.read_text(encoding="utf-8"))
+    return yaml.safe_load(resources.files("stopwise").joinpath("schemas", "artifacts.yaml").read_text(encoding="utf-8"))
 
 
 def kinds() -> tuple[str, ...]:

@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from stopwise.stopping import registry as rule_names
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -94,20 +96,33 @@ def _looks(pairs: Mapping[str, tuple[str, str]]) -> dict[str, Look]:
     return {name: Look(COLORS[color], marker) for name, (color, marker) in pairs.items()}
 
 
-RULES = _looks(
-    {
-        "worst_case": ("vermilion", "v"),
-        "balance": ("purple", "P"),
-        "sure": ("blue", "o"),
-        "gcv": ("green", "s"),
-        "loo": ("orange", "^"),
-        "loo_shortcut": ("yellow", "<"),
-        "bayes": ("wine", "h"),
-        "discrepancy": ("skyblue", "D"),
-        "holdout": ("black", "X"),
-        "oracle": ("grey", "*"),
-    }
-)
+# Every rule of the registry has a look here: a colour of COLORS and a marker that no other rule has together.
+RULE_LOOKS = {
+    "worst_case": ("vermilion", "v"),
+    "balance": ("purple", "P"),
+    "sure": ("blue", "o"),
+    "gcv": ("green", "s"),
+    "loo": ("orange", "^"),
+    "loo_shortcut": ("yellow", "<"),
+    "bayes": ("wine", "h"),
+    "discrepancy": ("skyblue", "D"),
+    "holdout": ("black", "X"),
+    "oracle": ("grey", "*"),
+}
+
+
+def _rule_looks() -> dict[str, Look]:
+    """Return the look of every rule of the registry, in its order. Raises ValueError for one without a look."""
+    for rule in rule_names.RULES:
+        if rule not in RULE_LOOKS:
+            raise ValueError(
+                f"the rule {rule!r} of {rule_names.__name__} has no look: give it a colour and a marker in RULE_LOOKS"
+                f" of {__name__}"
+            )
+    return _looks({rule: RULE_LOOKS[rule] for rule in rule_names.RULES})
+
+
+RULES = _rule_looks()
 TASKS = _looks(
     {
         "movie": ("blue", "o"),

@@ -1,4 +1,4 @@
-"""The configuration: checked against the JSON schema, completed with its defaults, and checked across sections."""
+"""The configuration: checked against its models, completed with their defaults, and checked across sections."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import jsonschema
+from pydantic import ValidationError
 
-SCHEMA_FILE = Path(__file__).resolve().parents[1] / "schemas" / "config.schema.json"
+from stopwise.pipeline.config_messages import message
+from stopwise.pipeline.config_models import LEFT_OUT, SECTIONS, Config, Section
+
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -21,64 +21,39 @@ class ConfigError(ValueError):
     """A configuration that cannot be run: the message names the key, the value found and what is allowed."""
 
 
-@cache
-def schema() -> dict[str, Any]:
-    """Return the JSON schema of the configuration."""
-    return json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
-
-
 def validated(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a completed copy of the configuration.
 
-    Missing keys take the schema's defaults. Raises ConfigError for an unknown key, a value of the wrong type or range,
+    Missing keys take the models' defaults. Raises ConfigError for an unknown key, a value of the wrong type or range,
     a name that could leave the results folder, or sections that contradict each other.
     """
     completed: dict[str, Any] = copy.deepcopy(dict(config))
-    validator = jsonschema.Draft202012Validator(schema(), format_checker=jsonschema.FormatChecker(["regex"]))
-    errors = sorted(validator.iter_errors(completed), key=lambda e: list(map(str, e.path)))
-    if errors:
-        raise ConfigError(_message(jsonschema.exceptions.best_match(errors)))
-    _fill(completed, schema())
+    try:
+        Config.model_validate(completed)
+    except ValidationError as error:
+        raise ConfigError(message(error)) from None
+    _fill(completed, Config)
+    completed["tasks"] = {task: definition or {} for task, definition in completed["tasks"].items()}
     _cross_checks(completed)
     return completed
 
 
-def _message(error: jsonschema.ValidationError) -> str:
-    key = ".".join(map(str, error.absolute_path)) or "(top level)"
-    allowed = error.schema.get("description", "")
-    hint = f" Allowed: {allowed}" if allowed else ""
-    return f"config key {key}: {error.message}.{hint}"
-
-
-def _resolve(node: Mapping[str, Any]) -> Mapping[str, Any]:
-    return schema()["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
-
-
-def _fill(value: Any, node: Mapping[str, Any]) -> None:
-    """Set missing keys to the schema's defaults, depth first."""
-    node = _resolve(node)
-    if not isinstance(value, dict):
-        return
-    for key, reference in node.get("properties", {}).items():
-        child = _resolve(reference)
-        default = reference.get("default", child.get("default"))
-        if key not in value and ("default" in reference or "default" in child):
-            value[key] = copy.deepcopy(default)
-        if key in value:
-            _fill(value[key], child)
-    extra = node.get("additionalProperties")
-    if isinstance(extra, Mapping):
-        for key in set(value) - set(node.get("properties", {})):
-            if value[key] is None:
-                value[key] = {}
-            _fill(value[key], extra)
+def _fill(section: dict[str, Any], model: type[Section]) -> None:
+    """Set missing keys to the model's defaults, section by section; values given stay as they were written."""
+    for key, field in model.model_fields.items():
+        if key not in section and LEFT_OUT not in field.metadata:
+            section[key] = {} if key in SECTIONS and model is Config else copy.deepcopy(field.default)
+    if model is Config:
+        for key, part in SECTIONS.items():
+            _fill(section[key], part)
 
 
 def _cross_checks(config: dict[str, Any]) -> None:
+    middle = sorted(config["sizes"])[len(config["sizes"]) // 2]
     for key, name in [("name", config["name"]), *((f"tasks.{task}", task) for task in config["tasks"])]:
         if not SAFE_NAME.fullmatch(name):
             raise ConfigError(f"config key {key}: {name!r} is not a safe name; allowed: letters, digits, - and _")
-    _complete_stage(config, "arithmetic", max(config["sizes"]))
+    _complete_stage(config, "arithmetic", middle)
     _complete_stage(config, "drift", min(config["sizes"]))
     _complete_stage(config, "joint", min(config["sizes"]))
     if config["arithmetic"]["disentanglement"] and not config["arithmetic"]["predict"]:

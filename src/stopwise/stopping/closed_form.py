@@ -1,4 +1,4 @@
-"""The closed-form stopping rules: each takes the path's moments and gives a step, a curve and flags.
+"""The closed-form stopping rules: each takes what is known before training and gives a step, a curve and flags.
 
 Notation: s_i(t) shrinkages, z_i residual coefficients, m rows, q intercept columns, sigma noise, R radius. A rule that
 minimises returns the first minimiser; a rule that crosses returns the last step before the crossing.
@@ -6,69 +6,13 @@ minimises returns the first minimiser; a rule that crosses returns the last step
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from stopwise.linearized.filters import Filter
-from stopwise.linearized.spectrum import Spectrum
+from stopwise.stopping.known import Choice, Known, MeasuredCurve, Moments, computes, reads
 
 BEYOND = "beyond_t_max"
 # GCV's denominator vanishes as df -> m: steps with df above this share of m are left out.
 GCV_MAX_DF = 0.99
-
-
-@dataclass(frozen=True)
-class Moments:
-    """What the closed-form rules need of a path, at ``times``; float64 [len(times)] each.
-
-    ``training`` = (1/m) |(I - S_t) P r|^2, S_t the filter of K_n that training really applies; ``df`` = q + tr(P S_t);
-    ``variance`` = (1/m) sum_i s_i^2 and ``bias`` = (1/m) sum_i (1 - s_i)^2 lambda_i, over the eigenvalues of P K_n P;
-    ``largest`` = max_i s_i.
-    """
-
-    times: np.ndarray
-    eta: np.ndarray
-    training: np.ndarray
-    df: np.ndarray
-    variance: np.ndarray
-    bias: np.ndarray
-    largest: np.ndarray
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a rule decided: ``t`` (None: no answer), its ``curve`` over the times, and flags.
-
-    ``sigma``, ``rkhs_norm``, ``risk``: None but for a rule that has its own belief of noise, radius and risk at t.
-    """
-
-    t: int | None
-    curve: np.ndarray
-    flags: tuple[str, ...] = ()
-    crossing: float = np.nan
-    sigma: float | None = None
-    rkhs_norm: float | None = None
-    risk: float | None = None
-
-
-def path_moments(spec: Spectrum, residual: np.ndarray, filter: Filter, times: np.ndarray) -> Moments:
-    """Sum the moments of a filter's path in one sweep over ``times`` (ascending); O(len(times) m), memory one block."""
-    z2 = spec.training_coefficients(residual) ** 2
-    weights, out = spec.trace_weights, np.empty((5, len(times)))
-    for rows, s in filter.sweep(spec.raw.eigenvalues, times):
-        out[0, rows] = (1 - s) ** 2 @ z2
-        out[1, rows] = s @ weights
-        out[4, rows] = s.max(axis=1)
-        if not spec.intercept:
-            out[2, rows] = (s**2).sum(axis=1)
-            out[3, rows] = (1 - s) ** 2 @ spec.eigenvalues
-    if spec.intercept:
-        for rows, s in filter.sweep(spec.eigenvalues, times):
-            out[2, rows] = (s**2).sum(axis=1)
-            out[3, rows] = (1 - s) ** 2 @ spec.eigenvalues
-    q = spec.m - spec.degrees
-    return Moments(times, filter.eta(times), out[0] / spec.m, q + out[1], out[2] / spec.m, out[3] / spec.m, out[4])
 
 
 def local_complexity(eigenvalues: np.ndarray, m: int, epsilon: float | np.ndarray) -> np.ndarray:
@@ -101,13 +45,15 @@ def critical_eta(eigenvalues: np.ndarray, m: int, sigma: float, rkhs_norm: float
     return float(2 * level / (k + np.sqrt(k**2 + 4 * tails[k] * level)))
 
 
-def worst_case(spec: Spectrum, path: Moments, filter: Filter, sigma: float, rkhs_norm: float) -> Choice:
+@computes("worst_case")
+def worst_case(known: Known) -> Choice:
     """Stop at the largest t with eta_t <= eta*, where Q(1/sqrt(eta*)) = R/(2 e sigma eta*).
 
     Raskutti, Wainwright & Yu (JMLR 2014, eq. 6); for a non-zero start, R = |f* - f0| (Sun & Raskutti 2026). The curve
     is 4 e^2 sigma^2 eta^2 Q^2 / R^2, which passes 1 at the crossing. Flags: ``do_not_train`` (t = 0), ``beyond_t_max``
     (no answer), ``heuristic`` when the filter is not monotone within [0, 1], outside the theorem.
     """
+    spec, path, filter, sigma, rkhs_norm = known.spec, known.path, known.filter, known.sigma, known.rkhs_norm
     eta_star = critical_eta(spec.eigenvalues, spec.m, sigma, rkhs_norm)
     flags = () if filter.monotone and path.largest.max() <= 1 + 1e-9 else ("heuristic",)
     q2 = local_complexity(spec.eigenvalues, spec.m, 1 / np.sqrt(np.maximum(path.eta, 1e-300))) ** 2
@@ -121,74 +67,87 @@ def worst_case(spec: Spectrum, path: Moments, filter: Filter, sigma: float, rkhs
     return Choice(t, curve, (*flags, "do_not_train") if t == 0 else flags, eta_star)
 
 
-def balance(path: Moments, sigma: float, rkhs_norm: float) -> Choice:
+@computes("balance")
+def balance(known: Known) -> Choice:
     """Stop at the last t before variance (sigma^2/m) sum s_i^2 exceeds bias^2 (1/m) sum (1 - s_i)^2 tau^2 lambda_i.
 
     The Bayes bias under the prior N(0, tau^2 K_n) in place of the worst case; tau = R. The balancing of Yao, Rosasco &
     Caponnetto (2007). The curve is variance - bias^2, which passes 0.
     """
-    curve = sigma**2 * path.variance - rkhs_norm**2 * path.bias
-    return _crossing(path, curve, curve > 0)
+    curve = known.sigma**2 * known.path.variance - known.rkhs_norm**2 * known.path.bias
+    return _crossing(known.path, curve, curve > 0)
 
 
-def sure(path: Moments, m: int, sigma: float) -> Choice:
-    """Stop at the minimum of (1/m) sum (1 - s_i)^2 z_i^2 + (2 sigma^2/m) df - sigma^2, df = q + tr(P S_t).
+def unbiased_risk(path: Moments, m: int, sigma: float) -> np.ndarray:
+    """Return (1/m) sum (1 - s_i)^2 z_i^2 + (2 sigma^2/m) df - sigma^2, df = q + tr(P S_t); float64 [len(times)].
 
     Stein's unbiased estimate of the in-sample risk (Stein 1981), Mallows' C_p (1973).
     """
-    return _minimum(path, path.training + 2 * sigma**2 / m * path.df - sigma**2)
+    return path.training + 2 * sigma**2 / m * path.df - sigma**2
 
 
-def gcv(path: Moments, m: int) -> Choice:
+@computes("sure")
+def sure(known: Known) -> Choice:
+    """Stop at the minimum of ``unbiased_risk``."""
+    return minimum(known.path, unbiased_risk(known.path, known.spec.m, known.sigma))
+
+
+@computes("gcv")
+def gcv(known: Known) -> Choice:
     """Stop at the minimum of (1/m) sum (1 - s_i)^2 z_i^2 / (1 - df/m)^2 over the steps with df <= 0.99 m.
 
     Golub, Heath & Wahba (1979). Not consistent for early-stopped descent (Patil, Wu & Tibshirani 2024).
     """
+    path, m = known.path, known.spec.m
     allowed = path.df <= GCV_MAX_DF * m
     if not allowed.any():
         return Choice(None, np.full(path.df.shape, np.nan), ("no_degrees_left",))
     denominator = np.where(allowed, 1 - path.df / m, np.nan)
-    return _minimum(path, path.training / denominator**2)
+    return minimum(path, path.training / denominator**2)
 
 
-def discrepancy(path: Moments, sigma: float) -> Choice:
+@computes("discrepancy")
+def discrepancy(known: Known) -> Choice:
     """Stop at the first t whose training residual (1/m) |(I - S_t) P r|^2 has come down to sigma^2.
 
     Morozov's principle; for early stopping Blanchard, Hoffmann & Reiss (2018). The curve is the training residual.
     """
-    below = np.flatnonzero(path.training <= sigma**2)
+    path = known.path
+    below = np.flatnonzero(path.training <= known.sigma**2)
     if not below.size:
         return Choice(None, path.training, (BEYOND,))
     t = int(path.times[below[0]])
     return Choice(t, path.training, ("do_not_train",) if t == 0 else ())
 
 
-def holdout(times: np.ndarray, values: np.ndarray, patience: int | None = None, min_delta: float = 0.0) -> Choice:
+@reads("holdout")
+def holdout(curve: MeasuredCurve) -> Choice:
     """Stop at the best value of a measured validation curve, read until ``patience`` evaluations were no better.
 
     Better means lower by more than ``min_delta``; None looks at the whole curve. The practice of the paper (and of
     Prechelt 1998). A best value at the end of the curve is flagged ``beyond_t_max``.
     """
-    times, values = _measured(times, values)
+    times, values = _measured(curve)
     best = waited = 0
     for k in range(1, values.size):
-        if values[k] < values[best] - min_delta:
+        if values[k] < values[best] - curve.min_delta:
             best, waited = k, 0
             continue
         waited += 1
-        if patience is not None and waited >= patience:
+        if curve.patience is not None and waited >= curve.patience:
             break
     return _flagged(times, values, best)
 
 
-def oracle(times: np.ndarray, values: np.ndarray) -> Choice:
+@reads("oracle")
+def oracle(curve: MeasuredCurve) -> Choice:
     """Take the best value of the measured test curve: the yardstick of every rule, never a rule."""
-    times, values = _measured(times, values)
+    times, values = _measured(curve)
     return _flagged(times, values, int(np.argmin(values)))
 
 
-def _measured(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    times, values = np.asarray(times), np.asarray(values, dtype=np.float64)
+def _measured(curve: MeasuredCurve) -> tuple[np.ndarray, np.ndarray]:
+    times, values = np.asarray(curve.times), np.asarray(curve.values, dtype=np.float64)
     if times.shape != values.shape or times.ndim != 1 or not times.size:
         raise ValueError(f"a measured curve is two equally long lists, found shapes {times.shape} and {values.shape}")
     finite = np.isfinite(values)
@@ -203,8 +162,8 @@ def _flagged(times: np.ndarray, values: np.ndarray, best: int) -> Choice:
     return Choice(t, values, ("do_not_train",) if t == 0 else flags)
 
 
-def _minimum(path: Moments, curve: np.ndarray) -> Choice:
-    """First minimiser of a curve, NaN left out; a minimum at the last step is flagged ``beyond_t_max``."""
+def minimum(path: Moments, curve: np.ndarray) -> Choice:
+    """Return the first minimiser of a curve, NaN left out; a minimum at the last step is flagged ``beyond_t_max``."""
     return _flagged(path.times, curve, int(np.nanargmin(curve)))
 
 

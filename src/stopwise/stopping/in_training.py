@@ -92,7 +92,7 @@ def allowed_rules() -> tuple[str, ...]:
     return ("none", "holdout", *(name for name in RULES if name not in MEASURED))
 
 
-def make_stop_rule(rule: str, end: int, *, t: int | None = None, patience: int = 3, min_delta: float = 0.0) -> StopRule:
+def make_stop_rule(rule: str, end: int, *, t: int | None = None, patience: int = 2, min_delta: float = 0.0) -> StopRule:
     """Return the named rule for a run of at most ``end`` steps.
 
     A kernel rule needs ``t``, the step that ``stopping_time`` predicted. Raises ValueError for an unknown rule, a

@@ -1,4 +1,4 @@
-"""Every stopping rule judged on the measured curve of the run that it would have stopped (numpy, no torch).
+"""A stop judged on a measured loss curve, and every rule on that of the run it would have stopped (numpy, no torch).
 
 A rule's step may lie between two evaluations: its loss is then read off the straight line between them. A step beyond
 the last evaluation has no measured loss and is flagged; nothing is extrapolated.
@@ -12,9 +12,44 @@ from typing import Any
 import numpy as np
 
 from stopwise.stopping.in_training import Holdout
-from stopwise.stopping.stops import judge
 
 BEYOND_RUN = "beyond_the_run"
+# The width of a hit: test loss within 5 % of the oracle's.
+HIT = 0.05
+
+
+def judge(t_hat: float | None, curve_t: Iterable[float], curve_loss: Iterable[float], hit: float = HIT) -> dict:
+    """Judge a stop on a measured loss curve: regret, relative regret, hit and ratio to the oracle's time.
+
+    ``regret`` = loss at t_hat minus the best loss (absolute; ``relative_regret`` over the best), read off by linear
+    interpolation; ``hit``: that loss is within 5 % of the best; ``low``, ``high``: the measured times around the oracle
+    within 5 %; ``ratio`` = t_hat / t_oracle (nan when the oracle does not train). t_hat None: nan, and no hit.
+    """
+    t, loss = np.asarray(list(curve_t), dtype=np.float64), np.asarray(list(curve_loss), dtype=np.float64)
+    if t.shape != loss.shape or not t.size or (np.diff(t) <= 0).any():
+        raise ValueError("a measured curve needs ascending times and one loss for each")
+    finite = np.where(np.isfinite(loss), loss, np.inf)
+    best = int(np.argmin(finite))
+    inside = finite <= (1 + hit) * finite[best]
+    low, high = best, best
+    while low > 0 and inside[low - 1]:
+        low -= 1
+    while high < t.size - 1 and inside[high + 1]:
+        high += 1
+    out = {"t_oracle": t[best], "loss_oracle": finite[best], "low": t[low], "high": t[high]}
+    if t_hat is None or not np.isfinite(t_hat):
+        return out | {"loss": np.nan, "regret": np.nan, "relative_regret": np.nan, "hit": False, "ratio": np.nan}
+    reached = float(np.interp(t_hat, t, finite))
+    regret = reached - finite[best]
+    relative = regret / finite[best] if finite[best] > 0 else np.nan
+    ratio = t_hat / t[best] if t[best] > 0 else np.nan
+    return {k: float(v) for k, v in out.items()} | {
+        "loss": reached,
+        "regret": float(regret),
+        "relative_regret": float(relative),
+        "hit": bool(reached <= (1 + hit) * finite[best]),
+        "ratio": float(ratio),
+    }
 
 
 def holdout_step(

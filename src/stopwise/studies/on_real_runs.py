@@ -17,10 +17,10 @@ from stopwise.linearized.filters import Filter
 from stopwise.linearized.objectives import Objective
 from stopwise.linearized.paths import linearized_path, squared_norm_path
 from stopwise.linearized.spectrum import Spectrum
-from stopwise.report.summary import rule_lines
 from stopwise.stopping.bayes import expected_loss, task_posterior
-from stopwise.stopping.judging import evaluate_rules
-from stopwise.stopping.stops import HIT, time_grid
+from stopwise.stopping.judging import HIT, evaluate_rules
+from stopwise.stopping.scores import rule_lines
+from stopwise.stopping.stops import time_grid
 from stopwise.studies.on_the_path import EXACT_ROWS
 from stopwise.training.prediction import step_eigenvalue
 from stopwise.training.settings import FinetuneSettings

@@ -23,9 +23,12 @@ from stopwise.linearized.paths import linearized_path
 from stopwise.linearized.replay import batch_lambda_max
 from stopwise.linearized.spectrum import Spectrum
 from stopwise.stopping.bayes import expected_loss, task_posterior
-from stopwise.stopping.closed_form import BEYOND, sure, worst_case
+from stopwise.stopping.closed_form import BEYOND, unbiased_risk, worst_case
+from stopwise.stopping.judging import HIT, judge
+from stopwise.stopping.known import BeforeTraining, Known, path_moments
 from stopwise.stopping.leave_one_out import loo_curve
-from stopwise.stopping.stops import HIT, judge, path_moments, stops, time_grid
+from stopwise.stopping.registry import PREDICTED
+from stopwise.stopping.stops import stops, time_grid
 
 T_MAX = 20_000
 TIME_POINTS = 300
@@ -33,7 +36,7 @@ TIME_POINTS = 300
 EXACT_ROWS = 300
 # Batch size of the rules of thumb that count epochs, and the share of the step that just does not diverge.
 EPOCH_BATCH, EPOCH_STEP = 8, 0.5
-RULES = ("worst_case", "balance", "sure", "gcv", "loo", "loo_shortcut", "bayes", "discrepancy")
+RULES = PREDICTED
 # Tried on the way to ``bayes``, and rules of thumb.
 TRIED = ("worst_case_plain", "sure_posterior", "bayes_slope_1", "bayes_plug_in", "bayes_and_loo", "cv5")
 THUMB = ("eta_1", "eta_3", "eta_10", "eta_30", "eta_100", "epochs_1", "epochs_2", "epochs_3")
@@ -143,14 +146,15 @@ def answers(cell: Cell, seed: int = 0) -> dict[str, tuple[int | None, tuple[str,
     spec, residual, filter, times, y = cell.spec, cell.residual, cell.filter, cell.times, cell.targets
     folds = None if spec.m <= EXACT_ROWS else min(10, cell.n)
     noise = estimate_noise(spec, residual)
-    found = stops(spec, residual, filter, T_MAX, RULES, times=times, noise=noise, folds=folds, seed=seed, targets=y)
+    run = BeforeTraining(spec, residual, filter, T_MAX, times=times, noise=noise, folds=folds, seed=seed, targets=y)
+    found = stops(run, RULES)
     out: dict[str, tuple[int | None, tuple[str, ...]]] = {}
     for stop in found:
         beyond = stop.t is None and BEYOND in stop.flags
         out[stop.rule] = (T_MAX if beyond else stop.t, stop.flags)
     path = path_moments(spec, residual, filter, times)
     if noise.usable:
-        plain = worst_case(spec, path, filter, noise.sigma / (2 * np.e), noise.rkhs_norm_prior)
+        plain = worst_case(Known(run, path, noise.sigma / (2 * np.e), noise.rkhs_norm_prior))
         out["worst_case_plain"] = (T_MAX if plain.t is None else plain.t, plain.flags)
     else:
         out["worst_case_plain"] = (None, noise.flags)
@@ -159,7 +163,7 @@ def answers(cell: Cell, seed: int = 0) -> dict[str, tuple[int | None, tuple[str,
     curves = {stop.rule: stop.curve for stop in found}
     out |= dict.fromkeys(("sure_posterior", "bayes_slope_1", "bayes_plug_in", "bayes_and_loo"), (None, ("no_answer",)))
     if posterior is not None:
-        out["sure_posterior"] = _least(times, sure(path, spec.m, posterior.sigma2**0.5).curve)
+        out["sure_posterior"] = _least(times, unbiased_risk(path, spec.m, posterior.sigma2**0.5))
         out["bayes_and_loo"] = _least(times, curves["bayes"] + curves["loo"])
     for name, option in (("bayes_slope_1", "slope_known"), ("bayes_plug_in", "plug_in")):
         belief = task_posterior(spec, y, start, **{option: True})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,17 +12,18 @@ from stopwise.linearized.filters import Filter, HeavyBall
 from stopwise.linearized.objectives import Objective
 from stopwise.linearized.replay import draw_batches, replayed_weights
 from stopwise.stopping.cross_entropy import Replay
-from stopwise.stopping.stops import Stop, stops, time_grid
+from stopwise.stopping.known import BeforeTraining
+from stopwise.stopping.registry import AGREEING, REPLAYING_RULES
+from stopwise.stopping.stops import stops, time_grid
 from stopwise.studies.on_the_path import EXACT_ROWS, TIME_POINTS, Cell
 
 # Steps of heavy ball followed: with momentum 0.9 ten times as many of descent.
 STEPS = 1000
 # What the rules of squared loss name here, and rules of thumb: training times in units of 1/lambda_1.
-SQUARED = ("sure", "gcv", "loo", "bayes")
+SQUARED = AGREEING
 THUMB = (10, 30, 100, 300, 1000)
 METHODS = (
-    "loo",
-    "bayes",
+    *REPLAYING_RULES,
     "bayes_and_loo",
     *(f"squared_{rule}" for rule in SQUARED),
     *(f"eta_{c}" for c in (0, *THUMB)),
@@ -88,16 +89,14 @@ class LogLossCell(Cell):
         """Return the step that each method names before any training, and its flags."""
         times, filter = self.times, self.filter
         folds = None if self.spec.m <= EXACT_ROWS else min(10, self.n)
-
-        def read(rules: list[str], replay: Replay | None) -> list[Stop]:
-            path, y = (self.spec, self.residual, filter, STEPS), self.targets
-            return stops(*path, rules, times=times, folds=folds, seed=seed, targets=y, replay=replay)
-
-        found = read(["loo", "bayes"], self.replay)
+        squared = BeforeTraining(
+            self.spec, self.residual, filter, STEPS, times=times, folds=folds, seed=seed, targets=self.targets
+        )
+        found = stops(replace(squared, replay=self.replay), REPLAYING_RULES)
         out = {stop.rule: (stop.t, stop.flags) for stop in found}
         curves = {stop.rule: stop.curve for stop in found}
         both = curves["loo"] + curves["bayes"]
         out["bayes_and_loo"] = (None, ("no_answer",)) if np.isnan(both).all() else (int(times[np.nanargmin(both)]), ())
-        out |= {f"squared_{stop.rule}": (stop.t, stop.flags) for stop in read(list(SQUARED), None)}
+        out |= {f"squared_{stop.rule}": (stop.t, stop.flags) for stop in stops(squared, SQUARED)}
         reached = filter.eta(times) * self.spec.lambda_max
         return out | {f"eta_{c}": (int(times[np.argmin(np.abs(reached - c))]), ()) for c in (0, *THUMB)}

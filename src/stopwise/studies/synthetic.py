@@ -8,13 +8,16 @@ sqrt(lambda_k) phi_k with |a|^2 = R^2: theory speaks of f* - f0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from stopwise.linearized.filters import Filter, GradientDescent, Ridge
 from stopwise.linearized.spectrum import Spectrum
-from stopwise.stopping.stops import judge, stops, time_grid
+from stopwise.stopping.judging import HIT, judge
+from stopwise.stopping.known import BeforeTraining
+from stopwise.stopping.registry import NEED_SIGMA, PREDICTED, REFITTED, ROW, SCALE
+from stopwise.stopping.stops import stops, time_grid
 
 FEATURES = 512
 SIGMA = 0.25
@@ -27,10 +30,10 @@ DECAYS = ("finite_rank", "beta1", "beta2", "exponential")
 EXACT_LOO = 64
 T_MAX = 20_000
 TIME_POINTS = 240
-KNOW_ALL = ("worst_case", "sure", "discrepancy")
-NEED_NOISE = ("worst_case", "balance", "sure", "discrepancy")
-FREE_OF_NOISE = ("gcv", "loo", "loo_shortcut", "bayes")
-REFITTED = ("loo", "bayes")
+# The scale of a prior is no property of a fixed f*, and so estimated even where sigma and R are known.
+KNOW_ALL = tuple(rule for rule in NEED_SIGMA if SCALE not in ROW[rule].needs)
+KNOW_SIGMA = tuple(rule for rule in NEED_SIGMA if SCALE in ROW[rule].needs)
+FREE_OF_NOISE = tuple(rule for rule in PREDICTED if rule not in NEED_SIGMA)
 
 
 @dataclass(frozen=True)
@@ -154,16 +157,12 @@ def judge_rules(sample: Sample, loo: bool = True, seed: int = 0) -> list[dict]:
     filter, times = GradientDescent(1 / spec.lambda_max), time_grid(T_MAX, TIME_POINTS)
     risk = sample.risk_path(spec, filter, times)
     loss, rows = risk + problem.sigma**2, []
-    known = [
-        *stops(spec, sample.residual, filter, T_MAX, ["balance"], sigma=problem.sigma, times=times),
-        *stops(
-            spec, sample.residual, filter, T_MAX, KNOW_ALL, sigma=problem.sigma, rkhs_norm=problem.radius, times=times
-        ),
-    ]
-    names = [*NEED_NOISE, *(rule for rule in FREE_OF_NOISE if loo or rule not in REFITTED)]
-    folds = None if m <= EXACT_LOO else 10
-    y = sample.start + sample.residual
-    estimated = stops(spec, sample.residual, filter, T_MAX, names, times=times, folds=folds, seed=seed, targets=y)
+    folds, y = None if m <= EXACT_LOO else 10, sample.start + sample.residual
+    run = BeforeTraining(spec, sample.residual, filter, T_MAX, times=times, folds=folds, seed=seed, targets=y)
+    noisy = replace(run, sigma=problem.sigma)
+    known = [*stops(noisy, KNOW_SIGMA), *stops(replace(noisy, rkhs_norm=problem.radius), KNOW_ALL)]
+    names = [*NEED_SIGMA, *(rule for rule in FREE_OF_NOISE if loo or rule not in REFITTED)]
+    estimated = stops(run, names)
     for is_known, found in ((True, known), (False, estimated)):
         for stop in found:
             row = _row(stop.rule, is_known, stop.t, stop.flags, times, loss)
@@ -198,7 +197,7 @@ def _holdout_row(sample: Sample, times: np.ndarray, loss: np.ndarray) -> dict:
         "loss": reached,
         "risk": reached - sample.problem.sigma**2,
         "relative_regret": reached / best - 1,
-        "hit": reached <= 1.05 * best,
+        "hit": reached <= (1 + HIT) * best,
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stopwise.stats import wilson
+from stopwise.stopping.registry import NEED_SIGMA
 from stopwise.studies.synthetic import DECAYS
 
 RESAMPLES = 500
@@ -156,7 +157,7 @@ def markdown(summary: list[dict[str, Any]]) -> str:
 
 
 def _source(rule: str, known: bool) -> str:
-    if rule in ("gcv", "loo", "loo_shortcut", "holdout", "bayes"):
+    if rule not in NEED_SIGMA:
         return "not used"
     return "known" if known else "estimated"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from stopwise.stats import interval, redrawn, share_interval
+from stopwise.stats import redrawn
+from stopwise.stopping.registry import MEASURED
+from stopwise.stopping.scores import run_columns, score, written
 from stopwise.studies import on_the_path as study
 from stopwise.studies import on_the_path_log_loss as study_log_loss
 
@@ -22,16 +24,23 @@ TITLES = {
     "cv5": "5-fold cross-validation",
     "holdout": "hold-out, a quarter of the labels",
 }
-MEASURES: dict[str, Callable[[Mapping[str, np.ndarray]], float]] = {
-    "hit_rate": lambda v: float(np.mean(v["hit"])),
-    "median_regret": lambda v: float(np.median(v["regret"])),
-    "p90_regret": lambda v: float(np.quantile(v["regret"], 0.9)),
-    "beats_holdout": lambda v: float(np.mean(v["better"])),
-    "median_ratio": lambda v: float(np.nanmedian(v["ratio"])),
-    "accuracy": lambda v: float(np.mean(v["accuracy"])),
+# The measures of ``stopwise.scores``, as the table of the study calls them.
+MEASURES = {
+    "hit_rate": "hits",
+    "median_regret": "regret",
+    "p90_regret": "regret_90",
+    "beats_holdout": "better",
+    "median_ratio": "ratio",
+    "accuracy": "accuracy",
 }
-# Measures that are the share of a column.
-SHARES = {"hit_rate": "hit", "beats_holdout": "better"}
+# The columns of the text, and how they are written.
+SHOWN = {
+    "hit_rate": "%",
+    "median_regret": "%.1",
+    "p90_regret": "%",
+    "beats_holdout": "%",
+    "median_ratio": "short",
+}
 
 
 def title(method: str) -> str:
@@ -74,25 +83,18 @@ def _objective_table(rows: list[dict[str, Any]], objective: str, seed: int) -> l
         out.append({**share, "cells": len(own)})
         values = _columns(own)
         groups = [(row["task"], row["seed"]) for row in own]
-        draws = redrawn(groups, seed)
+        draws, count = redrawn(groups, seed), len(set(groups))
         for name, measure in MEASURES.items():
-            if method in ("holdout", "oracle") and name == "beats_holdout":
+            if method in MEASURED and name == "beats_holdout":
                 continue
-            if name in SHARES and method != "oracle":
-                low, high = share_interval(values[SHARES[name]], draws, len(set(groups)))
-            else:
-                low, high = interval(values, measure, draws)
-            row = {**who, "measure": name, "value": measure(values), "low": low, "high": high}
-            out.append({**row, "cells": len(own)})
+            value, low, high = score(method, measure, values, draws, count)
+            out.append({**who, "measure": name, "value": value, "low": low, "high": high, "cells": len(own)})
     return out
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    return {
-        "hit": np.array([row["hit"] for row in rows], dtype=float),
-        "regret": np.array([row["relative_regret"] for row in rows]),
+    return run_columns(rows) | {
         "better": np.array([row["loss"] < row["loss_holdout"] for row in rows], dtype=float),
-        "ratio": np.array([np.nan if row["ratio"] is None else row["ratio"] for row in rows]),
         "accuracy": np.array([row["accuracy"] for row in rows]),
     }
 
@@ -114,16 +116,8 @@ def _lines(table: list[dict[str, Any]]) -> list[str]:
     ]
     for method in dict.fromkeys(row["method"] for row in table):
         texts = [f"{100 * pick[method, 'answered']['value']:.0f} %"]
-        for measure, digits in (("hit_rate", 0), ("median_regret", 1), ("p90_regret", 0), ("beats_holdout", 0)):
-            texts.append(_percent(pick.get((method, measure)), digits))
-        ratio = pick[method, "median_ratio"]
-        texts.append(f"{ratio['value']:.2g} [{ratio['low']:.2g}, {ratio['high']:.2g}]")
+        for measure, scale in SHOWN.items():
+            row = pick.get((method, measure))
+            texts.append("–" if row is None else written((row["value"], row["low"], row["high"]), scale))
         lines.append(f"| {title(method)} | {' | '.join(texts)} |")
     return lines
-
-
-def _percent(row: dict[str, Any] | None, digits: int) -> str:
-    if row is None:
-        return "–"
-    value, low, high = (f"{100 * row[key]:.{digits}f}" for key in ("value", "low", "high"))
-    return f"{value} % [{low}, {high}]"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SIGNS = ("negative", "positive")
-_DEFAULTS = {"max_tokens": 40, "validation": 32, "test": 96, "train": 64}
+_DEFAULTS = {"max_tokens": 24, "validation": 32, "test": 96, "train": 64}
 _KEYS = ("name", "source", "text", "label", "template", "verbalizers", "group", "minimum_abs_score")
 _NEEDED = ("source", "text", "label", "template", "verbalizers")
 

@@ -12,6 +12,7 @@ from stopwise.linearized.coding import squared_loss
 from stopwise.linearized.filters import Filter
 from stopwise.linearized.paths import train_path
 from stopwise.linearized.spectrum import Spectrum, joint_spectrum
+from stopwise.stopping.known import BeforeTraining
 from stopwise.stopping.stops import stopping_table, time_grid
 from stopwise.training.settings import FinetuneSettings
 
@@ -57,9 +58,11 @@ class JointPlan:
 
     def stops(self, rules: Sequence[str], t_max: int, noise: str, radius: str) -> list[dict[str, Any]]:
         """Return each kernel rule's stop: rows of the ``stopping`` artifact, n counting all tasks' examples."""
-        options = {"noise": noise, "radius": radius, "times": time_grid(t_max), "targets": _stacked(self.targets)}
-        residual = _stacked(self.residuals)
-        found, _ = stopping_table(self.spectrum, residual, self.filter, t_max, rules, None, **options)
+        residual, y, times = _stacked(self.residuals), _stacked(self.targets), time_grid(t_max)
+        run = BeforeTraining(
+            self.spectrum, residual, self.filter, t_max, noise=noise, radius=radius, times=times, targets=y
+        )
+        found, _ = stopping_table(run, rules)
         flags = () if self.exact else ("heuristic",)
         return [{"n": self.examples, **row, "flags": sorted({*str(row["flags"]).split(), *flags})} for row in found]
 

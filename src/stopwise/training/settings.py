@@ -53,10 +53,10 @@ class FinetuneSettings:
     weight_decay: float = 0.0
     schedule: str = "constant"
     warmup: int = 0
-    steps: int = 24
+    steps: int = 12
     batch_size: int | None = None
-    evaluate_every: float = 2
-    patience: int = 3
+    evaluate_every: float = 4
+    patience: int = 2
     min_delta: float = 0.0
     stop: str = "holdout"
     stop_at: int | None = None

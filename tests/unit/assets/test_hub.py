@@ -12,7 +12,7 @@ from stopwise.network.loading import prepare_model
 
 SCRIPT = """
 import json, sys
-from stopwise.models import load_model, model_fingerprint
+from stopwise.network.loading import load_model, model_fingerprint
 answers = []
 for source, revision in json.loads(sys.argv[1]):
     try:

@@ -12,9 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stopwise.assets import hub
-from stopwise.assets import wheels as assets_module
-from stopwise.assets.wheels import AssetError
+from stopwise.assets.wheels import AssetError, hub
+from stopwise.assets.wheels import wheels as assets_module
 from stopwise.network.loading import (
     PICO,
     ModelError,

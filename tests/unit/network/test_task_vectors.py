@@ -223,7 +223,7 @@ def test_damaged_files_are_named(tmp_path):
 
 MEMORY = """
 import resource, sys, torch
-from stopwise.task_vectors import TaskVector
+from stopwise.network.task_vectors import TaskVector
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 vectors = [TaskVector.load(path) for path in sys.argv[1:-1]]
 (0.5 * sum(vectors)).save(sys.argv[-1])

@@ -1,27 +1,64 @@
 """The configuration: every file in the repository is valid, every mistake is named with its key."""
 
 import copy
+import re
 from pathlib import Path
 
+import jsonschema
 import pytest
-import yaml
+from snakemake.common.configfile import load_configfile
+from snakemake.utils import update_config
 
-from stopwise.pipeline.config import ConfigError, config_digest, schema, start_tasks, validated
+from stopwise.pipeline.config import ConfigError, config_digest, start_tasks, validated
+from stopwise.pipeline.config_messages import schema
 
 ROOT = Path(__file__).resolve().parents[3]
-FILES = [ROOT / "config.yaml", *sorted((ROOT / "config").glob("*.yaml"))]
+BASE = ROOT / "config" / "studies" / "base.yaml"
+OVERLAYS = sorted(set((ROOT / "config" / "studies").glob("*.yaml")) - {BASE})
+# Each configuration is one file, or the studies' base with an overlay.
+READY = [(ROOT / "config.yaml",), *((path,) for path in sorted((ROOT / "config").glob("*.yaml")))]
+READY += [(BASE, path) for path in OVERLAYS]
 MINIMAL = {"name": "x", "model": {"source": "pico-llama"}, "tasks": {"movie": {}}, "arithmetic": {"enabled": False}}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_every_configuration_file_is_valid(path):
-    completed = validated(yaml.safe_load(path.read_text(encoding="utf-8")))
+def read(paths):
+    """Return the files of one configuration merged as snakemake merges them."""
+    merged = {}
+    for path in paths:
+        update_config(merged, load_configfile(path))
+    return merged
+
+
+@pytest.mark.parametrize("paths", READY, ids=lambda paths: paths[-1].stem)
+def test_every_configuration_is_valid_for_the_workflow_and_for_editors(paths):
+    completed = validated(read(paths))
     assert validated(completed) == completed  # completing twice changes nothing
+    assert not list(jsonschema.Draft202012Validator(schema()).iter_errors(read(paths)))
 
 
 def test_names_of_the_ready_configurations_differ():
-    names = [yaml.safe_load(path.read_text(encoding="utf-8"))["name"] for path in FILES]
+    names = [read(paths)["name"] for paths in READY]
     assert len(set(names)) == len(names)
+
+
+def test_the_base_of_the_studies_does_not_run_alone_and_has_no_tasks_to_mix():
+    assert "tasks" not in read([BASE])
+    with pytest.raises(ConfigError, match=r"config key (name|tasks): is required"):
+        validated(read([BASE]))
+
+
+def test_a_study_is_the_configuration_that_its_record_names():
+    digests = {read(paths)["name"]: config_digest(validated(read(paths))) for paths in READY}
+    recorded = set()
+    for page in (ROOT / "docs").rglob("README.md"):
+        name = next((part for part in reversed(page.parts) if part in digests), None)
+        found = re.search(
+            r"^Made by `snakemake .*`, configuration (\w{16}),", page.read_text(encoding="utf-8"), re.MULTILINE
+        )
+        if name and found:
+            assert found[1] == digests[name], page
+            recorded.add(name)
+    assert {"demo", "paper-small", "stopping-study", "set-aside", "study-sgd", "study-adam", "study-adamw"} <= recorded
 
 
 def test_defaults_are_filled_at_every_level():
@@ -69,6 +106,25 @@ def test_a_mistake_is_named_with_its_key(key, value, message):
         validated(config)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_values_that_were_given_stay_as_they_were_written():
+    given = MINIMAL | {"kernel": {"memory_gb": 3}, "finetune": {"min_delta": 0}, "tasks": {"movie": None}}
+    completed = validated(given)
+    assert repr(completed["kernel"]["memory_gb"]) == "3"  # a digest tells 3 from 3.0
+    assert repr(completed["finetune"]["min_delta"]) == "0"
+    assert completed["tasks"] == {"movie": {}}
+    assert given["tasks"] == {"movie": None}
+
+
+def test_the_vectors_of_task_arithmetic_have_the_middle_size_unless_one_is_named():
+    def size(sizes, **own):
+        return validated(MINIMAL | {"sizes": sizes, "arithmetic": own})["arithmetic"]["size"]
+
+    assert size([64, 16, 32]) == 32
+    assert size([8, 16]) == 16
+    assert size([8]) == 8
+    assert size([16, 32, 64], size=64) == 64
 
 
 def test_every_key_of_the_schema_is_described_or_has_parts():

@@ -14,7 +14,7 @@ from stopwise.pipeline import devices
 
 HOLDER = """
 import sys, time
-from stopwise.devices import lease_device
+from stopwise.pipeline.devices import lease_device
 lease = lease_device(patience=float(sys.argv[1]))
 assert "torch" not in sys.modules
 import os

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from stopwise.report.summary import averaged, markdown, rule_table
+from stopwise.report.summary import averaged, markdown
 from stopwise.stats import interval, redrawn, wilson
+from stopwise.stopping.scores import rule_table
 
 
 def judged(rule, task, seed, regret, n=16, start="pretrained", loss=None, ratio=1.0):

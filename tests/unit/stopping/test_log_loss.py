@@ -1,5 +1,7 @@
 """Log-loss along the path without an example: against refits one by one, dense regression and simulated tasks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from stopwise.stopping.cross_entropy import (
     loo_log_loss,
     time_points,
 )
+from stopwise.stopping.known import BeforeTraining
 from stopwise.stopping.leave_one_out import leave_out_groups
 from stopwise.stopping.stops import stopping_time, stops
 
@@ -178,8 +181,9 @@ def test_rules_stop_at_the_least_log_loss_and_the_others_are_as_they_were():
     y, filter = objective.targets, HeavyBall(1 / spec.lambda_max)
     replay = Replay(objective, draw_batches(24, 8, 40, 0))
     rules = ["sure", "gcv", "loo", "bayes"]
-    plain = {stop.rule: stop for stop in stops(spec, y - f0, filter, 40, rules, targets=y)}
-    found = {stop.rule: stop for stop in stops(spec, y - f0, filter, 40, rules, targets=y, replay=replay)}
+    path = BeforeTraining(spec, y - f0, filter, 40, targets=y)
+    plain = {stop.rule: stop for stop in stops(path, rules)}
+    found = {stop.rule: stop for stop in stops(replace(path, replay=replay), rules)}
     assert [found[r].t for r in ("sure", "gcv")] == [plain[r].t for r in ("sure", "gcv")]
     outputs = left_out_outputs(spec, f0, replay, filter, np.arange(41))
     np.testing.assert_allclose(found["loo"].curve, loo_log_loss(objective, outputs))

@@ -11,8 +11,10 @@ from stopwise.linearized.filters import GradientDescent, HeavyBall, Nesterov, Ri
 from stopwise.linearized.noise import estimate_noise, noise_intervals
 from stopwise.linearized.spectrum import Spectrum, joint_spectrum
 from stopwise.stopping.closed_form import critical_eta, local_complexity
+from stopwise.stopping.judging import judge
+from stopwise.stopping.known import BeforeTraining
 from stopwise.stopping.leave_one_out import leave_out_groups, loo_curve, loo_shortcut_curve
-from stopwise.stopping.stops import RULES, judge, stopping_table, stopping_time, stops, time_grid
+from stopwise.stopping.stops import RULES, stopping_table, stopping_time, stops, time_grid
 
 COMPUTED = tuple(rule for rule in RULES if rule not in ("holdout", "oracle"))
 
@@ -281,7 +283,7 @@ def test_known_sigma_leaves_only_the_radius_to_estimate():
 def all_stops(spec, r, t_max=50, **options):
     options.setdefault("targets", r + np.sin(3.0 * np.arange(spec.m)))  # a start that varies
     filter = GradientDescent(1 / spec.lambda_max if spec.lambda_max > 0 else 1.0)
-    return {stop.rule: stop for stop in stops(spec, r, filter, t_max, COMPUTED, **options)}
+    return {stop.rule: stop for stop in stops(BeforeTraining(spec, r, filter, t_max, **options), COMPUTED)}
 
 
 def test_no_crossing_is_a_flag_and_no_number():
@@ -538,7 +540,7 @@ def test_rules_together_equal_rules_alone():
     spec, r = problem(21, n=20, columns=2, intercept=True)
     filter = HeavyBall(1 / spec.lambda_max)
     y = r + np.sin(3.0 * np.arange(spec.m))
-    rows, curves = stopping_table(spec, r, filter, 30, COMPUTED, targets=y)
+    rows, curves = stopping_table(BeforeTraining(spec, r, filter, 30, targets=y), COMPUTED)
     for row in rows:
         alone = stopping_time(spec, r, row["rule"], filter, 30, targets=y)
         assert row["t"] == alone.t
@@ -586,7 +588,7 @@ def test_all_rules_that_refit_nothing_take_under_a_second_at_two_thousand_rows()
     spec = Spectrum(lam, u, m, 1, False, m, ((m, 1),), lam[-1], (), m * (u * lam) @ u)
     r, filter = rng.standard_normal(m), GradientDescent(1 / spec.lambda_max)
     start = time.process_time()
-    stops(spec, r, filter, 999, [rule for rule in COMPUTED if rule not in ("loo", "bayes")])
+    stops(BeforeTraining(spec, r, filter, 999), [rule for rule in COMPUTED if rule not in ("loo", "bayes")])
     # Measured 0.64 s on one core; process time, and twice the promise, because test machines are shared.
     assert time.process_time() - start < 2.0
 

@@ -7,8 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stopwise.assets import hub
-from stopwise.assets.wheels import AssetError
+from stopwise.assets.wheels import AssetError, hub
 from stopwise.tasks.sources import SourceError, read_rows
 
 ROWS = [

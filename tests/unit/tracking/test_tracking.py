@@ -9,10 +9,10 @@ from contextlib import closing
 
 import pytest
 
-from stopwise.artifacts import tables as artifacts
-from stopwise.tracking import ingest as tracking
-from stopwise.tracking import store as tracking_store
+from stopwise.artifacts.tables import tables as artifacts
 from stopwise.tracking.fields import ARTIFACT, COMMIT, DIGEST, PARENT, SUPERSEDED, flatten, safe_key
+from stopwise.tracking.ingest import ingest as tracking
+from stopwise.tracking.ingest import store as tracking_store
 from tracking_runs import SVG, decay, small_run, trajectory
 
 
@@ -350,7 +350,7 @@ def test_an_address_of_another_kind_names_the_config_key(address, tmp_path):
 def test_processes_that_race_the_creation_make_one_good_database(tmp_path):
     (tmp_path / ".part-abc-mlflow.db").write_bytes(b"left by a killed process")
     uri = tracking_store.resolve_uri(None, tmp_path)
-    code = f"from stopwise.tracking_store import create_database; create_database({uri!r})"
+    code = f"from stopwise.tracking.store import create_database; create_database({uri!r})"
     racers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     assert [racer.wait(timeout=120) for racer in racers] == [0, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]

@@ -82,7 +82,7 @@ import os, signal, sys, time
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-import stopwise.checkpoint as checkpoint
+import stopwise.training.checkpoint as checkpoint
 from test_checkpoint import data, pico_model, run
 from training_reference import outputs_one_by_one
 
@@ -282,7 +282,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from stopwise.checkpoint import save_checkpoint
+from stopwise.training.checkpoint import save_checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path = Path(sys.argv[1])
 save_checkpoint(path, {"a": torch.zeros(4)}, {"step": 1})
