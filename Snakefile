@@ -9,6 +9,10 @@ if not workflow.overwrite_configfiles:
     configfile: "config.yaml"
 
 
+# With `--software-deployment-method apptainer`: the image of the Dockerfile, built under this name.
+container: "docker://stopwise:0.1.0"
+
+
 report: "workflow/report/workflow.rst"
 
 

@@ -182,7 +182,7 @@ def document(folder: Path) -> str:
     lines = [
         "# Bad inputs and what they say",
         "",
-        "Written by `tests/workflow/test_bad_inputs.py`, which runs every line; with STOPWISE_WRITE_DOCS=1 it writes this page.",
+        "Written by `tests/workflow/test_bad_inputs.py`, which runs every line (STOPWISE_WRITE_DOCS=1 writes it anew).",
         "A job that meets one ends with the message as its only line, exit code not zero, and nothing half-written.",
         "",
         "| Read by | What is wrong | Message |",
