@@ -89,14 +89,7 @@ def pico(arch: str, dtype: torch.dtype = torch.float64, seed: int = 0, attention
     maker = tf.AutoModelForMaskedLM if arch in ("bert", "roberta") else tf.AutoModelForCausalLM
     torch.manual_seed(seed)
     model = maker.from_config(config, attn_implementation=attention)
-    generator = torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-            else:
-                parameter *= 3
-    return model.to(dtype).eval().requires_grad_(False)
+    return shaken(model, seed + 1).to(dtype).eval().requires_grad_(False)
 
 
 def prompts(lengths: list[int], seed: int = 0, side: str = "right", positions: list[int] | None = None) -> dict:
@@ -116,8 +109,38 @@ def prompts(lengths: list[int], seed: int = 0, side: str = "right", positions: l
     return batch
 
 
+def shaken(model: torch.nn.Module, seed: int = 1) -> torch.nn.Module:
+    """Move biases and norm weights off their trivial start and make weights larger, so that all of them matter."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            else:
+                parameter *= 3
+    return model
+
+
+def pairs_of_texts(batch: dict) -> dict:
+    """Return a batch whose examples' second halves are a second text."""
+    mask = batch["attention_mask"]
+    place = mask.cumsum(1) - 1
+    return batch | {"token_type_ids": (mask.bool() & (2 * place >= mask.sum(1, keepdim=True))).long()}
+
+
+def _classified(model: torch.nn.Module, batch: dict, row: int) -> torch.Tensor:
+    """Return the logits of one example of a sequence classifier, called as its users call it."""
+    keep = batch["attention_mask"][row].bool()
+    named = {key: batch[key][row, keep][None] for key in ("input_ids", "token_type_ids") if key in batch}
+    return model(**named).logits[0]
+
+
 def plain_outputs(model: torch.nn.Module, batch: dict, outputs: str = "contrast") -> list[torch.Tensor]:
-    """Return f of every example [columns], each from its own unpadded pass through the whole vocabulary head."""
+    """Return f of every example [columns], each from its own unpadded pass through the whole head."""
+    if "verbalizers" not in batch:
+        logits = [_classified(model, batch, row) for row in range(len(batch["input_ids"]))]
+        coding = torch.as_tensor(coding_matrix(len(logits[0]), outputs))
+        return [coding.to(one.dtype) @ one for one in logits]
     coding = torch.as_tensor(coding_matrix(len(batch["verbalizers"]), outputs))
     rows = []
     for row in range(len(batch["input_ids"])):
@@ -126,6 +149,11 @@ def plain_outputs(model: torch.nn.Module, batch: dict, outputs: str = "contrast"
         result = model(input_ids=batch["input_ids"][row, keep][None], output_hidden_states=outputs == "head")
         if outputs == "head":
             logits = model.class_head(result.hidden_states[-1][0, position])
+        elif outputs == "vocabulary":
+            log_p = result.logits[0, position].log_softmax(0)
+            words = batch["verbalizers"]
+            rest = torch.ones(len(log_p), dtype=torch.bool).index_fill(0, words, False)
+            logits = torch.cat([log_p[words], log_p[rest].exp().sum().log()[None]])
         else:
             logits = result.logits[0, position, batch["verbalizers"]]
         rows.append(coding.to(logits.dtype) @ logits)

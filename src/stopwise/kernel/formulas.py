@@ -19,6 +19,7 @@ from torch import nn
 
 from stopwise.network import lora
 from stopwise.network.architecture import block_prefix, first_names, is_linear
+from stopwise.network.heads import output_embeddings
 
 
 @dataclass
@@ -88,7 +89,7 @@ def plan_terms(model: nn.Module, parameters: dict[str, nn.Parameter]) -> list[Te
     """Return one term per parameter, in name order, with every use that has a formula."""
     chosen = {id(parameter) for parameter in parameters.values()}
     uses: dict[int, list[Use]] = {}
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    head = output_embeddings(model)
     for module in model.modules():
         for attribute, parameter in module.named_parameters(recurse=False):
             formula = _formula(module, attribute, head) if id(parameter) in chosen else None
@@ -109,7 +110,7 @@ def _layer(owner: str, blocks: str) -> str:
     return owner
 
 
-def _formula(module: nn.Module, attribute: str, head: nn.Module) -> str | None:
+def _formula(module: nn.Module, attribute: str, head: nn.Module | None) -> str | None:
     """Return the formula of a module's parameter, or None. Whether it holds is probed before it is used."""
     if module is head:
         return {"weight": "head_weight", "bias": "head_bias"}.get(attribute)
@@ -214,22 +215,27 @@ def _gain(use: Use, call: Call, n: int) -> Features:
 def _table(use: Use, call: Call, n: int) -> Features:
     assert call.ids is not None
     vectors = gradients(call, n) * call.scale
-    if call.ids.numel() != n * vectors.shape[2]:
-        raise ValueError(f"row numbers of shape {tuple(call.ids.shape)} are shared between {n} examples")
+    ids = call.ids
+    if len(ids) == 1 < n == len(call.y):  # looked up once for all examples, each of which got a copy
+        ids = ids.expand(n, -1)
+    if ids.numel() != n * vectors.shape[2]:
+        raise ValueError(f"row numbers of shape {tuple(ids.shape)} are shared between {n} examples")
     padding = use.module.padding_idx
     if padding is not None:  # torch gives the padding row no gradient
-        vectors = vectors * (call.ids.reshape(n, 1, -1, 1) != padding)
-    return Sparse(call.ids.reshape(n, -1), vectors)
+        vectors = vectors * (ids.reshape(n, 1, -1, 1) != padding)
+    return Sparse(ids.reshape(n, -1), vectors)
 
 
 def _head_weight(use: Use, call: Call, n: int) -> Features:
-    assert call.ids is not None
+    if call.ids is None:  # all rows of the vocabulary act
+        return _weight(use, call, n)
     vectors = gradients(call, n)[:, :, 0, :, None] * call.x.reshape(n, 1, 1, -1)
     return Sparse(call.ids.expand(n, -1), vectors)
 
 
 def _head_bias(use: Use, call: Call, n: int) -> Features:
-    assert call.ids is not None
+    if call.ids is None:
+        return _bias(use, call, n)
     return Sparse(call.ids.expand(n, -1), gradients(call, n)[:, :, 0, :, None])
 
 
@@ -249,12 +255,13 @@ def weighted_gradient(term: Term, found: Features | None, weights: torch.Tensor)
     """Return sum_ic weights[i, c] * gradient of output (i, c) in the parameter's shape, to compare with autograd."""
     out = torch.zeros_like(term.parameter)
     if isinstance(found, Outer):
-        whole = torch.einsum("nctd,nte,nc->de", found.g, found.a, weights)
+        # Some models compute parts of a layer in another type than their own.
+        whole = torch.einsum("nctd,nte,nc->de", found.g.to(weights), found.a.to(weights), weights)
         return whole.T if stored_transposed(term) else whole
     if isinstance(found, Dense):
-        return torch.einsum("ncp,nc->p", found.rows, weights).reshape(out.shape)
+        return torch.einsum("ncp,nc->p", found.rows.to(weights), weights).reshape(out.shape)
     if isinstance(found, Sparse):
-        whole = torch.einsum("ncsd,nc->nsd", found.vectors, weights)
+        whole = torch.einsum("ncsd,nc->nsd", found.vectors.to(weights), weights)
         flat = out.reshape(out.shape[0], -1)
         flat.index_add_(0, found.ids.reshape(-1), whole.reshape(-1, whole.shape[-1]))
     return out

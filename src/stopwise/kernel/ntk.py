@@ -27,7 +27,8 @@ from stopwise.kernel.passes import TOKENS_PER_BATCH
 from stopwise.linearized.coding import coding_matrix, columns
 from stopwise.network import lora
 from stopwise.network.batches import MAX_PADDING, pack, verbalizers_of
-from stopwise.network.parameters import Subset, select_parameters
+from stopwise.network.heads import evaluating, sees_later_tokens
+from stopwise.network.parameters import Subset, held, select_parameters
 
 FORMULAS = ("sgd", "signgd", "adam")
 PARTS = ("layer", "module")
@@ -91,7 +92,8 @@ def empirical_ntk(
 ) -> Kernel:
     """Return the empirical NTK K(a, b) of the class outputs at the model's present weights.
 
-    ``model``: a transformers causal (or masked) LM; it comes back as it was. ``batch_a``, ``batch_b``: mappings with
+    ``model``: a transformers causal (or masked) LM or sequence classifier, inside a PEFT wrapper or not; it runs in
+    evaluation mode and comes back as it was. ``batch_a``, ``batch_b``: mappings with
     ``input_ids`` and ``attention_mask`` [n, T] (see ``batches``); without b the kernel is the symmetric K(a, a).
     ``parameters``: see ``select_parameters``. ``formula``: ``sgd`` (inner products of gradients), ``signgd`` (of their
     signs) or ``adam`` (J D J', with the option ``preconditioner``: D by parameter, see ``preconditioner``). ``dtype``:
@@ -203,16 +205,13 @@ def _adapters(model: nn.Module, parameters: Subset) -> Iterator[Subset]:
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Put the model in evaluation mode with frozen weights, and back."""
-    training = [m for m in model.modules() if m.training]
     learning = [p for p in model.parameters() if p.requires_grad]
-    model.eval()
     for parameter in learning:
         parameter.requires_grad_(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
-        for module in training:
-            module.training = True
         for parameter in learning:
             parameter.requires_grad_(True)
 
@@ -252,13 +251,15 @@ def prepared(
 ) -> Iterator[Job]:
     """Yield a job over the frozen model with its terms and packed tasks, for the time of a block."""
     coding_matrix(2, outputs)
-    packed = [(pack(batch), verbalizers_of(batch, verbalizers)) for batch in tasks.values()]
+    packed = [(pack(batch), verbalizers_of(batch, verbalizers, model)) for batch in tasks.values()]
+    parameters = held(model, parameters)
     with (
         _placed(model, device, dtype) as placed,
         _frozen(placed),
         _adapters(placed, parameters) as subset,
         float32_products(next(placed.parameters()).device),
     ):
+        sees_later_tokens(placed)  # tried now, before anything is recorded
         yield Job(placed, _chosen_terms(placed, subset, layers), packed, [], outputs)
 
 

@@ -22,6 +22,7 @@ from stopwise.kernel.formulas import Call, Features, Term, features, record_inpu
 from stopwise.linearized.coding import columns
 from stopwise.network.batches import MAX_PADDING, Packed, length_buckets
 from stopwise.network.forward import HeadCall, packed_outputs
+from stopwise.network.heads import output_embeddings
 
 log = logging.getLogger(__name__)
 
@@ -99,11 +100,20 @@ class Recorder:
     """Hooks that note the calls of chosen modules, and start the graph at the first of them.
 
     A module whose output no gradient reaches yet gets a fresh leaf as its output: below it autograd has nothing to do.
+    A table that is looked up once for all examples gives each its own copy, so that their gradients do not mix.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], head: nn.Module, head_call: HeadCall, tokens: torch.Tensor):
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        head: nn.Module | None,
+        head_call: HeadCall,
+        tokens: torch.Tensor | None,
+        examples: int,
+    ):
         self.calls: dict[int, list[Call]] = {}
         self.order: list[int] = []
+        self._examples = examples
         self._modules, self._head, self._head_call, self._tokens = modules, head, head_call, tokens
         self.active = True
 
@@ -119,6 +129,8 @@ class Recorder:
         if not self.active:
             return None
         fresh = None
+        if isinstance(module, nn.Embedding) and y.ndim == 3 and len(y) == 1 < self._examples:
+            y = fresh = y.expand(self._examples, -1, -1)
         if not y.requires_grad:
             y = fresh = y.detach().requires_grad_(True)
         if module is self._head:
@@ -167,10 +179,11 @@ class Pass:
     def recording(self, terms: Sequence[Term], batch: Batch, call: HeadCall) -> Iterator[Recorder]:
         """Record the modules of these terms while the body runs the model or a part of it."""
         device = next(self.model.parameters()).device
-        tokens = batch.group.verbalizers.to(device)
+        # Under ``vocabulary`` every row of the head acts, not the words' alone.
+        tokens = None if self.outputs == "vocabulary" else batch.group.verbalizers.to(device)
         with (
             torch.enable_grad(),
-            Recorder(self.modules(terms), self.model.get_output_embeddings(), call, tokens) as rec,
+            Recorder(self.modules(terms), output_embeddings(self.model), call, tokens, batch.size) as rec,
         ):
             yield rec
 

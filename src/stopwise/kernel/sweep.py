@@ -61,7 +61,8 @@ class Sweep:
         ]
         try:
             if self.outer and self.batches:
-                with torch.no_grad():
+                # With gradients, so that whatever else blocks read of these parameters is seen.
+                with self.run.recording(self.outer, self.batches[0], HeadCall()):
                     self._until_first_block(self.batches[0])
         finally:
             for hook in hooks:
@@ -73,6 +74,9 @@ class Sweep:
         seen: list[torch.Tensor] = []
 
         def stop(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            others, named = _others(args, kwargs)
+            if any(torch.is_tensor(one) and one.requires_grad for one in (*others, *named.values())):
+                raise Unswept("blocks read more of what lies below them than one hidden state")
             seen.append(_hidden(args, kwargs))
             raise _Stop
 

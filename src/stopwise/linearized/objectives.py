@@ -73,11 +73,15 @@ class Objective:
         part = self.rows(index)
         if self.kind == "squared":
             return (f + self.intercept - part.targets) / (len(self.labels) * f.shape[-1])
-        errors = np.exp(part.log_probabilities(f)) - np.eye(self.classes)[part.labels]
-        return errors @ coding_matrix(self.classes, self.outputs).T / len(self.labels)
+        coding = coding_matrix(self.classes, self.outputs)
+        errors = np.exp(part.log_probabilities(f)) - np.eye(coding.shape[1])[part.labels]
+        return errors @ coding.T / len(self.labels)
 
     def log_probabilities(self, f: np.ndarray) -> np.ndarray:
-        """Return the log-probability of every class, float64 [..., classes], from outputs f [..., columns]."""
+        """Return the log-probability of every class, float64 [..., classes], from outputs f [..., columns].
+
+        Under ``vocabulary`` a last one is that of all other tokens together.
+        """
         logits = (f + self.intercept) @ coding_matrix(self.classes, self.outputs)
         with np.errstate(invalid="ignore", over="ignore"):
             logits = logits - logits.max(axis=-1, keepdims=True)

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from stopwise.network.heads import output_embeddings, sees_later_tokens
+
 
 def is_linear(module: nn.Module) -> bool:
     """Tell whether a module is a linear map of the last axis: torch's Linear or the transposed Conv1D of GPT-2."""
@@ -14,7 +16,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def output_head(model: Any) -> nn.Linear:
     """Return the module that maps hidden states to vocabulary logits; ValueError for a model that has none."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = output_embeddings(model)
     if head is None:
         raise ValueError(f"model: {type(model).__name__} has no output embedding; a causal or masked LM is needed")
     return head
@@ -56,4 +58,4 @@ def is_causal(model: nn.Module) -> bool:
 
     Leaving it out is faster, and safer: padding whose sliding window holds nothing but padding would be NaN.
     """
-    return "MaskedLM" not in type(model).__name__
+    return not sees_later_tokens(model)

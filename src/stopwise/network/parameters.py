@@ -1,10 +1,11 @@
-"""Which parameters the kernel sees and training moves: ``attention``, ``linear``, ``all``, ``lora``, ``head``.
+"""Which parameters the kernel sees and training moves: ``attention``, ``linear``, ``all``, ``head``, ``trainable``, …
 
 The same selection serves the kernel and the fine-tuning, so that theory and practice speak of one set of weights.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,8 +15,11 @@ from torch import nn
 
 from stopwise.network import lora
 from stopwise.network.architecture import attention_linears, first_names, is_linear, output_head
+from stopwise.network.heads import head_modules, head_names, is_classifier, output_embeddings
 
-SUBSETS = ("attention", "linear", "all", "lora", "head")
+log = logging.getLogger(__name__)
+
+SUBSETS = ("attention", "linear", "all", "lora", "head", "trainable")
 CLASS_HEAD = "class_head"  # the submodule that forward.attach_head adds
 
 Subset = str | Sequence[str] | Mapping[str, Any]
@@ -24,11 +28,14 @@ Subset = str | Sequence[str] | Mapping[str, Any]
 def select_parameters(model: nn.Module, subset: Subset = "attention") -> dict[str, nn.Parameter]:
     """Return the parameters of a subset, ordered by name; a tied weight appears once, under its first name.
 
-    ``attention``: weights and biases of the linear layers inside attention modules (q, k, v, o). ``linear``: every
-    linear layer but the output head. ``all``: everything. ``lora``: the adapters that are attached; as a mapping
-    ``{"lora": {"rank": 8, "target": [regex], "scale": 1.0, "seed": 0}}`` they are attached first where absent.
-    ``head``: the new class head if one is attached, else the output embedding. A list holds regular expressions that
-    are searched in parameter names. Raises ValueError for an unknown subset, or one that matches nothing.
+    ``attention``: weights and biases of the linear layers inside attention modules (q, k, v, o), or ``linear`` for a
+    model without attention (see ``subset_note``). ``linear``: every linear layer but those of the head. ``all``:
+    everything. ``lora``: the adapters that are attached; as a mapping ``{"lora": {"rank": 8, "target": [regex],
+    "scale": 1.0, "seed": 0}}`` they are attached first where absent. ``head``: of a sequence classifier everything
+    outside of its base model; else the new class head if one is attached, else the output embedding. ``trainable``:
+    whatever requires a gradient, so the adapters of a PEFT model, or what frozen layers leave. A list holds regular
+    expressions that are searched in parameter names. Raises ValueError for an unknown subset, or one that matches
+    nothing.
     """
     if isinstance(subset, Mapping):
         lora.attach_from(model, subset)
@@ -40,12 +47,40 @@ def select_parameters(model: nn.Module, subset: Subset = "attention") -> dict[st
                 f"kernel.parameters: {subset!r} is not one of {', '.join(SUBSETS)} or a list of expressions"
             )
         chosen = _NAMED[subset](model, named)
+        if note := _without_attention(model, subset, chosen):
+            log.warning(note)
+            chosen = _linear(model, named)
     else:
         chosen = _matching(named, subset)
+    if not chosen and subset == "trainable":
+        raise ValueError(
+            f"kernel.parameters: no parameter of {type(model).__name__} requires a gradient, so there is nothing to"
+            " train; unfreeze some (requires_grad), or add an adapter that is not in inference mode"
+        )
     if not chosen:
         hint = " (attach adapters with lora.attach, or give its options)" if subset == "lora" else ""
         raise ValueError(f"kernel.parameters: {subset!r} matches no parameter of {type(model).__name__}{hint}")
     return {name: named[name] for name in sorted(chosen)}
+
+
+def subset_note(model: nn.Module, subset: Subset) -> str | None:
+    """Return the sentence that says that a model has no attention and ``linear`` stands in for it; else None."""
+    if subset != "attention":
+        return None
+    return _without_attention(model, subset, _attention(model, dict(model.named_parameters())))
+
+
+def _without_attention(model: nn.Module, subset: Subset, chosen: set[str]) -> str | None:
+    if subset != "attention" or chosen:
+        return None
+    return f"kernel.parameters: {type(model).__name__} has no attention layers; its linear layers are taken instead"
+
+
+def held(model: nn.Module, subset: Subset) -> Subset:
+    """Return a subset that still means the same after gradients are switched off: ``trainable`` by its names."""
+    if subset != "trainable":
+        return subset
+    return [f"^{re.escape(name)}$" for name in select_parameters(model, subset)]
 
 
 def _owned(model: nn.Module, modules: Sequence[nn.Module]) -> set[str]:
@@ -67,7 +102,9 @@ def _attention(model: nn.Module, named: Mapping[str, torch.Tensor]) -> set[str]:
 
 def _linear(model: Any, named: Mapping[str, torch.Tensor]) -> set[str]:
     """Return the parameters of all linear layers but the output head and the new class head."""
-    skip = {id(model.get_output_embeddings()), id(getattr(model, CLASS_HEAD, None))}
+    skip = {id(output_embeddings(model)), id(getattr(model, CLASS_HEAD, None))}
+    if is_classifier(model):
+        skip |= {id(module) for module in head_modules(model)}
     return _owned(model, [m for m in model.modules() if is_linear(m) and id(m) not in skip])
 
 
@@ -80,10 +117,23 @@ def _lora(model: nn.Module, named: Mapping[str, torch.Tensor]) -> set[str]:
 
 
 def _head(model: nn.Module, named: Mapping[str, torch.Tensor]) -> set[str]:
+    if is_classifier(model):
+        return set(head_names(model))
     return _owned(model, [getattr(model, CLASS_HEAD, None) or output_head(model)])
 
 
-_NAMED = {"attention": _attention, "linear": _linear, "all": _all, "lora": _lora, "head": _head}
+def _trainable(model: nn.Module, named: Mapping[str, torch.Tensor]) -> set[str]:
+    return {name for name, parameter in named.items() if parameter.requires_grad}
+
+
+_NAMED = {
+    "attention": _attention,
+    "linear": _linear,
+    "all": _all,
+    "lora": _lora,
+    "head": _head,
+    "trainable": _trainable,
+}
 
 
 def _matching(named: Mapping[str, torch.Tensor], patterns: Sequence[str]) -> set[str]:

@@ -165,3 +165,58 @@ def pico_model(arch: str, *, dtype: str | torch.dtype = "float64", seed: int = 0
     model.eval().requires_grad_(False)
     torch.nn.Module.to(model, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
     return model
+
+
+_WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+_TALL: dict[str, Any] = _WIDE | {"max_position_embeddings": 128}
+_DEBERTA = {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"], "share_att_key": True}
+_DEBERTA |= {
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+    "pooler_hidden_size": 32,
+}
+# The classes of transformers' configurations and what makes them small; dropout stays as the architecture has it.
+_CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertConfig", _TALL),
+    "deberta-v2": ("DebertaV2Config", _TALL | _DEBERTA),
+    "distilbert": (
+        "DistilBertConfig",
+        {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 128},
+    ),
+    "electra": ("ElectraConfig", _TALL | {"embedding_size": 16}),
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}),
+    "llama": ("LlamaConfig", _TALL | {"num_key_value_heads": 2}),
+    "modernbert": ("ModernBertConfig", _TALL | {"local_attention": 8, "num_hidden_layers": 4}),
+    "roberta": ("RobertaConfig", _TALL | {"max_position_embeddings": 130, "type_vocab_size": 1}),
+}
+CLASSIFIERS = tuple(_CLASSIFIERS)
+
+
+def pico_classifier(
+    arch: str, num_labels: int = 2, *, dtype: str | torch.dtype = "float64", seed: int = 0, **overrides: Any
+) -> PreTrainedModel:
+    """Return a random sequence classifier of ``arch`` (one of ``CLASSIFIERS``), as small as ``pico_model``.
+
+    In evaluation mode, weights frozen, the attention function that transformers chooses; the weights depend on ``seed``
+    and ``num_labels`` alone.
+    ``overrides`` are fields of the architecture's config. Raises ValueError for an unknown architecture.
+    """
+    import transformers
+
+    if arch not in _CLASSIFIERS:
+        raise ValueError(f"pico classifier {arch!r} is not one of {', '.join(CLASSIFIERS)}")
+    name, shape = _CLASSIFIERS[arch]
+    tokenizer = pico_tokenizer()
+    options: dict[str, Any] = {"vocab_size": len(tokenizer), "initializer_range": STD, "num_labels": num_labels}
+    options |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    options |= {"bos_token_id": tokenizer.eos_token_id}
+    options |= {"cls_token_id": tokenizer.eos_token_id, "sep_token_id": tokenizer.eos_token_id}
+    config = getattr(transformers, name)(**options | shape | overrides)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+    model.config.use_cache = False
+    model.eval().requires_grad_(False)
+    torch.nn.Module.to(model, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    return model

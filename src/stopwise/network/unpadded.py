@@ -26,6 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from stopwise.network.architecture import is_causal
 from stopwise.network.batches import Packed
 from stopwise.network.forward import HeadCall, columns_of, packed_outputs, verbalizer_head
+from stopwise.network.heads import bare, is_classifier
 
 IMPLEMENTATION = "stopwise_unpadded"  # the name under which transformers finds ``_attention``
 INNER = "sdpa"  # the attention function that runs inside
@@ -116,9 +117,13 @@ def unpadded_outputs(model: nn.Module, packed: Packed, verbalizers: torch.Tensor
     ids, position_ids = (grid.reshape(-1)[layout.slots][None].to(device) for grid in (packed.ids, within))
     at = layout.nodes.gather(1, packed.positions[:, None]).T.to(device)
     call = HeadCall()
-    with _attending(model, layout.to(device)), verbalizer_head(model, at, verbalizers.to(device), call):
-        result = model(input_ids=ids, position_ids=position_ids, use_cache=False)
-    return columns_of(model, result.logits[0], call, outputs)
+    network = bare(model)
+    with (
+        _attending(network, layout.to(device)),
+        verbalizer_head(network, at, verbalizers.to(device), call, outputs),
+    ):
+        result = network(input_ids=ids, position_ids=position_ids, use_cache=False)
+    return columns_of(model, result.logits[0], call, outputs, verbalizers)
 
 
 @contextmanager
@@ -138,7 +143,9 @@ def runs_unpadded(model: Any, packed: Packed, verbalizers: torch.Tensor) -> bool
     The architecture must say that it can, and two of the prompts must have the same logits either way. No gain where
     all prompts have one length and begin differently.
     """
-    if len(packed) < 2 or not _declares(model) or len(Layout.of(packed).slots) == packed.ids.numel():
+    if len(packed) < 2 or packed.types is not None or not _declares(bare(model)):
+        return False
+    if len(Layout.of(packed).slots) == packed.ids.numel():
         return False
     order = torch.argsort(packed.lengths, stable=True)
     # The longer one first: what it leaks would reach the shorter one.
@@ -154,7 +161,8 @@ def _declares(model: Any) -> bool:
     accepted = inspect.signature(model.forward).parameters
     kinds = set(getattr(model.config, "layer_types", None) or ())
     return (
-        is_causal(model)
+        not is_classifier(model)
+        and is_causal(model)
         and bool(getattr(model, "_supports_attention_backend", False))
         and getattr(model.config, "_attn_implementation", None) == INNER
         and {"position_ids", "use_cache"} <= set(accepted)

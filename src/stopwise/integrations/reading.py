@@ -1,0 +1,197 @@
+"""Reading a Trainer's run before it goes on: its kernel, its schedule, and where it should stop.
+
+Nothing of the run is changed: the random generators, the training mode of every module, ``requires_grad`` and the
+gradients are put back, so that a run that was read trains the very bits of one that was not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from stopwise.integrations.examples import Examples, read_examples
+from stopwise.integrations.trainer_schedule import Metric, TrainerRun, optimizer_metric, trainer_loss, trainer_schedule
+from stopwise.kernel.ntk import empirical_ntk
+from stopwise.linearized.coding import columns
+from stopwise.linearized.objectives import Objective
+from stopwise.network.heads import evaluating, is_classifier
+from stopwise.network.learner import Learner, Prompts, TangentLearner
+from stopwise.network.parameters import held, select_parameters
+from stopwise.stopping.scheduled import Linearised, Schedule, ScheduledStop, scheduled_stop
+from stopwise.training.adam_preconditioner import SECOND_ORDER, mean_squares, preconditioner_from_optimizer
+
+N_MAX = 256
+# Tokens of one pass.
+TOKENS = 1024
+# The largest share of a loss by which the Trainer's own may differ from the cross-entropy that the kernel is read for:
+# half precision rounds it by a per cent.
+LOSS_TOLERANCE = 0.02
+# Steps of more than this many 1/lambda_1 are larger than any whose predictions have been compared with real runs.
+LARGEST_STEP = 4.0
+# Gradients are compared with the limit of clipping at the start, and seldom grow beyond twice as much.
+CLIP_ROOM = 2.0
+
+
+def read_stop(
+    run: TrainerRun, *, words: Any = None, rule: str = "bayes", n_max: int = N_MAX, done: int = 0
+) -> ScheduledStop:
+    """Return where a run should stop, read at its present weights, after ``done`` of its steps.
+
+    The kernel is that of the run's optimizer: for AdamW J D J' with D = 1/(sqrt(v) + eps), v the mean square of the
+    clipped gradients of the first epoch's batches, or, after some steps, the optimizer's own. Raises ValueError, in one
+    line, for a run that cannot be predicted. Cost: one kernel of at most ``n_max`` examples (two where gradients are
+    clipped), a forward and a backward pass over them, and O(n^2) for every example of a replayed step.
+
+    Flags beside those of ``scheduled_stop``, ``trainer_schedule`` and ``linearised``: ``other_loss`` (the Trainer's is
+    not the cross-entropy of the answers), ``large_steps`` (larger than any whose prediction was compared with a run).
+    """
+    if run.max_steps <= done:
+        raise ValueError(f"max_steps: training ends after {run.max_steps} steps, and {done} are done")
+    for option in ("fsdp", "deepspeed"):
+        if getattr(run.args, option, None):
+            raise ValueError(f"{option}: it divides the weights among processes, and the kernel needs them whole")
+    seed = run.args.seed if run.args.data_seed is None else run.args.data_seed
+    with untouched(run.model):
+        examples = read_examples(run.model, run.dataset, run.collate, n_max, seed, words, run.processing_class)
+        objective, flags = trained_objective(run, examples)
+        schedule, known = trainer_schedule(run, examples, done)
+        net, schedule, found = linearised(run, examples, objective, schedule)
+    flags = (*flags, *known, *found)
+    stop = scheduled_stop(net, objective, schedule, rule, of=len(run.dataset), seed=seed, flags=flags)
+    return replace(stop, flags=(*stop.flags, "large_steps")) if stop.largest_step > LARGEST_STEP else stop
+
+
+def trained_objective(run: TrainerRun, examples: Examples) -> tuple[Objective, tuple[str, ...]]:
+    """Return the cross-entropy that the run trains on, and ``other_loss`` where its loss is none.
+
+    A language model may be trained on the softmax over its answers or over its vocabulary. Which, the Trainer's own
+    loss of two examples tells.
+    """
+    kinds = ["contrast"] if is_classifier(run.model) else ["contrast", "vocabulary"]
+    choices = [objective_of(examples, outputs) for outputs in kinds]
+    if run.args.label_smoothing_factor:
+        return choices[0], ("other_loss",)
+    if run.trainer is None or run.args.world_size > 1:
+        return choices[-1 if run.trainer is None else 0], ()
+    rows = np.arange(2)
+    theirs, prompts = trainer_loss(run, examples, 2, 2), Prompts.of(examples.batch, TOKENS, run.model)
+    for choice in choices:
+        learner = Learner(run.model, {}, choice.outputs)
+        ours = choice.rows(rows).loss(learner.predict(prompts.rows(rows, TOKENS)))
+        if abs(theirs - ours) <= LOSS_TOLERANCE * max(abs(ours), 0.1):
+            return choice, ()
+    return choices[0], ("other_loss",)
+
+
+def objective_of(examples: Examples, outputs: str = "contrast") -> Objective:
+    """Return the cross-entropy of the kernel's examples, without an intercept."""
+    q = columns(examples.classes, outputs)
+    return Objective("cross_entropy", examples.labels, examples.classes, outputs, 1.0, np.zeros(q))
+
+
+def linearised(
+    run: TrainerRun, examples: Examples, objective: Objective, schedule: Schedule
+) -> tuple[Linearised, Schedule, tuple[str, ...]]:
+    """Return the network linearised at its present weights, the schedule without what never binds, and flags.
+
+    Flags: ``clipped`` (gradients exceed max_grad_norm here), ``second_order_left_out`` (of an adapter at its start: the
+    half whose gradients are zero, which training moves nonetheless), ``labels_seen`` (read after steps that saw them).
+    """
+    metric, model = optimizer_metric(run.optimizer), run.model
+    chosen = select_parameters(model, "trainable")
+    if strange := [name for name, p in chosen.items() if id(p) not in metric.rates]:
+        raise ValueError(f"optimizer: it does not hold the trained parameter {strange[0]!r}")
+    scales, norms = _metric_scales(run, examples, objective, schedule, metric, chosen)
+    largest, limit = float(norms.max()), schedule.max_grad_norm
+    flags = ["labels_seen"] * bool(schedule.done) + ["clipped"] * (0 < limit < largest)
+    if metric.adam and any("lora_" in name and not bool(d.any()) for name, d in scales.items()):
+        flags.append(SECOND_ORDER)
+    options: dict[str, Any] = {"parameters": held(model, "trainable"), "outputs": objective.outputs}
+    options["device"] = next(model.parameters()).device
+    own = {"formula": "adam", "preconditioner": scales} if metric.adam else {}
+    kernel, plain = empirical_ntk(model, examples.batch, **options, **own), None
+    if limit and CLIP_ROOM * largest > limit:
+        plain = empirical_ntk(model, examples.batch, **options).matrix if metric.adam else kernel.matrix
+    else:
+        schedule = replace(schedule, max_grad_norm=0.0)
+    decayed = coasting = None
+    if schedule.weight_decay:
+        along = {name: p.detach() for name, p in chosen.items() if id(p) in metric.decayed}
+        decayed = output_moves(model, examples, objective, along)
+    if schedule.done:
+        coasting = output_moves(model, examples, objective, _velocity(run.optimizer, metric, chosen, scales))
+    return Linearised(kernel.matrix, kernel.outputs, plain, decayed, coasting), schedule, tuple(flags)
+
+
+def _metric_scales(
+    run: TrainerRun,
+    examples: Examples,
+    objective: Objective,
+    schedule: Schedule,
+    metric: Metric,
+    chosen: Mapping[str, nn.Parameter],
+) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """Return D by parameter, and the norms of the gradients of one epoch's batches before clipping."""
+    learner = Learner(run.model, chosen, objective.outputs)
+    prompts, first = Prompts.of(examples.batch, TOKENS, run.model), slice(0, max(1, round(schedule.epoch)))
+    batches, weights = schedule.batches[first], schedule.weights[first]
+    limit = schedule.max_grad_norm or np.inf
+    squares, norms = mean_squares(learner, prompts, objective, batches, weights, limit, TOKENS)
+    if schedule.done and metric.adam:
+        return preconditioner_from_optimizer(run.model, run.optimizer), norms
+    scales = {}
+    for name, square in zip(learner.names, squares, strict=True):
+        rate = metric.rates[id(chosen[name])]
+        scales[name] = torch.where(square > 0, rate / (square.sqrt() + metric.eps), 0.0)
+    return scales, norms
+
+
+def _velocity(
+    optimizer: Any, metric: Metric, chosen: Mapping[str, nn.Parameter], scales: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return D v by parameter: where the velocity that the optimizer has gathered takes the weights."""
+    state = getattr(optimizer, "optimizer", optimizer).state
+    key, share = ("exp_avg", 1 - metric.momentum) if metric.adam else ("momentum_buffer", 1.0)
+    found = {name: state.get(parameter, {}).get(key) for name, parameter in chosen.items()}
+    scale = {name: scales[name] / share if metric.adam else 1.0 for name in chosen}
+    return {name: v * scale[name] for name, v in found.items() if v is not None}
+
+
+def output_moves(
+    model: Any, examples: Examples, objective: Objective, direction: Mapping[str, torch.Tensor]
+) -> np.ndarray | None:
+    """Return J d, how the outputs move along a direction d of the weights by name; float64 [n, columns]."""
+    if not direction:
+        return None
+    named, names = dict(model.named_parameters()), sorted(direction)
+    learner = TangentLearner(model, {name: named[name] for name in names}, objective.outputs)
+    for delta, name in zip(learner.tensors, names, strict=True):
+        delta.copy_(direction[name])
+    return learner.displaced(Prompts.of(examples.batch, TOKENS, model))[1].astype(np.float64)
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode for a block, and leave it and all random generators as they were."""
+    kept = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        for parameter, flag, gradient in kept:
+            parameter.requires_grad_(flag)
+            parameter.grad = gradient
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if devices:
+            torch.cuda.set_rng_state_all(devices)

@@ -1,0 +1,50 @@
+"""The page on stopping a Trainer: its code runs as it is on pico models, and its tables name what there is."""
+
+import inspect
+import re
+from pathlib import Path
+
+from transformers import DataCollatorWithPadding
+
+from stopwise.integrations.callback import StopwiseCallback
+from stopwise.network.pico import pico_tokenizer
+from stopwise.training.adam_preconditioner import SECOND_ORDER
+from trainer_runs import Collate, network, rows_of
+
+PAGE = (Path(__file__).parents[1] / "docs/how-to/stop-a-trainer.md").read_text(encoding="utf-8")
+CODE = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+
+
+class Numberless(Collate):
+    """The collator of a user, for rows with labels of a token each."""
+
+    def __call__(self, rows):
+        return super().__call__([row | {"number": 0} for row in rows])
+
+
+def test_its_code_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tokenizer = pico_tokenizer()
+    train = [{k: v for k, v in row.items() if k != "number"} for row in rows_of("bert")]
+    names = {"model": network("bert", dtype="float32"), "train": train, "tokenizer": tokenizer}
+    names |= {"collator": DataCollatorWithPadding(tokenizer), "answer_collator": Numberless()}
+    names |= {"language_model": network("words", dtype="float32")}
+    names |= {
+        "examples": [(f"Review: the {w} day", i % 2) for i, w in enumerate(("rose", "fire", "sea", "sky", "ink"))]
+    }
+    for code in CODE:
+        exec(compile(code, "stop-a-trainer.md", "exec"), names)
+    assert "cost less than 5 %" in capsys.readouterr().out
+    assert names["trainer"].state.global_step >= 1
+    assert (tmp_path / "out").is_dir()
+
+
+def test_it_names_every_option_and_flag():
+    library = Path(__file__).parents[1] / "workflow/stopwise"
+    sources = "".join(p.read_text() for p in [*library.glob("integrations/*.py"), library / "scheduled.py"])
+    parts = re.findall(r"## (.*?)\n(.*?)(?=\n## |$)", PAGE, re.S)
+    told = {title: set(re.findall(r"^\| `([a-z_]+)` \|", part, re.M)) for title, part in parts}
+    assert told["Options"] == set(inspect.signature(StopwiseCallback).parameters)
+    flags = told["What the flags say"] - {SECOND_ORDER}
+    assert len(flags) == 9
+    assert all(f'"{flag}"' in sources for flag in flags)
