@@ -10,7 +10,7 @@ import yaml
 import stopwise
 from stopwise.figures import style
 from stopwise.pipeline.config_messages import schema
-from stopwise.stopping.stops import stops as stopping
+from stopwise.stopping import registry as stopping
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

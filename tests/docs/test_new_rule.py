@@ -76,7 +76,7 @@ from stopwise.advice.text import document
 from stopwise.advice.verdict import verdict_of
 from stopwise.pipeline.config import validated
 from stopwise.network.pico import pico_tokenizer
-from stopwise.plots import f3, f10, style
+from stopwise.figures import f03_rules as f3, f10_known_truth as f10, style
 from stopwise.stopping.rule_table import rules_table
 from stopwise.studies.on_the_path import METHODS
 from stopwise.studies.synthetic import study

@@ -120,7 +120,7 @@ def test_an_empty_table_says_so_in_the_figure(name):
 
 def test_drawing_imports_neither_torch_nor_mlflow():
     code = (
-        "import sys; from stopwise.plots import registry; "
+        "import sys; from stopwise.figures import registry; "
         "[registry.figure(n) for n in registry.FIGURES if n not in ('F5', 'F10')]; "
     )
     code += "print({'torch', 'mlflow', 'transformers', 'matplotlib.pyplot'} & set(sys.modules))"
