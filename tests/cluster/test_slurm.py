@@ -11,7 +11,7 @@ import pytest
 
 from readme_boxes import commands
 from slurm_cluster import Cluster, require_slurm, wait_for
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 from workshop import Workshop
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]

@@ -7,7 +7,7 @@ import pytest
 import faults
 from fault_record import Kill
 from readme_boxes import box, commands
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 from workshop import Workshop
 
 pytestmark = pytest.mark.pipeline

@@ -16,8 +16,8 @@ from unittest.mock import patch
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stopwise.artifacts.tables import tables as artifacts
-from stopwise.assets.wheels import wheels as assets
+from stopwise.artifacts import tables as artifacts
+from stopwise.assets import wheels as assets
 
 SENTENCES = "text,label,author\n" + "".join(f"the sky {i},{'red' if i % 2 else 'blue'},a{i}\n" for i in range(80))
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from bad_inputs import CONFIG, ROOT, all_cases, configured, document, message_of, schema_keys
-from stopwise.tasks.task import sources
+from stopwise.tasks import sources
 from stopwise.tasks.wheel_formats import TEXT_FORMATS
 from workshop import Workshop
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipeline import TEST_CONFIG, snakemake
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 
 pytestmark = pytest.mark.pipeline
 TORCH_RULES = ("prepare_model", "data", "jacobian", "finetune", "arithmetic", "task_kernels")

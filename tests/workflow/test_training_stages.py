@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from pipeline import TEST_CONFIG, snakemake
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 
 pytestmark = pytest.mark.pipeline
 RUN = Path("finetune/pretrained/colours/seed0")

@@ -23,7 +23,8 @@ from stopwise.stopping.bayes import task_posterior
 from stopwise.stopping.cross_entropy import averaged_probabilities, expected_log_loss, label_probabilities, loo_log_loss
 from stopwise.stopping.leave_one_out import leave_out_groups
 from stopwise.stopping.registry import REPLAYING_RULES
-from stopwise.stopping.stops import HIT, time_grid
+from stopwise.stopping.judging import HIT
+from stopwise.stopping.known import time_grid
 
 # What torch's clip_grad_norm_ keeps its division from zero by.
 CLIP_EPS = 1e-6

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stopwise.assets import wheels as assets
 from stopwise.assets.wheels import AssetError, Wheel, atomic_folder, fetch_wheel, read_member, safe_name
-from stopwise.assets.wheels import wheels as assets
 from stopwise.tasks.builtin import wheels_needed
 
 

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 
 import made_up_tables as made_up
 from stopwise import stats
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 from stopwise.figures import registry, style, tables
 from stopwise.report import interactive
 

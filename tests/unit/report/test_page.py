@@ -17,9 +17,9 @@ import pytest
 
 import made_up_tables as made_up
 from pipeline import snakemake
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
+from stopwise.claims import verdicts as claims
 from stopwise.claims.paper import CLAIMS
-from stopwise.claims.verdicts import verdicts as claims
 from stopwise.figures import registry, style
 from stopwise.report import interactive, page
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stopwise.assets.wheels import AssetError, hub
+from stopwise.assets import hub
+from stopwise.assets.wheels import AssetError
 from stopwise.tasks.sources import SourceError, read_rows
 
 ROWS = [

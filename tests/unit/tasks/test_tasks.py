@@ -205,7 +205,7 @@ def test_a_split_or_size_that_is_not_there_is_named(split, n):
 
 
 def test_targets_are_exported_beside_tasks():
-    from stopwise.tasks.task import task as tasks
+    from stopwise.tasks import task as tasks
 
     assert tasks.targets is targets
 
