@@ -24,7 +24,7 @@ from stopwise.stopping.cross_entropy import averaged_probabilities, expected_log
 from stopwise.stopping.leave_one_out import leave_out_groups
 from stopwise.stopping.registry import REPLAYING_RULES
 from stopwise.stopping.judging import HIT
-from stopwise.stopping.known import time_grid
+from stopwise.stopping.stops import time_grid
 
 # What torch's clip_grad_norm_ keeps its division from zero by.
 CLIP_EPS = 1e-6
