@@ -1,11 +1,11 @@
-# Set-up and the two commands of the README. `make demo` and `make test` do everything from a bare checkout.
+# Set-up and the commands of the README. `make demo` and `make test` do everything from a bare checkout.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help env demo report dag schema test test-slurm test-faults lint format ui lock clean
+.PHONY: help env demo report dag docs schema test test-slurm test-faults lint format ui lock clean
 
 help:            ## Say what there is
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
@@ -31,8 +31,12 @@ demo: env        ## Fetch the model and the data, run config.yaml, draw the figu
 report:          ## Write the HTML report of the last run of config.yaml
 	snakemake --cores 1 --report results/demo/report.html
 
-dag: env         ## Draw the README's picture of the workflow anew
-	snakemake --rulegraph dot --configfile config/test.yaml | python tools/rule_graph.py README.md
+dag: env         ## Draw the picture of the workflow in docs/reference/architecture.md anew
+	snakemake --rulegraph dot --configfile config/test.yaml | python tools/rule_graph.py docs/reference/architecture.md
+
+docs: env        ## Check the generated parts of the documentation and build it into build/site
+	python tools/docs.py --check
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 schema: env      ## Write the configuration's JSON schema and its page in docs/reference anew
 	python -m stopwise.pipeline.config_reference docs/reference/configuration.md
@@ -66,4 +70,4 @@ lock: env        ## Write the installed versions to requirements.lock
 	mv .lock.tmp requirements.lock
 
 clean:           ## Remove everything that can be made again (results included)
-	rm -rf $(VENV) results .snakemake .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build results .snakemake .pytest_cache .ruff_cache .mypy_cache .hypothesis

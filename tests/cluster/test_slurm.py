@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from readme_boxes import commands
+from pages import box_commands
 from slurm_cluster import Cluster, require_slurm, wait_for
 from stopwise.artifacts import tables as artifacts
 from workshop import Workshop
@@ -30,7 +30,7 @@ class SlurmWorkshop(Workshop):
     """A workshop whose Snakemake submits to the cluster."""
 
     def command(self, *options: str) -> list[str]:
-        (line,) = commands("Cluster")
+        (line,) = box_commands("Cluster")
         return self.as_written(line, *options, *OPTIONS)
 
 

@@ -178,7 +178,7 @@ def message_of(case: Case, folder: Path) -> str:
 
 
 def document(folder: Path) -> str:
-    """Return docs/bad-inputs.md: every case with its message."""
+    """Return docs/reference/messages.md: every case with its message."""
     lines = [
         "# Bad inputs and what they say",
         "",

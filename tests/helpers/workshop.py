@@ -76,7 +76,7 @@ class Workshop:
         return self.as_written("snakemake", *options, "--cores", str(self.cores))
 
     def as_written(self, line: str, *targets: str) -> list[str]:
-        """Return a command of the README word by word, for these targets (all when none) of the pico configuration."""
+        """Return a command of the docs word by word, for these targets (all when none) of the pico configuration."""
         program, *words = shlex.split(line)
         if program != "snakemake":
             raise ValueError(f"{line!r} is not a command of snakemake")
@@ -122,7 +122,7 @@ class Workshop:
         return self.finish(self.start(*options, **environment), timeout)
 
     def follow(self, line: str, *targets: str, **environment: str) -> Outcome:
-        """Run a command of the README to its end."""
+        """Run a command of the docs to its end."""
         return self.finish(self.launch(self.as_written(line, *targets), **environment))
 
     def artifacts(self) -> list[Path]:

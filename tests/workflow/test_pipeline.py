@@ -121,7 +121,7 @@ def test_another_start_or_a_smaller_size_keeps_the_kernels_that_are_there(copy):
 def test_the_study_judges_the_rules_on_the_path_and_on_the_run(copy):
     run = snakemake(copy, "--", "stopping_study", "stopping_runs", "record_study")
     assert run.code == 0, run.output[-3000:]
-    results, kept = copy / "results/test", copy / "docs/data/test/study"
+    results, kept = copy / "results/test", copy / "docs/records/test/study"
     cells = artifacts.read_table(results / "stopping_study.parquet", "stopping_study_summary").to_pylist()
     counted = {(row["objective"], row["cells"]) for row in cells if row["method"] == "bayes"}
     assert counted == {("squared", 4), ("cross_entropy", 4)}  # two tasks at two sizes

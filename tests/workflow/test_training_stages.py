@@ -42,7 +42,7 @@ def test_a_finished_run_leaves_its_record_with_drift_and_joint_training(copy):
     assert jobs["drift"] == 2
     assert jobs["joint"] == 1
     assert "finetune" not in jobs
-    folder = copy / "docs" / "data" / "test"
+    folder = copy / "docs" / "records" / "test"
     assert "`snakemake --cores 2 --configfile changed.yaml`" in (folder / "README.md").read_text(encoding="utf-8")
     names = {path.stem for path in folder.glob("*.parquet")}
     assert {"trajectory", "evaluation", "decay", "summary", "arithmetic", "drift", "joint", "F2", "F6"} <= names

@@ -21,9 +21,9 @@ from stopwise.linearized.replay import batch_rows
 from stopwise.linearized.spectrum import Spectrum
 from stopwise.stopping.bayes import task_posterior
 from stopwise.stopping.cross_entropy import averaged_probabilities, expected_log_loss, label_probabilities, loo_log_loss
+from stopwise.stopping.judging import HIT
 from stopwise.stopping.leave_one_out import leave_out_groups
 from stopwise.stopping.registry import REPLAYING_RULES
-from stopwise.stopping.judging import HIT
 from stopwise.stopping.stops import time_grid
 
 # What torch's clip_grad_norm_ keeps its division from zero by.
