@@ -11,35 +11,12 @@ import yaml
 
 import stopwise
 from doc_results import table
-from stopwise.stopping import registry as rule_names
+from stopwise.stopping.rule_table import rules_table
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOW = ROOT / "workflow"
-ARTIFACTS = WORKFLOW / "schemas" / "artifacts.yaml"
+ARTIFACTS = ROOT / "src" / "stopwise" / "schemas" / "artifacts.yaml"
 
-# Where each rule stops, and what it needs beside the kernel, the labels and the outputs at the start.
-RULES = {
-    "worst_case": (
-        "where the local complexity of the kernel meets the noise, Σ min(λ̂ᵢ, 1/η)/m = R²/(4e²σ²η²);"
-        " the paper's bound on the risk holds there",
-        "σ, R",
-    ),
-    "balance": ("where the variance (σ²/m) Σ s_i² overtakes the squared bias (1/m) Σ (1 − s_i)² R² λ̂_i", "σ, R"),
-    "sure": (
-        "at the least unbiased estimate of the risk, (1/m) Σ (1 − s_i)² z_i² + (2σ²/m) df − σ² (Stein, Mallows)",
-        "σ",
-    ),
-    "gcv": ("at the least (1/m) Σ (1 − s_i)² z_i² / (1 − df/m)² (generalised cross-validation)", "–"),
-    "loo": ("at the least leave-one-out error of the path, refitted without each example in turn", "–"),
-    "loo_shortcut": ("the same by the shortcut that is exact for ridge regression only", "–"),
-    "bayes": (
-        "at the least expected loss on a new example; noise, signal and the labels' slope on f0 are averaged over",
-        "–",
-    ),
-    "discrepancy": ("at the first step whose training residual has come down to σ² (Morozov)", "σ"),
-    "holdout": ("at the best validation loss of the real run so far, with patience: the paper's practice", "labels"),
-    "oracle": ("at the lowest test loss of the real run: a yardstick, never a rule", "test labels"),
-}
 FIGURES = {
     "F1": ("f01_decay", "eigenvalue decay of each task's kernel, with fitted laws, from every start"),
     "F2": ("f02_curves", "real fine-tuning curves, every rule's stop, the linearised prediction"),
@@ -68,16 +45,8 @@ TARGETS = {
 
 
 def rules() -> str:
-    """Return the table of the stopping rules. Raises ValueError when a rule has no words here, or words no rule."""
-    if set(RULES) != set(rule_names.RULES):
-        raise ValueError(f"rules and their words differ: {sorted(set(RULES) ^ set(rule_names.RULES))}")
-    rows = []
-    for name in rule_names.RULES:
-        stops, needs = RULES[name]
-        when = "while training runs" if name == "holdout" else "after the run" if name == "oracle" else "before"
-        replays = "replays it" if name in rule_names.REPLAYING_RULES else "–" if when != "before" else "heuristic"
-        rows.append([f"`{name}`", stops, needs, when, replays])
-    return table(["rule", "stops", "needs", "answers", "under cross-entropy"], rows)
+    """Return the table of the stopping rules, as the registry has it."""
+    return rules_table()
 
 
 def figures() -> str:

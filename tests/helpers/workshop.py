@@ -106,7 +106,7 @@ class Workshop:
                 start_new_session=True,
             )
 
-    def finish(self, process: subprocess.Popen, timeout: float = 600) -> Outcome:
+    def finish(self, process: subprocess.Popen, timeout: float = 900) -> Outcome:
         """Wait for a started run. On a time-out the whole session is killed and the test fails."""
         try:
             process.wait(timeout=timeout)
@@ -117,7 +117,7 @@ class Workshop:
             raise AssertionError(f"{' '.join(process.args)} took over {timeout} s:\n{self.said[-3000:]}") from error
         return Outcome(process.returncode, self.said)
 
-    def run(self, *options: str, timeout: float = 600, **environment: str) -> Outcome:
+    def run(self, *options: str, timeout: float = 900, **environment: str) -> Outcome:
         """Run Snakemake to its end."""
         return self.finish(self.start(*options, **environment), timeout)
 

@@ -28,7 +28,7 @@ def copy(finished_pipeline, tmp_path):
 
 
 def test_a_run_from_nothing_writes_every_artifact_with_schema_and_provenance(finished_pipeline):
-    folder, _ = finished_pipeline
+    folder, run = finished_pipeline
     files = parquet_files(folder)
     assert len(files) > 20
     for path in files:
@@ -37,7 +37,7 @@ def test_a_run_from_nothing_writes_every_artifact_with_schema_and_provenance(fin
         assert record["rule"]
         assert record["versions"]["stopwise"]
         assert record["volatile"]["seconds"] >= 0
-        assert str(folder) not in json.dumps(artifacts.stable(record)), "a stable record must not hold a machine's path"
+        assert run.folder not in json.dumps(artifacts.stable(record)), "a stable record must not hold a machine's path"
 
 
 def test_at_most_twelve_jobs_import_torch(finished_pipeline):

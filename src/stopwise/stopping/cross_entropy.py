@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+import scipy
 
 from stopwise.linearized.coding import coding_matrix
 from stopwise.linearized.filters import Filter, Nesterov
@@ -124,7 +124,7 @@ def label_probabilities(
         raised = np.exp(log_power) * logs
         return raised - np.logaddexp.reduce(raised, axis=1, keepdims=True)
 
-    best = minimize_scalar(
+    best = scipy.optimize.minimize_scalar(
         lambda a: a**2 / 2 - powered(a)[own].sum(), bounds=(-POWER_RANGE, POWER_RANGE), method="bounded"
     )
     return np.exp(powered(float(best.x))), kept

@@ -299,4 +299,4 @@ def test_the_pipeline_writes_its_verdicts(finished_pipeline):
         assert rows[name]["verdict"] == UNTESTED
     text = (folder / "claims.md").read_text(encoding="utf-8")
     assert "colours, moods" in text
-    assert str(finished_pipeline[0]) not in text
+    assert finished_pipeline[1].folder not in text

@@ -197,11 +197,12 @@ class Browser:
         self.driver.wait(timeout=20)
 
 
-@pytest.fixture
-def browser(tmp_path):
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """One browser for all tests: each opens a page of its own, and reading the console empties it."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("needs the Debian packages chromium and chromium-driver")
-    started = Browser(tmp_path / "profile")
+    started = Browser(tmp_path_factory.mktemp("browser") / "profile")
     yield started
     started.close()
 
