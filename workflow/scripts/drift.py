@@ -24,7 +24,7 @@ with Job(snakemake) as job:
     settings = replace(settings, stop="none", stop_at=None, evaluate_every=every)
     sample = read_sample(snakemake.input.data)
     gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram")).leading(n)
-    model, stamp = load_start(snakemake, start, seed, device)
+    model, stamp = load_start(snakemake, start, seed, device, sample.classes)
     whole = batch_from_table(sample.table, "train", verbalizers=sample.verbalizers)
     batch = first_examples(whole, n)
     shown = first_examples(batch, min(own["examples"], n))

@@ -27,7 +27,7 @@ with Job(snakemake) as job:
     held_out = len(sample.labels("validation"))
     eigenvalues, paths = size_plans(gram, sample, settings, sizes, seed)
 
-    model, stamp = load_start(snakemake, start, seed, device)
+    model, stamp = load_start(snakemake, start, seed, device, sample.classes)
     read = [split for split in SPLITS if split != "validation" or settings.reads_validation]
     batches = {split: batch_from_table(sample.table, split, verbalizers=sample.verbalizers) for split in read}
     folder = Path(snakemake.output.trajectory).parent

@@ -15,7 +15,7 @@ with Job(snakemake) as job:
     sample = read_sample(snakemake.input.data)
     kernel = snakemake.params.kernel
     shard, shards = int(job.wildcards["shard"]), int(job.wildcards["shards"])
-    model, stamp = load_start(snakemake, job.wildcards["start"], int(job.wildcards["seed"]), device)
+    model, stamp = load_start(snakemake, job.wildcards["start"], int(job.wildcards["seed"]), device, sample.classes)
     train = batch_from_table(sample.table, "train", verbalizers=sample.verbalizers)
     new = batch_from_table(sample.table, ("validation", "test"), verbalizers=sample.verbalizers)
 

@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from stopwise.pipeline.config_messages import message
 from stopwise.pipeline.config_models import LEFT_OUT, SECTIONS, Config, Section
 
+# Built-in models without a language-model head.
+ENCODERS = ("minilm", "pico-bert")
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -32,10 +34,35 @@ def validated(config: Mapping[str, Any]) -> dict[str, Any]:
         Config.model_validate(completed)
     except ValidationError as error:
         raise ConfigError(message(error)) from None
+    _settle_head(completed)
     _fill(completed, Config)
     completed["tasks"] = {task: definition or {} for task, definition in completed["tasks"].items()}
     _cross_checks(completed)
     return completed
+
+
+def _settle_head(config: dict[str, Any]) -> None:
+    """Give an encoder its head, and leave out what needs one model of all tasks, unless it is asked for."""
+    model = config.setdefault("model", {})
+    if model.get("source") in ENCODERS and model.setdefault("head", "classification") == "words":
+        raise ConfigError(
+            f"config key model.head: {model['source']!r} has no language-model head that could say words; allowed:"
+            " classification"
+        )
+    if model.get("head") == "classification":
+        _without_merging(config, "model.head", "'classification' gives every task a head of its own")
+
+
+def _without_merging(config: dict[str, Any], key: str, why: str) -> None:
+    """Switch off the stages over several tasks at once; ConfigError where one of them was asked for."""
+    for stage in ("arithmetic", "joint"):
+        section = config.setdefault(stage, {})
+        if section.get("enabled"):
+            raise ConfigError(
+                f"config key {stage}.enabled: {key} {why}, so that tasks have no common weights to add or train;"
+                " allowed: false"
+            )
+        section["enabled"] = False
 
 
 def _fill(section: dict[str, Any], model: type[Section]) -> None:
@@ -73,7 +100,7 @@ def _cross_checks(config: dict[str, Any]) -> None:
             "config key starts: 'mixed' needs model.reinit, a list of parameter-name patterns; found none"
         )
     _check_finetune(config["finetune"], config["stopping"]["rules"], config["kernel"]["formula"])
-    _check_training(config["kernel"], config["finetune"])
+    _check_training(config["kernel"], config["finetune"], config["model"].get("head") == "classification")
     if config["kernel"]["formula"] == "adam":
         _check_adam(config)
 
@@ -124,12 +151,12 @@ def _check_finetune(section: Mapping[str, Any], rules: Sequence[str], formula: s
         )
 
 
-def _check_training(kernel: dict[str, Any], section: Mapping[str, Any]) -> None:
+def _check_training(kernel: dict[str, Any], section: Mapping[str, Any], head: bool) -> None:
     """Refuse what no step of the workflow can train, before any kernel is computed; ``lora`` takes its defaults."""
-    if kernel["outputs"] == "head":
+    if kernel["outputs"] == "head" and not head:
         raise ConfigError(
-            "config key kernel.outputs: 'head' needs a new head on the model, which only the library attaches"
-            " (attach_head); allowed: contrast, or logits with finetune.objective: cross_entropy"
+            "config key kernel.outputs: 'head' needs a head on the model; allowed: model.head: classification, or"
+            " contrast, or logits with finetune.objective: cross_entropy"
         )
     if kernel["outputs"] == "logits" and section["objective"] == "squared":
         raise ConfigError(

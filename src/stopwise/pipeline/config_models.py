@@ -114,6 +114,11 @@ class Model(Section):
     reinit: list[Expression] = _key(
         [], "a list of regular expressions over parameter names", "what the start `mixed` draws anew"
     )
+    head: Annotated[Literal["words", "classification"], LEFT_OUT] = _key(
+        "words",
+        "words (when left out, but for an encoder), or classification",
+        "what answers: words of the vocabulary, or a new classification head for each task, drawn by the seed",
+    )
 
 
 class Task(Section):
