@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stopwise.assets.wheels import ASSETS, AssetError
+from stopwise.network.adapters import is_peft, with_adapter
 from stopwise.network.classifiers import load_classifier
 from stopwise.network.folders import (
     BUILTIN,
@@ -48,6 +49,7 @@ __all__ = [
     "AssetError",
     "ModelError",
     "check_positions",
+    "load_configured",
     "load_model",
     "load_start",
     "load_tokenizer",
@@ -132,13 +134,29 @@ def load_start(
     ``seed``. Raises ModelError in a job of several tasks, which have no head in common.
     """
     stamp = json.loads(Path(snakemake.input.model).read_text(encoding="utf-8"))
-    section = snakemake.params.model
+    parameters = (snakemake.params.get("kernel") or {}).get("parameters")
+    model = load_configured(stamp["folder"], snakemake.params.model, start, seed, classes, parameters)
+    return model.to(device), stamp
+
+
+def load_configured(
+    folder: str | os.PathLike,
+    section: Mapping[str, Any],
+    start: str,
+    seed: int,
+    classes: Sequence[str] | None = None,
+    parameters: Any = None,
+) -> Any:
+    """Return the model of a prepared folder as a configuration's model section says, on the CPU; see ``load_start``.
+
+    ``parameters``: of the kernel section; where they ask for peft the model is inside a PeftModel.
+    """
     options = {key: section[key] for key in ("dtype", "attn_implementation", "trust_remote_code")}
     options |= {"start": start, "seed": seed, "reinit": section.get("reinit", ())}
     if section.get("head") == "classification":
         if classes is None:
             raise ModelError("model.head: 'classification' gives every task a head of its own; allowed here: words")
-        model, _ = load_classifier(stamp["folder"], len(classes), labels=classes, new_head=True, **options)
+        model, _ = load_classifier(folder, len(classes), labels=classes, new_head=True, **options)
     else:
-        model, _ = load_model(stamp["folder"], **options)
-    return model.to(device), stamp
+        model, _ = load_model(folder, **options)
+    return with_adapter(model, parameters["peft"] or {}, seed) if is_peft(parameters) else model

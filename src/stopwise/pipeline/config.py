@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,6 +17,18 @@ from stopwise.pipeline.config_models import LEFT_OUT, SECTIONS, Config, Section
 # Built-in models without a language-model head.
 ENCODERS = ("minilm", "pico-bert")
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+# The options of an adapter: what is right, and in words.
+PEFT: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "rank": (lambda v: type(v) is int and v >= 1, "an integer >= 1"),
+    "alpha": (lambda v: type(v) in (int, float) and v > 0, "a number > 0"),
+    "rslora": (lambda v: isinstance(v, bool), "true or false"),
+    "target": (
+        lambda v: v == "all-linear" or (isinstance(v, list) and v and all(isinstance(n, str) for n in v)),
+        "all-linear, or a list of names of layers",
+    ),
+}
 
 
 class ConfigError(ValueError):
@@ -51,6 +63,22 @@ def _settle_head(config: dict[str, Any]) -> None:
         )
     if model.get("head") == "classification":
         _without_merging(config, "model.head", "'classification' gives every task a head of its own")
+    if isinstance(kernel := config.get("kernel", {}).get("parameters"), Mapping) and "peft" in kernel:
+        _check_peft(kernel)
+        _without_merging(config, "kernel.parameters", "peft trains products of two factors, which do not add")
+
+
+def _check_peft(parameters: Mapping[str, Any]) -> None:
+    """Check the options of an adapter; ConfigError naming the one that is wrong."""
+    options, key = parameters["peft"] or {}, "config key kernel.parameters.peft"
+    if set(parameters) != {"peft"} or not isinstance(options, Mapping):
+        raise ConfigError(f"{key}: found {dict(parameters)!r}; allowed: a mapping of {', '.join(PEFT)}")
+    for name, value in options.items():
+        if name not in PEFT:
+            raise ConfigError(f"{key}: unknown option {name!r}; allowed: {', '.join(PEFT)}")
+        right, allowed = PEFT[name]
+        if not right(value):
+            raise ConfigError(f"{key}.{name}: found {value!r}; allowed: {allowed}")
 
 
 def _without_merging(config: dict[str, Any], key: str, why: str) -> None:
@@ -59,8 +87,8 @@ def _without_merging(config: dict[str, Any], key: str, why: str) -> None:
         section = config.setdefault(stage, {})
         if section.get("enabled"):
             raise ConfigError(
-                f"config key {stage}.enabled: {key} {why}, so that tasks have no common weights to add or train;"
-                " allowed: false"
+                f"config key {stage}.enabled: {key} {why}, and there are no common weights to add or train; allowed:"
+                " false"
             )
         section["enabled"] = False
 
@@ -178,10 +206,10 @@ def _check_adam(config: Mapping[str, Any]) -> None:
             f"config key kernel.formula: 'adam' is the kernel of AdamW, and finetune.optimizer is"
             f" {config['finetune']['optimizer']!r}; allowed: sgd, or adamw as the optimizer"
         )
-    if isinstance(config["kernel"]["parameters"], Mapping):
+    if isinstance(parameters := config["kernel"]["parameters"], Mapping) and "peft" not in parameters:
         raise ConfigError(
             "config key kernel.formula: 'adam' reads the gradients at the start, where half of an adapter's (lora) are"
-            " zero; allowed: sgd, or other kernel.parameters"
+            " zero; allowed: sgd, {peft: ...}, or other kernel.parameters"
         )
     predicted = config["arithmetic"]["enabled"] and config["arithmetic"]["predict"] and len(config["tasks"]) > 1
     for stage, asked in (("arithmetic.predict", predicted), ("joint.enabled", config["joint"]["enabled"])):
