@@ -95,6 +95,7 @@ def adam_section():
     if config["kernel"]["formula"] != "adam":
         return None
     training = {key: config["finetune"][key] for key in ("objective", "batch_size")}
+    training |= {key: config["finetune"][key] for key in ("clip_norm",) if key in config["finetune"]}
     training |= {key: config["kernel"][key] for key in ("parameters", "outputs")}
     return training | {key: config["stopping"][key] for key in ("intercept", "target_scale")}
 
@@ -109,12 +110,23 @@ FILTERED = (
     "warmup",
     "steps",
     "batch_size",
+    "weight_decay",
+    "clip_norm",
 )
+
+
+def scheduled_section():
+    """Return what clipping and weight decay need beside the kernel, where the path of training is replayed with them."""
+    replayed = config["finetune"]["optimizer"] != "adamw" or config["kernel"]["formula"] == "adam"
+    asked = {key: config["finetune"].get(key) for key in ("clip_norm", "weight_decay")}
+    return {key: value for key, value in asked.items() if value and replayed}
 
 
 def filter_section():
     """Return the settings that the spectral filter of training, and so its prediction, depends on."""
     kernel = {"formula": config["kernel"]["formula"]}
+    if isinstance(config["kernel"]["parameters"], dict) and "peft" in config["kernel"]["parameters"]:
+        kernel["parameters"] = config["kernel"]["parameters"]
     return kernel | {key: config["finetune"][key] for key in FILTERED if key in config["finetune"]}
 
 

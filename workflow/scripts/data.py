@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 from job import Job
-from stopwise.network.loading import check_positions, load_tokenizer
+from stopwise.network.folders import check_positions, load_tokenizer
 from stopwise.tasks.batch import verbalizers_of
+from stopwise.tasks.head import head_task
 from stopwise.tasks.task import Task
 
 with Job(snakemake) as job:
@@ -13,7 +14,8 @@ with Job(snakemake) as job:
     params, name = snakemake.params, job.wildcards["task"]
     defaults = {**params.data, "train": params.train}
     check_positions(params.data["max_tokens"], Path(stamp["folder"]))
-    task = Task.from_config(params.task, defaults, name=name, assets=Path(snakemake.input.model).parents[1])
+    make = head_task if params.model.get("head") == "classification" else Task.from_config
+    task = make(params.task, defaults, name=name, assets=Path(snakemake.input.model).parents[1])
     tokenizer = load_tokenizer(stamp["folder"], params.model["trust_remote_code"])
     table = task.sample(tokenizer, seed=int(job.wildcards["seed"]))
     described = {"name": name, "classes": list(task.verbalizers), "verbalizers": verbalizers_of(table)}

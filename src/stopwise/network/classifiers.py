@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stopwise.assets.wheels import ASSETS
-from stopwise.network.heads import head_names
-from stopwise.network.loading import (
+from stopwise.network.folders import (
     PICO_ENCODER,
     ModelError,
     check_choices,
@@ -30,6 +29,7 @@ from stopwise.network.loading import (
     refuse_revision,
     seeded,
 )
+from stopwise.network.heads import head_names
 from stopwise.network.pico import pico_classifier, pico_tokenizer
 
 if TYPE_CHECKING:

@@ -114,6 +114,11 @@ class Model(Section):
     reinit: list[Expression] = _key(
         [], "a list of regular expressions over parameter names", "what the start `mixed` draws anew"
     )
+    head: Annotated[Literal["words", "classification"], LEFT_OUT] = _key(
+        "words",
+        "words (when left out, but for an encoder), or classification",
+        "what answers: words of the vocabulary, or a new classification head for each task, drawn by the seed",
+    )
 
 
 class Task(Section):
@@ -167,7 +172,7 @@ class Kernel(Section):
 
     parameters: Parameters = _key(
         "attention",
-        "attention, linear, all, lora, head, a {lora: ...} mapping, or a list of regular expressions",
+        "attention, linear, all, lora, head, a {lora: ...} or {peft: ...} mapping, or a list of regular expressions",
         "the parameters that are trained and that the kernel is over",
     )
     outputs: Literal["contrast", "head", "logits"] = _key(
@@ -251,6 +256,12 @@ class Finetune(Section):
     )
     weight_decay: Annotated[float, LEFT_OUT] = _key(
         0, "a number >= 0 (0 when left out)", "AdamW's decay of the parameters towards zero", ge=0
+    )
+    clip_norm: Annotated[float, LEFT_OUT] = _key(
+        None,
+        "a number > 0 (no clipping when left out)",
+        "the norm that the gradient of a step is cut down to, over all trained parameters",
+        gt=0,
     )
     tokens_per_batch: Annotated[int, LEFT_OUT] = _key(
         1024,

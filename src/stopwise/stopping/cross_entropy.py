@@ -23,6 +23,7 @@ from stopwise.linearized.replay import batch_rows
 from stopwise.linearized.spectrum import Spectrum
 from stopwise.stopping.bayes import left_out_means
 from stopwise.stopping.leave_one_out import leave_out_groups
+from stopwise.stopping.schedule_path import Linearised, Schedule, left_out_path
 
 # Times of the path that are averaged: this many, evenly spaced in log t.
 AVERAGED_TIMES = 60
@@ -35,11 +36,15 @@ class Replay:
     """Training on cross-entropy as the rules replay it: the objective of the n examples, and each step's batch.
 
     ``objective`` has no intercept (training on cross-entropy fits none); ``batches`` are those of ``draw_batches``, at
-    least as many as the last step considered.
+    least as many as the last step considered. ``schedule``: of a training that clips gradients or decays weights, with
+    ``plain`` J J' and ``weights_move`` J theta_0 as in ``Linearised``.
     """
 
     objective: Objective
     batches: Sequence[np.ndarray]
+    schedule: Schedule | None = None
+    plain: np.ndarray | None = None
+    weights_move: np.ndarray | None = None
 
 
 def left_out_outputs(
@@ -58,6 +63,9 @@ def left_out_outputs(
     per example of each batch.
     """
     n, q, m = spec.examples, spec.columns, spec.m
+    if replay.schedule is not None:
+        net = Linearised(spec.matrix, np.reshape(start, (n, q)), replay.plain, replay.weights_move)
+        return left_out_path(net, replay.objective, replay.schedule, times, folds, seed)
     groups = leave_out_groups(n, folds, seed)
     held = np.zeros(n, dtype=np.int64)
     for k, group in enumerate(groups):
