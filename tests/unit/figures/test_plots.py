@@ -165,6 +165,16 @@ def test_f2_keeps_every_measured_loss_and_marks_every_rule():
     assert len(marks) == len(made_up.RULES)
 
 
+@pytest.mark.parametrize(
+    ("objective", "loss"), [(None, "squared loss"), ("squared", "squared loss"), ("cross_entropy", "cross-entropy")]
+)
+def test_f2_names_the_loss_that_was_minimised(objective, loss):
+    runs, evaluations = made_up.runs(tasks=1, seeds=1, sizes=(16,))
+    known = [({**wildcards, "objective": objective}, run) for wildcards, run in runs]
+    figure = registry.figure("F2").draw(registry.figure("F2").table(known, evaluations))
+    assert figure.axes[0].get_ylabel().splitlines()[-1] == loss
+
+
 def test_f2_marks_of_one_step_do_not_cover_each_other():
     runs, evaluations = made_up.runs(tasks=1, seeds=1, sizes=(16,))
     wildcards, judged = evaluations[0]

@@ -221,7 +221,7 @@ BAD = {
     "unsafe name": ({"name": "../x"}, {}, "tasks: '../x' is not a safe name"),
     "no test rows": ({}, {"test": 0}, "data.test: 0 is not an integer >= 1"),
     "validation not a number": ({}, {"validation": "8"}, "data.validation: '8' is not an integer"),
-    "text not a column": ({"text": 3}, {}, "tasks.mine.text: 3 is not a column name"),
+    "text not a column": ({"text": 3.5}, {}, "tasks.mine.text: 3.5 is not a column name"),
     "text column twice": (
         {"text": ["text", "text"]},
         {},
