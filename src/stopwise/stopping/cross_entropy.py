@@ -123,7 +123,7 @@ def label_probabilities(
         return None
     means, kept = found
     coding = coding_matrix(objective.classes, objective.outputs)
-    share = 1 / objective.classes if len(coding) < objective.classes else 0.0
+    share = 1 / coding.shape[1] if len(coding) < coding.shape[1] else 0.0
     least = 0.5 / len(objective.labels)
     logs = np.log(np.clip(means @ coding / objective.scale + share, least, 1 - least))
     own = np.arange(len(kept)), objective.labels[kept]

