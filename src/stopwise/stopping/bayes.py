@@ -253,9 +253,9 @@ def _iterated_loss(
         return kept * (kernel @ g) / rows_kept
 
     path = filter.weights(apply, kept * kernel / rows_kept, max(at, default=0))
-    for t, g in enumerate(itertools.chain([np.zeros_like(kernel)], path)):
-        if t in at:
-            losses[at[t]] = loss(g)
+    for step, g in enumerate(itertools.chain([np.zeros_like(kernel)], path)):
+        if step in at:
+            losses[at[step]] = loss(g)
     return losses / spec.m + posterior.sigma2
 
 
