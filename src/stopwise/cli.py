@@ -34,9 +34,9 @@ def stopwise(
 
 @app.command()
 def advise(
-    data: Annotated[str, typer.Option(help="a .csv, .tsv, .jsonl or .parquet file, with a header")],
-    text: Annotated[list[str], typer.Option(help="the column that holds the text (repeat it for several)")],
-    label: Annotated[str, typer.Option(help="the column that holds the label")],
+    data: Annotated[str, typer.Option(help="a .csv, .tsv, .txt, .json, .jsonl or .parquet file (.gz may follow)")],
+    text: Annotated[list[str], typer.Option(help="the column that holds the text, or its number (repeat for several)")],
+    label: Annotated[list[str], typer.Option(help="the column that holds the label, or its number")],
     model: Annotated[str, typer.Option(help="built-in name, folder of safetensors, or hub id")] = "smollm2-135m",
     revision: Annotated[str | None, typer.Option(help="a hub revision")] = None,
     template: Annotated[
@@ -44,7 +44,9 @@ def advise(
     ] = None,
     verbalizers: Annotated[
         list[str] | None,
-        typer.Option(help="label=word pairs, commas between: 0=bad,1=good; default: the labels themselves"),
+        typer.Option(
+            help="label=word pairs (0=bad,1=good), a JSON object, or @file of one; default: the labels, else A, B, …"
+        ),
     ] = None,
     max_examples: Annotated[int, typer.Option(help="examples used; time grows with them")] = 64,
     max_tokens: Annotated[int, typer.Option(help="longest prompt; longer texts are cut")] = 64,
@@ -61,7 +63,12 @@ def advise(
     target_scale: Annotated[
         float | None, typer.Option(help="size of the regression targets; default: fitted to the model's outputs")
     ] = None,
-    encoding: Annotated[str, typer.Option(help="of a text file")] = "utf-8",
+    encoding: Annotated[str | None, typer.Option(help="of a text file; default: recognised")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="of a text file; default: recognised")] = None,
+    header: Annotated[
+        bool | None, typer.Option("--header/--no-header", help="whether the first row names the columns")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="refuse a file with a single bad row")] = False,
     seed: Annotated[int, typer.Option(help="which examples are drawn, and how they are left out")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     assets: Assets = "results/assets",
@@ -75,13 +82,15 @@ def advise(
     Writes advice.md, one figure and its tables into the output folder. Nothing is trained. About a minute or two on two
     cores with the built-in model and 64 examples.
     """
+    _say(f"reading {data}")
     from stopwise.advice.data import in_options
+    from stopwise.tasks.labels import HOW_TO
 
     options = {
         "model": model,
         "data": data,
         "text": tuple(text),
-        "label": label,
+        "label": label[0],
         "template": None if template is None else template.replace("\\n", "\n"),
         "verbalizers": tuple(verbalizers or ()),
         "max_examples": max_examples,
@@ -95,29 +104,37 @@ def advise(
         "batch_size": batch_size,
         "target_scale": target_scale,
         "encoding": encoding,
+        "delimiter": delimiter.replace("\\t", "\t") if delimiter else delimiter,
+        "header": header,
+        "strict": strict,
         "revision": revision,
     }
     try:
+        if len(label) > 1:
+            raise ValueError(f"--label: {', '.join(label)}: several label columns are not supported; {HOW_TO}")
         _advise(options, assets=assets, device=device, output=output, force=force)
     except ValueError as error:
         raise ValueError(in_options(str(error))) from error
 
 
 def _advise(options: dict, *, assets: str, device: str, output: str, force: bool) -> None:
-    """Check the folder, compute, write, and print the answer."""
-    from stopwise.advice.findings import Settings
-    from stopwise.advice.findings import advise as compute
-    from stopwise.advice.folder import check_folder, write_advice
-    from stopwise.advice.text import headline
-    from stopwise.advice.verdict import verdict_of
+    """Look at what can be looked at without torch, compute, write, and print the answer."""
+    from stopwise.advice.door import look
+    from stopwise.advice.settings import Settings
 
     settings = Settings(**options)
-    check_folder(output, settings, force)
+    file = look(settings, device=device, output=output, force=force)
+    _say("loading libraries")
+    from stopwise.advice.findings import advise as compute
+    from stopwise.advice.folder import write_advice
+    from stopwise.advice.text import headline, preamble
+    from stopwise.advice.verdict import verdict_of
+
     bars = sys.stderr.isatty()
-    advice = compute(settings, assets=assets, device=device, say=_say, progress=bars)
+    advice = compute(settings, file=file, assets=assets, device=device, say=_say, progress=bars)
     verdict = verdict_of(advice)
     folder = write_advice(advice, verdict, output)
-    print("\n" + "\n".join(headline(advice, verdict)))
+    print("\n" + "\n".join([*preamble(advice), *headline(advice, verdict)]))
     print(f"\nThe whole answer: {folder / 'advice.md'}, the figure: {folder / 'advice.png'}")
 
 

@@ -46,11 +46,13 @@ CONFIG: list[tuple[str, Any, str]] = [
     ("tasks.a/b", {}, "not a safe name"),
     ("tasks.colours", [], "is not of type"),
     ("tasks.colours.source", "rows.csv", "is not of type 'object'"),
-    ("tasks.colours.text", 3, "is not of type"),
-    ("tasks.colours.label", 3, "a column name"),
+    ("tasks.colours.text", 3.5, "is not of type"),
+    ("tasks.colours.label", 3.5, "a column name"),
     ("tasks.colours.template", "", "a prompt with {column} placeholders"),
     ("tasks.colours.verbalizers", {"red": " red"}, "a mapping from label value"),
     ("tasks.colours.verbalizers", {"red": " red", "blue": 2}, "is not of type 'string'"),
+    ("tasks.colours.verbalizers", "letters", "or auto"),
+    ("tasks.colours.other_labels", "drop", "error or leave_out"),
     ("tasks.colours.group", 3, "a column name or null"),
     ("tasks.colours.minimum_abs_score", -1, "less than the minimum"),
     ("data", 3, "is not of type 'object'"),
@@ -183,7 +185,7 @@ def message_of(case: Case, folder: Path) -> str:
 
 
 def document(folder: Path) -> str:
-    """Return docs/bad-inputs.md: every case with its message."""
+    """Return docs/reference/messages.md: every case with its message."""
     lines = [
         "# Bad inputs and what they say",
         "",

@@ -17,6 +17,7 @@ from stopwise.tasks.builtin import wheels_needed
 from stopwise.pipeline.code_digests import CodeDigestError, CodeDigests
 from stopwise.pipeline.config import ConfigError, config_digest, start_tasks, validated
 from stopwise.assets.hub import dataset_folder
+from stopwise.pipeline.remembered import Remembered
 from stopwise.stopping.registry import MEASURED_STOPS
 
 HUB = {}  # the hub data set of each task that reads one: folder name, config key and source
@@ -33,6 +34,11 @@ CONFIG_DIGEST = config_digest(config)
 RESULTS = f"results/{config['name']}"
 ASSETS = "results/assets"
 DIGESTS = CodeDigests(LIBRARY / "stopwise")
+# Digests of code, kept beside Snakemake's own state: reading the library anew takes seconds at every start.
+KEPT_DIGESTS = Remembered(
+    Path(".snakemake", "stopwise-digests.json"),
+    [*(LIBRARY / "stopwise").rglob("*.py"), *WORKFLOW.rglob("*.py"), *WORKFLOW.rglob("*.smk")],
+)
 ENVIRONMENT = "../../envs/stopwise.yaml"
 TASKS = list(config["tasks"])
 STARTED = start_tasks(config)  # the tasks of each start
@@ -66,7 +72,10 @@ def library(script, *modules):
     left out. A name that is no module is an error.
     """
     try:
-        return DIGESTS.of_script(WORKFLOW / "scripts" / f"{script}.py", *modules)
+        return KEPT_DIGESTS.get(
+            " ".join((script, *modules)),
+            lambda: DIGESTS.of_script(WORKFLOW / "scripts" / f"{script}.py", *modules),
+        )
     except CodeDigestError as error:
         raise WorkflowError(f"stopwise: {error}")
 

@@ -1,6 +1,7 @@
 """Sample one task for one seed: train | validation | test, rendered, cut and tokenised."""
 
 import json
+import logging
 from pathlib import Path
 
 from job import Job
@@ -14,9 +15,14 @@ with Job(snakemake) as job:
     params, name = snakemake.params, job.wildcards["task"]
     defaults = {**params.data, "train": params.train}
     check_positions(params.data["max_tokens"], Path(stamp["folder"]))
-    make = head_task if params.model.get("head") == "classification" else Task.from_config
-    task = make(params.task, defaults, name=name, assets=Path(snakemake.input.model).parents[1])
+    with_head = params.model.get("head") == "classification"
+    make = head_task if with_head else Task.from_config
     tokenizer = load_tokenizer(stamp["folder"], params.model["trust_remote_code"])
+    task = make(params.task, defaults, name=name, assets=Path(snakemake.input.model).parents[1])
+    task = task if with_head else task.resolved(tokenizer)
+    for note in task.notes:
+        logging.info("task %s: %s", name, note)
+    check_positions(task.max_tokens, Path(stamp["folder"]))
     table = task.sample(tokenizer, seed=int(job.wildcards["seed"]))
     described = {"name": name, "classes": list(task.verbalizers), "verbalizers": verbalizers_of(table)}
     metrics = {"examples": table.num_rows, "cut": sum(table["cut"].to_pylist())}

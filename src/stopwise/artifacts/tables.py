@@ -265,11 +265,14 @@ def read_matrix(table: pa.Table, **labels: Any) -> np.ndarray:
 
 
 def read_pairs(paths: Iterable[str | os.PathLike], kind: str) -> list[tuple[dict[str, Any], pa.Table]]:
-    """Return (wildcards, table) of each artifact, the seed as an integer."""
+    """Return (wildcards, table) of each artifact, the seed as an integer; beside them what a training run minimised."""
     found: list[tuple[dict[str, Any], pa.Table]] = []
     for path in paths:
-        wildcards = dict(read_provenance(path)["wildcards"])
+        record = read_provenance(path)
+        wildcards = dict(record["wildcards"])
         if "seed" in wildcards:
             wildcards["seed"] = int(wildcards["seed"])
+        if kind == "trajectory":
+            wildcards["objective"] = record["config"].get("finetune", {}).get("objective")
         found.append((wildcards, read_table(path, kind)))
     return found

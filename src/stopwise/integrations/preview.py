@@ -20,8 +20,9 @@ def preview(
     The Trainer is left as it was: its optimizer and scheduler are made and dropped. Raises ValueError as the callback
     does.
     """
+    model: Any = trainer.model
     before = trainer.optimizer, trainer.lr_scheduler, trainer._created_lr_scheduler
-    with untouched(trainer.model):
+    with untouched(model):
         dataloader = trainer.get_train_dataloader()
         max_steps = trainer.set_initial_training_values(trainer.args, dataloader)[-1]
         try:
@@ -30,7 +31,7 @@ def preview(
         finally:
             trainer.optimizer, trainer.lr_scheduler, trainer._created_lr_scheduler = before
         processing_class = getattr(trainer, "processing_class", None)
-        parts = trainer.model, trainer.args, optimizer, scheduler, dataloader, max_steps, trainer, processing_class
+        parts = model, trainer.args, optimizer, scheduler, dataloader, max_steps, trainer, processing_class
         return read_stop(TrainerRun(*parts), words=words, rule=rule, n_max=n_max)
 
 

@@ -19,7 +19,7 @@ T = TypeVar("T")
 LEFT_OUT = "left out"  # marks a key that the completed configuration lacks unless it was given
 
 # The branches of a key that takes values of several kinds; in an error's place they are no part of the key.
-WORD, LIST, MAPPING = BRANCHES = ("<word>", "<list>", "<mapping>")
+WORD, LIST, MAPPING, NUMBER = BRANCHES = ("<word>", "<list>", "<mapping>", "<number>")
 
 STOPS = ("holdout", "none", *(rule for rule in RULES if rule not in MEASURED))
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ def _expression(pattern: str) -> str:
 
 
 def _branch(value: Any) -> str | None:
-    kinds = ((str, WORD), (list, LIST), (dict, MAPPING))
+    if isinstance(value, bool):
+        return None
+    kinds = ((str, WORD), (list, LIST), (dict, MAPPING), (int, NUMBER))
     return next((branch for kind, branch in kinds if isinstance(value, kind)), None)
 
 
@@ -76,9 +78,14 @@ Parameters = Annotated[
     | Annotated[dict[Any, Any], Tag(MAPPING)],
     _one_of("'string', 'array', 'object'"),
 ]
+Column = Annotated[Annotated[str, Tag(WORD)] | Annotated[int, Tag(NUMBER)], _one_of("'string', 'integer'")]
 Columns = Annotated[
-    Annotated[str, Tag(WORD)] | Annotated[list[str], Tag(LIST)],
-    _one_of("'string', 'array'"),
+    Annotated[str, Tag(WORD)] | Annotated[int, Tag(NUMBER)] | Annotated[list[Column], Tag(LIST)],
+    _one_of("'string', 'integer', 'array'"),
+]
+Words = Annotated[
+    Annotated[Literal["auto"], Tag(WORD)] | Annotated[dict[Any, str], Field(min_length=2), Tag(MAPPING)],
+    _one_of("'string', 'object'"),
 ]
 
 
@@ -126,27 +133,30 @@ class Task(Section):
 
     source: Annotated[dict[Any, Any], LEFT_OUT] = _key(
         None,
-        "a mapping with one of csv, tsv, jsonl, parquet (a path), hub (a data set id) or package",
+        "a mapping with one of csv, tsv, json, jsonl, parquet (a path; beside it encoding, delimiter, header, strict),"
+        " hub (a data set id; beside it strict) or package",
         "where the rows are",
         min_length=1,
     )
     text: Annotated[Columns, LEFT_OUT] = _key(
-        None, "a column name or a list of column names", "the columns that hold the texts"
+        None, "a column name (or its number) or a list of them", "the columns that hold the texts"
     )
-    label: Annotated[str, LEFT_OUT] = _key(None, "a column name", "the column that holds the label")
+    label: Annotated[Column, LEFT_OUT] = _key(None, "a column name, or its number", "the column that holds the label")
     template: Annotated[str, LEFT_OUT] = _key(
         None,
         "a prompt with {column} placeholders",
-        "what the model is asked, up to the word that it has to say",
+        "what the model is asked, up to the word that it has to say; left out, the columns' names make it",
         min_length=1,
     )
-    verbalizers: Annotated[dict[Any, str], LEFT_OUT] = _key(
+    verbalizers: Annotated[Words | None, LEFT_OUT] = _key(
         None,
-        "a mapping from label value to one word, leading space included",
-        "the word that stands for each label, a single token of the model",
-        min_length=2,
+        "a mapping from label value to one word, leading space included; or auto",
+        "the word that stands for each label, a single token of the model (auto, the labels themselves, else A, B, …)",
     )
-    group: Annotated[str | None, LEFT_OUT] = _key(
+    other_labels: Annotated[Literal["error", "leave_out"], LEFT_OUT] = _key(
+        None, "error or leave_out", "what becomes of rows whose label has no verbalizer"
+    )
+    group: Annotated[Column | None, LEFT_OUT] = _key(
         None, "a column name or null", "rows of one group never lie in two splits"
     )
     minimum_abs_score: Annotated[float, LEFT_OUT] = _key(

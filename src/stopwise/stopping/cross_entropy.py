@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+import scipy
 
 from stopwise.linearized.coding import coding_matrix
 from stopwise.linearized.filters import Filter, Nesterov
@@ -123,7 +123,7 @@ def label_probabilities(
         return None
     means, kept = found
     coding = coding_matrix(objective.classes, objective.outputs)
-    share = 1 / objective.classes if len(coding) < objective.classes else 0.0
+    share = 1 / coding.shape[1] if len(coding) < coding.shape[1] else 0.0
     least = 0.5 / len(objective.labels)
     logs = np.log(np.clip(means @ coding / objective.scale + share, least, 1 - least))
     own = np.arange(len(kept)), objective.labels[kept]
@@ -132,7 +132,7 @@ def label_probabilities(
         raised = np.exp(log_power) * logs
         return raised - np.logaddexp.reduce(raised, axis=1, keepdims=True)
 
-    best = minimize_scalar(
+    best = scipy.optimize.minimize_scalar(
         lambda a: a**2 / 2 - powered(a)[own].sum(), bounds=(-POWER_RANGE, POWER_RANGE), method="bounded"
     )
     return np.exp(powered(float(best.x))), kept

@@ -21,9 +21,10 @@ from stopwise.linearized.replay import batch_rows
 from stopwise.linearized.spectrum import Spectrum
 from stopwise.stopping.bayes import task_posterior
 from stopwise.stopping.cross_entropy import averaged_probabilities, expected_log_loss, label_probabilities, loo_log_loss
+from stopwise.stopping.judging import HIT
 from stopwise.stopping.registry import REPLAYING_RULES
 from stopwise.stopping.schedule_path import Linearised, Schedule, left_out_path, trained_path
-from stopwise.stopping.stops import HIT, time_grid
+from stopwise.stopping.stops import time_grid
 
 __all__ = ["Linearised", "Schedule", "ScheduledStop", "left_out_path", "scheduled_stop", "trained_path"]
 
@@ -103,23 +104,28 @@ def scheduled_stop(
     if n < 2:
         raise ValueError(f"train_dataset: the kernel needs at least 2 examples, found {n}")
     times = schedule.done + time_grid(len(schedule.batches))
-    spec = Spectrum.of(net.matrix, q, intercept=n > 1)
-    top = _largest_step(net, schedule)
+    spec = Spectrum.of(net.matrix, q, intercept=True)
     outputs = left_out_path(net, objective, schedule, times, folds, seed)
     found = _believed(rule, spec, net, objective, outputs, times - schedule.done)
     facts: dict[str, Any] = {"rule": rule, "max_steps": schedule.last, "steps_per_epoch": schedule.epoch}
-    facts |= {"read_at": schedule.done, "examples": n, "of": of or n, "largest_step": top}
+    facts |= {"read_at": schedule.done, "examples": n, "of": of or n, "largest_step": _largest_step(net, schedule)}
     if found is None or not np.isfinite(found[0]).any():
-        nothing = dict.fromkeys(("epochs", "expected_loss", "loss_at_start", "loss_at_end"), np.nan)
+        nothing: dict[str, Any] = dict.fromkeys(("epochs", "expected_loss", "loss_at_start", "loss_at_end"), np.nan)
         nothing |= dict.fromkeys(("expected_accuracy", "accuracy_at_start", "accuracy_at_end"), np.nan)
         return ScheduledStop(t=None, low=None, high=None, flags=("no_answer", *flags), **nothing, **facts)
-    curve, right = found
+    return _least(*found, times, tuple(flags), facts)
+
+
+def _least(
+    curve: np.ndarray, right: np.ndarray, times: np.ndarray, flags: tuple[str, ...], facts: dict[str, Any]
+) -> ScheduledStop:
+    """Return the stop at the least predicted loss, with the predicted accuracy ``right`` at each time."""
     best = int(np.nanargmin(curve))
     low, high = _near(curve, best)
     own = ("do_not_train",) if times[best] == 0 else ("all_steps",) if best == len(times) - 1 else ()
     return ScheduledStop(
         t=int(times[best]),
-        epochs=float(times[best] / schedule.epoch),
+        epochs=float(times[best] / facts["steps_per_epoch"]),
         low=int(times[low]),
         high=int(times[high]),
         expected_loss=float(curve[best]),

@@ -17,14 +17,15 @@ import pyarrow as pa
 from stopwise.assets.wheels import ASSETS
 from stopwise.tasks.batch import TOKEN_TYPES, TaskError
 from stopwise.tasks.builtin import BUILTIN_TASKS
+from stopwise.tasks.definition import SIGNS
 from stopwise.tasks.prompts import Encoded, PromptError, Template, clean
-from stopwise.tasks.task import SIGNS, Example, Task
+from stopwise.tasks.task import Example, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # What a task keeps of the source that it has read when its labels are known.
-_READ = ("rows", "read")
+_READ = ("read",)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from stopwise.pipeline.config_messages import schema
 from stopwise.pipeline.config_models import LEFT_OUT, SECTIONS, Config, Data, Finetune, Kernel, Model, Stopping, Task
 from stopwise.pipeline.config_reference import SCHEMA_FILE, page, schema_text
 from stopwise.stopping.in_training import make_stop_rule
-from stopwise.tasks.task import task as tasks
+from stopwise.tasks import task as tasks
 from stopwise.training import settings as finetune_settings
 from stopwise.training.settings import FinetuneSettings
 
