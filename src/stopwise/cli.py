@@ -168,6 +168,31 @@ def doctor(
     raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
 
 
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="the folder of a finished run: results/NAME")],
+    task: Annotated[str, typer.Option(help="the task whose model is wanted")],
+    output: Annotated[str, typer.Option(help="a folder that does not exist yet")],
+    seed: Annotated[int, typer.Option(help="one of the run's seeds")] = 0,
+    size: Annotated[int | None, typer.Option(help="training examples; default: the largest trained")] = None,
+    start: Annotated[str, typer.Option(help="pretrained, mixed or random")] = "pretrained",
+    merge: Annotated[bool, typer.Option("--merge", help="add an adapter to the weights")] = False,
+) -> None:
+    """Write the model that a run trained and kept as a folder that transformers loads, an adapter as peft does."""
+    from stopwise.training.export import export_run
+
+    made = export_run(run, task, output, seed=seed, size=size, start=start, merge=merge)
+    print(f"{made.folder}: trained on {made.n} examples, step {made.step}; labels: {', '.join(made.classes)}")
+    auto = "SequenceClassification" if made.head else "CausalLM"
+    if made.kind == "adapter":
+        more = f", num_labels={len(made.classes)}" if made.head else ""
+        print(f"load it with peft: AutoPeftModelFor{auto}.from_pretrained({str(made.folder)!r}{more})")
+    elif made.head:
+        print(f"load it with transformers: pipeline('text-classification', {str(made.folder)!r})")
+    else:
+        print(f"load it with transformers: AutoModelFor{auto}.from_pretrained({str(made.folder)!r})")
+
+
 def main() -> None:
     """Run the console script; a wrong argument or model ends with one clear line."""
     try:

@@ -209,6 +209,20 @@ def without_config(folder: Path) -> Any:
     return model(folder, target)
 
 
+def encoder(folder: Path) -> Any:
+    from stopwise.network.folders import prepare_model
+
+    return model(folder, prepare_model("pico-bert", folder / "assets"))
+
+
+def encoder_decoder(folder: Path) -> Any:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
+    T5ForConditionalGeneration(T5Config(**shape)).save_pretrained(folder / "t5")
+    return model(folder, folder / "t5")
+
+
 def chosen(parameters: Any) -> Any:
     from stopwise.network import pico
     from stopwise.network.parameters import select_parameters
@@ -232,6 +246,9 @@ def model_cases() -> list[Case]:
         Case("model", "no tokenizer", without_tokenizer, "tokenizer"),
         Case("model", "prompts longer than its positions", too_long, "data.max_tokens: 100000 is more than the"),
         Case("model", "a revision of a built-in", lambda d: model(d, "pico-llama", revision="main"), "is not a hub id"),
+        Case("model", "an encoder and no head", lambda d: model(d, "minilm"), "has no language-model head"),
+        Case("model", "an encoder's folder and no head", encoder, "holds no language-model head"),
+        Case("model", "an encoder-decoder", encoder_decoder, "is an encoder-decoder"),
         Case("hub model", "no network", lambda d: model(d, "owner/model"), "the hub cannot be reached"),
         Case("hub model", "a name that leaves the folder", lambda d: model(d, "../up"), "there is no folder"),
         Case(
@@ -244,6 +261,7 @@ def model_cases() -> list[Case]:
             "kernel", "an expression that matches nothing", lambda _: chosen(["nothing"]), "matches no parameter name"
         ),
         Case("kernel", "an expression that is none", lambda _: chosen(["(q"]), "is not a regular expression"),
+        Case("kernel", "nothing that is trainable", lambda _: chosen("trainable"), "requires a gradient"),
         Case("kernel", "an unknown option of lora", lambda _: chosen({"lora": {"rnk": 2}}), "unknown option 'rnk'"),
     ]
 

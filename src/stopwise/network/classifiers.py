@@ -26,6 +26,7 @@ from stopwise.network.folders import (
     prepare_model,
     reason,
     redrawn,
+    refuse_encoder_decoder,
     refuse_revision,
     seeded,
 )
@@ -109,6 +110,7 @@ def _pretrained(
     """Return the model, and the names of the parameters that its files do not hold and ``seed`` has drawn."""
     from transformers import AutoModelForSequenceClassification
 
+    refuse_encoder_decoder(folder)
     given: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
     try:
         with seeded(seed), _quiet():

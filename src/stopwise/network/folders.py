@@ -147,6 +147,16 @@ def _convert_builtin(folder: Path, assets: str | os.PathLike) -> None:
     (folder / "weights.gguf").unlink()
 
 
+def refuse_encoder_decoder(folder: Path) -> None:
+    """Raise ModelError for a folder whose configuration is that of an encoder-decoder, which has no kernel here."""
+    shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if shape.get("is_encoder_decoder"):
+        raise ModelError(
+            f"model.source: {folder} is an encoder-decoder ({shape.get('model_type')}); allowed: a causal language"
+            " model, or an encoder with model.head: classification"
+        )
+
+
 def redrawn(
     folder: Path, dtype: torch.dtype, seed: int, options: dict[str, Any], kind: str = LANGUAGE_MODEL, **fields: Any
 ) -> PreTrainedModel:

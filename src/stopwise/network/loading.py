@@ -34,6 +34,7 @@ from stopwise.network.folders import (
     prepare_model,
     reason,
     redrawn,
+    refuse_encoder_decoder,
     refuse_revision,
 )
 from stopwise.network.pico import pico_model, pico_tokenizer
@@ -117,12 +118,19 @@ def _pico(arch: str, dtype: str, start: str, seed: int, reinit: Sequence[str]) -
 def _pretrained(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
+    refuse_encoder_decoder(folder)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, **options
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
         )
     except Exception as error:
         raise ModelError(f"model.source: {folder} could not be loaded: {reason(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"model.source: {folder} holds no language-model head ({missing[0]} is missing), so no word can answer;"
+            " allowed: model.head: classification, or a causal language model"
+        )
+    return model
 
 
 def load_start(

@@ -124,7 +124,7 @@ class Model(Section):
     head: Annotated[Literal["words", "classification"], LEFT_OUT] = _key(
         "words",
         "words (when left out, but for an encoder), or classification",
-        "what answers: words of the vocabulary, or a new classification head for each task, drawn by the seed",
+        "what answers, words of the vocabulary or a new head for each task, drawn by the seed",
     )
 
 

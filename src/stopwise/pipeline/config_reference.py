@@ -64,7 +64,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     if LEFT_OUT in field.metadata and field.default is None:
-        return "that of the built-in task"
+        return "that of the built-in task" if field in Task.model_fields.values() else "none"
     value: Any = field.default
     return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value).replace(chr(34), '')}`"
 

@@ -106,11 +106,8 @@ def head_task(
 
 
 def _with_labels(task: HeadTask) -> HeadTask:
-    """Return the task with the labels that its source holds; TaskError for a row without one, or for one label."""
+    """Return the task with the labels that its source holds, or raise TaskError for fewer than two."""
     found = sorted({row[task.label].strip() for row in task.rows}, key=_order)
-    if "" in found:
-        row = next(i for i, row in enumerate(task.rows) if not row[task.label].strip())
-        raise TaskError(f"tasks.{task.name}.label: row {row + 1} has no label in column {task.label!r}")
     if len(found) < 2:
         raise TaskError(
             f"tasks.{task.name}.label: column {task.label!r} holds {found or 'no label'} only; a head needs at least 2"
