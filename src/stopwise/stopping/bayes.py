@@ -226,8 +226,8 @@ def _iterated_loss(
     """
     kernel, column, known = spec.matrix, _columns(spec), _start_rows(spec, start)
     group_of = np.empty(spec.examples, dtype=int)
-    for g, group in enumerate(groups):
-        group_of[group] = g
+    for number, group in enumerate(groups):
+        group_of[group] = number
     own = group_of[spec.row_examples()]
     kept = (own[:, None] != own).astype(np.float64)
     rows_kept = kept.sum(axis=0)
