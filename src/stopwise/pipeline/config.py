@@ -186,6 +186,11 @@ def _check_training(kernel: dict[str, Any], section: Mapping[str, Any], head: bo
             "config key kernel.outputs: 'head' needs a head on the model; allowed: model.head: classification, or"
             " contrast, or logits with finetune.objective: cross_entropy"
         )
+    if kernel["outputs"] == "vocabulary" and (head or section["objective"] == "squared"):
+        raise ConfigError(
+            "config key kernel.outputs: 'vocabulary' is the loss of a language model's label token; allowed: contrast,"
+            " or finetune.objective: cross_entropy and no model.head"
+        )
     if kernel["outputs"] == "logits" and section["objective"] == "squared":
         raise ConfigError(
             "config key kernel.outputs: 'logits' has singular noise under squared loss; allowed: contrast, or"
