@@ -62,6 +62,8 @@ def _settle_head(config: dict[str, Any]) -> None:
             " classification"
         )
     if model.get("head") == "classification":
+        if config.get("data", {}).get("chat_template"):
+            raise ConfigError("config key data.chat_template: a head reads texts, not a chat; allowed: false")
         _without_merging(config, "model.head", "'classification' gives every task a head of its own")
     if isinstance(kernel := config.get("kernel", {}).get("parameters"), Mapping) and "peft" in kernel:
         _check_peft(kernel)
