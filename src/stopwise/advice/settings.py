@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,9 +82,9 @@ class Settings:
             raise AdviceError(f"--text: {', '.join(self.text)} names a column twice")
 
     @property
-    def reading(self) -> dict[str, object]:
+    def reading(self) -> dict[str, Any]:
         """The options of the source that were given."""
-        given = {"encoding": self.encoding, "delimiter": self.delimiter, "header": self.header}
+        given: dict[str, Any] = {"encoding": self.encoding, "delimiter": self.delimiter, "header": self.header}
         return {k: v for k, v in given.items() if v is not None} | ({"strict": True} if self.strict else {})
 
     @property

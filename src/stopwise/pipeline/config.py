@@ -25,7 +25,7 @@ PEFT: dict[str, tuple[Callable[[Any], bool], str]] = {
     "alpha": (lambda v: type(v) in (int, float) and v > 0, "a number > 0"),
     "rslora": (lambda v: isinstance(v, bool), "true or false"),
     "target": (
-        lambda v: v == "all-linear" or (isinstance(v, list) and v and all(isinstance(n, str) for n in v)),
+        lambda v: v == "all-linear" or (isinstance(v, list) and bool(v) and all(isinstance(n, str) for n in v)),
         "all-linear, or a list of names of layers",
     ),
 }

@@ -226,8 +226,8 @@ def _iterated_loss(
     """
     kernel, column, known = spec.matrix, _columns(spec), _start_rows(spec, start)
     group_of = np.empty(spec.examples, dtype=int)
-    for g, group in enumerate(groups):
-        group_of[group] = g
+    for number, group in enumerate(groups):
+        group_of[group] = number
     own = group_of[spec.row_examples()]
     kept = (own[:, None] != own).astype(np.float64)
     rows_kept = kept.sum(axis=0)
@@ -253,9 +253,9 @@ def _iterated_loss(
         return kept * (kernel @ g) / rows_kept
 
     path = filter.weights(apply, kept * kernel / rows_kept, max(at, default=0))
-    for t, g in enumerate(itertools.chain([np.zeros_like(kernel)], path)):
-        if t in at:
-            losses[at[t]] = loss(g)
+    for step, g in enumerate(itertools.chain([np.zeros_like(kernel)], path)):
+        if step in at:
+            losses[at[step]] = loss(g)
     return losses / spec.m + posterior.sigma2
 
 

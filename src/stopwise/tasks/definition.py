@@ -59,7 +59,7 @@ def words_of(value: Any, key: str) -> dict[str, str]:
     return words
 
 
-def score_of(value: Any, verbalizers: Mapping[str, str], key: str) -> float | None:
+def score_of(value: Any, verbalizers: Any, key: str) -> float | None:
     """Return the smallest absolute score that counts, None where the label is no score."""
     if value is None:
         return None

@@ -131,6 +131,7 @@ class Task:
             raise TaskError(
                 f"{key}: not a built-in task ({', '.join(BUILTIN_TASKS)}), and {', '.join(missing)} is not given"
             )
+        sizes: dict[str, Any] = {**sizes_of(defaults or {})}
         return cls(
             name=merged["name"],
             source=merged["source"],
@@ -144,7 +145,7 @@ class Task:
             verbalizers=words_of(merged.get("verbalizers"), f"{key}.verbalizers"),
             group=None if merged.get("group") is None else text_of(numbered(merged["group"]), f"{key}.group"),
             minimum_abs_score=score_of(merged.get("minimum_abs_score"), merged.get("verbalizers"), key),
-            **sizes_of(defaults or {}),
+            **sizes,
             assets=os.fspath(assets),
             leave_out=leaves_out(merged.get("other_labels", "error"), key),
         )

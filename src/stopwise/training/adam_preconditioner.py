@@ -88,8 +88,8 @@ def _mean_squares(
     n, size = len(prompts), settings.batch_size or len(prompts)
     batches = draw_batches(n, size, max(1, n // size), seed)
     limit = math.inf if settings.clip_norm is None else settings.clip_norm
-    options = {"max_norm": limit, "tokens_per_batch": settings.tokens_per_batch}
-    return mean_squares(learner, prompts, objective, batches, **options)[0]
+    tokens = settings.tokens_per_batch
+    return mean_squares(learner, prompts, objective, batches, max_norm=limit, tokens_per_batch=tokens)[0]
 
 
 def mean_squares(

@@ -160,7 +160,8 @@ def _scheduled_paths(
     seed: int,
 ) -> dict[str, np.ndarray]:
     """Return the paths of ``predicted_paths`` under clipping or weight decay; ``distance`` under neither AdamW."""
-    lambda_1, shift = step_eigenvalue(spec, settings.batch_size), 0.0
+    lambda_1 = step_eigenvalue(spec, settings.batch_size)
+    shift: float | np.ndarray = 0.0
     if settings.objective == "squared" and settings.intercept == "fitted":
         objective = objective.with_intercept(objective.fitted_intercept(kernel.outputs))
         shift = objective.intercept
