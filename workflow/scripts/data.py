@@ -7,6 +7,7 @@ from pathlib import Path
 from job import Job
 from stopwise.network.folders import check_positions, load_tokenizer
 from stopwise.tasks.batch import verbalizers_of
+from stopwise.tasks.chat import ChatTask
 from stopwise.tasks.head import head_task
 from stopwise.tasks.task import Task
 
@@ -16,7 +17,8 @@ with Job(snakemake) as job:
     defaults = {**params.data, "train": params.train}
     check_positions(params.data["max_tokens"], Path(stamp["folder"]))
     with_head = params.model.get("head") == "classification"
-    make = head_task if with_head else Task.from_config
+    kind = ChatTask if defaults.pop("chat_template", False) else Task
+    make = head_task if with_head else kind.from_config
     tokenizer = load_tokenizer(stamp["folder"], params.model["trust_remote_code"])
     task = make(params.task, defaults, name=name, assets=Path(snakemake.input.model).parents[1])
     task = task if with_head else task.resolved(tokenizer)

@@ -62,6 +62,8 @@ def _settle_head(config: dict[str, Any]) -> None:
             " classification"
         )
     if model.get("head") == "classification":
+        if config.get("data", {}).get("chat_template"):
+            raise ConfigError("config key data.chat_template: a head reads texts, not a chat; allowed: false")
         _without_merging(config, "model.head", "'classification' gives every task a head of its own")
     if isinstance(kernel := config.get("kernel", {}).get("parameters"), Mapping) and "peft" in kernel:
         _check_peft(kernel)
@@ -185,6 +187,11 @@ def _check_training(kernel: dict[str, Any], section: Mapping[str, Any], head: bo
         raise ConfigError(
             "config key kernel.outputs: 'head' needs a head on the model; allowed: model.head: classification, or"
             " contrast, or logits with finetune.objective: cross_entropy"
+        )
+    if kernel["outputs"] == "vocabulary" and (head or section["objective"] == "squared"):
+        raise ConfigError(
+            "config key kernel.outputs: 'vocabulary' is the loss of a language model's label token; allowed: contrast,"
+            " or finetune.objective: cross_entropy and no model.head"
         )
     if kernel["outputs"] == "logits" and section["objective"] == "squared":
         raise ConfigError(

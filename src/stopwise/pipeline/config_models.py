@@ -175,6 +175,11 @@ class Data(Section):
         ge=2,
     )
     test: int = _key(96, "an integer >= 2", "examples that are only reported on", ge=2)
+    chat_template: Annotated[bool, LEFT_OUT] = _key(
+        False,
+        "true or false (false when left out)",
+        "whether prompts are put to the model as its tokenizer's chat template has a user's message",
+    )
 
 
 class Kernel(Section):
@@ -185,10 +190,10 @@ class Kernel(Section):
         "attention, linear, all, lora, head, a {lora: ...} or {peft: ...} mapping, or a list of regular expressions",
         "the parameters that are trained and that the kernel is over",
     )
-    outputs: Literal["contrast", "head", "logits"] = _key(
+    outputs: Literal["contrast", "head", "logits", "vocabulary"] = _key(
         "contrast",
-        "contrast, head or logits",
-        "the network's outputs, by default the C - 1 logit differences that decide the class",
+        "contrast, head, logits or vocabulary",
+        "the network's outputs, by default the C - 1 logit differences that decide the class (vocabulary, all tokens)",
     )
     formula: Literal["sgd", "signgd", "adam"] = _key(
         "sgd", "sgd, signgd or adam", "the training that the kernel describes (adam goes with finetune.optimizer adamw)"

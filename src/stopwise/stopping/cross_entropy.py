@@ -11,7 +11,7 @@ by how well they predict labels that they have not seen.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy
@@ -157,6 +157,32 @@ def averaged_probabilities(
     weights = np.exp(scores - scores.max())
     weights /= weights.sum()
     return weights[0] * probabilities + np.tensordot(weights[1:], np.nan_to_num(np.exp(paths)), 1)
+
+
+def among_words(objective: Objective) -> tuple[Objective, np.ndarray]:
+    """Return the objective among the classes alone, and the map of its outputs from the objective's own.
+
+    They differ where the rest of a vocabulary is an output too: it is what labels never are.
+    """
+    if objective.outputs != "vocabulary":
+        return objective, np.eye(len(coding_matrix(objective.classes, objective.outputs)))
+    fold = coding_matrix(objective.classes) @ coding_matrix(objective.classes, "vocabulary")[:, : objective.classes].T
+    return replace(objective, outputs="contrast", intercept=np.zeros(len(fold))), fold
+
+
+def folded(spec: Spectrum, fold: np.ndarray) -> Spectrum:
+    """Return the spectrum of the kernel of the outputs ``fold`` f; the same one where the fold leaves none out."""
+    if len(fold) == spec.columns:
+        return spec
+    n, q = spec.examples, len(fold)
+    matrix = np.einsum("ap,npmr,br->namb", fold, spec.matrix.reshape(n, spec.columns, n, spec.columns), fold)
+    return Spectrum.of(matrix.reshape(n * q, n * q), q, intercept=spec.intercept)
+
+
+def words_only(probabilities: np.ndarray, objective: Objective) -> np.ndarray:
+    """Return the probabilities with a zero for what is no class, where outputs have such: [n, classes of outputs]."""
+    more = coding_matrix(objective.classes, objective.outputs).shape[1] - objective.classes
+    return np.pad(probabilities, ((0, 0), (0, more)))
 
 
 def time_points(last: int) -> np.ndarray:

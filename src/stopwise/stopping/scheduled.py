@@ -10,7 +10,7 @@ replayed, once without each example, and the rules read the log-loss of the exam
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,14 @@ from stopwise.linearized.objectives import Objective
 from stopwise.linearized.replay import batch_rows
 from stopwise.linearized.spectrum import Spectrum
 from stopwise.stopping.bayes import task_posterior
-from stopwise.stopping.cross_entropy import averaged_probabilities, expected_log_loss, label_probabilities, loo_log_loss
+from stopwise.stopping.cross_entropy import (
+    among_words,
+    averaged_probabilities,
+    expected_log_loss,
+    folded,
+    label_probabilities,
+    loo_log_loss,
+)
 from stopwise.stopping.judging import HIT
 from stopwise.stopping.registry import REPLAYING_RULES
 from stopwise.stopping.schedule_path import Linearised, Schedule, left_out_path, trained_path
@@ -148,12 +155,8 @@ def _believed(
     if rule == "loo":
         given = np.eye(objective.classes)[objective.labels]
         return loo_log_loss(objective, outputs), _accuracy(objective, outputs, given)
-    words, fold = _among_words(objective)
-    start, q = net.start @ fold.T, len(fold)
-    if len(fold) < net.start.shape[1]:
-        n = len(start)
-        matrix = np.einsum("ap,npmr,br->namb", fold, net.matrix.reshape(n, -1, n, fold.shape[1]), fold)
-        spec = Spectrum.of(matrix.reshape(n * q, n * q), q, intercept=True)
+    words, fold = among_words(objective)
+    start, spec = net.start @ fold.T, folded(spec, fold)
     known = label_probabilities(spec, words, start)
     if known is None or task_posterior(spec, words.targets, start) is None:
         return None
@@ -162,17 +165,6 @@ def _believed(
     probabilities = averaged_probabilities(words.rows(kept), outputs @ fold.T, times, probabilities)
     padded = np.pad(probabilities, ((0, 0), (0, coding_matrix(part.classes, part.outputs).shape[1] - part.classes)))
     return expected_log_loss(part, outputs, padded), _accuracy(part, outputs, probabilities)
-
-
-def _among_words(objective: Objective) -> tuple[Objective, np.ndarray]:
-    """Return the objective among the classes alone, and the map of its outputs from the objective's own.
-
-    They differ where the rest of a vocabulary is an output too: it is what labels never are.
-    """
-    if objective.outputs != "vocabulary":
-        return objective, np.eye(len(coding_matrix(objective.classes, objective.outputs)))
-    fold = coding_matrix(objective.classes) @ coding_matrix(objective.classes, "vocabulary")[:, : objective.classes].T
-    return replace(objective, outputs="contrast", intercept=np.zeros(len(fold))), fold
 
 
 def _accuracy(objective: Objective, outputs: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
