@@ -6,15 +6,27 @@ Only what the help needs is imported here: torch takes seconds.
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import stopwise as package
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 Assets = Annotated[str, typer.Option(help="where fetched models lie, or are put")]
+# The groups of options in the help of ``advise``.
+DATA, MODEL, TRAINING, SQUARED, ANSWER = (
+    "Your data",
+    "The model",
+    "The training (AdamW, cross-entropy)",
+    "The training on squared loss (words only)",
+    "The answer",
+)
+
+
+def _option(help: str, panel: str, *names: str, **options: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **options)
 
 
 def _version(wanted: bool) -> None:
@@ -34,49 +46,78 @@ def stopwise(
 
 @app.command()
 def advise(
-    data: Annotated[str, typer.Option(help="a .csv, .tsv, .jsonl or .parquet file, with a header")],
-    text: Annotated[list[str], typer.Option(help="the column that holds the text (repeat it for several)")],
-    label: Annotated[str, typer.Option(help="the column that holds the label")],
-    model: Annotated[str, typer.Option(help="built-in name, folder of safetensors, or hub id")] = "smollm2-135m",
-    revision: Annotated[str | None, typer.Option(help="a hub revision")] = None,
+    data: Annotated[str, _option("a .csv, .tsv, .jsonl or .parquet file, with a header", DATA)],
+    text: Annotated[list[str], _option("the column that holds the text (repeat it for several)", DATA)],
+    label: Annotated[str, _option("the column that holds the label", DATA)],
+    encoding: Annotated[str, _option("of a text file", DATA)] = "utf-8",
+    max_examples: Annotated[int, _option("examples used; time grows with them", DATA)] = 64,
+    max_tokens: Annotated[int, _option("longest prompt; longer texts are cut", DATA)] = 64,
+    model: Annotated[str, _option("built-in name, folder of safetensors, or hub id", MODEL)] = "smollm2-135m",
+    revision: Annotated[str | None, _option("a hub revision", MODEL)] = None,
+    head: Annotated[
+        bool | None,
+        _option(
+            "a new classification head, or words of a language model; default: what the model is",
+            MODEL,
+            "--head/--no-head",
+        ),
+    ] = None,
+    head_start: Annotated[str | None, _option("of a new head: probe (logistic regression) or random", MODEL)] = None,
     template: Annotated[
-        str | None, typer.Option(help=r'the prompt, such as "Review: {text}\nSentiment:"; default: column names')
+        str | None,
+        _option(r'the prompt, such as "Review: {text}\nSentiment:"; default: column names', MODEL),
     ] = None,
     verbalizers: Annotated[
         list[str] | None,
-        typer.Option(help="label=word pairs, commas between: 0=bad,1=good; default: the labels themselves"),
+        _option("label=word pairs, commas between: 0=bad,1=good; default: the labels themselves", MODEL),
     ] = None,
-    max_examples: Annotated[int, typer.Option(help="examples used; time grows with them")] = 64,
-    max_tokens: Annotated[int, typer.Option(help="longest prompt; longer texts are cut")] = 64,
+    objective: Annotated[
+        str | None,
+        _option("cross_entropy or squared; default: cross_entropy with a head, squared with words", TRAINING),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, _option("the largest of the schedule; default: 4/lambda_1 of the kernel", TRAINING)
+    ] = None,
+    schedule: Annotated[str | None, _option("linear, cosine or constant", TRAINING)] = None,
+    warmup: Annotated[
+        float | None, _option("share of the steps in which the rate rises; default 0.1", TRAINING)
+    ] = None,
+    epochs: Annotated[float | None, _option("that you plan; the answer compares them", TRAINING)] = None,
+    batch_size: Annotated[int, _option("mini-batch", TRAINING)] = 16,
+    weight_decay: Annotated[float | None, _option("of AdamW; default 0", TRAINING)] = None,
     parameters: Annotated[
-        str, typer.Option(help="what would be trained: attention, linear, all or lora")
-    ] = "attention",
-    optimizer: Annotated[str, typer.Option(help="heavy_ball, nesterov, gradient_descent or adamw")] = "heavy_ball",
-    momentum: Annotated[float, typer.Option(help="for the first two")] = 0.9,
+        str | None, _option("what would be trained: attention (default), linear, all or lora", SQUARED)
+    ] = None,
+    optimizer: Annotated[
+        str | None, _option("heavy_ball (default), nesterov, gradient_descent or adamw", SQUARED)
+    ] = None,
+    momentum: Annotated[float | None, _option("for the first two; default 0.9", SQUARED)] = None,
     steps: Annotated[
-        int | None, typer.Option(help="longest time considered; default 24, without momentum 240, adamw 96")
+        int | None, _option("longest time considered; default 24, without momentum 240, adamw 96", SQUARED)
     ] = None,
-    step_size: Annotated[float, typer.Option(help="learning rate as a share of the largest stable one")] = 1.0,
-    batch_size: Annotated[int, typer.Option(help="mini-batch that the answer speaks of beside full batches")] = 16,
+    step_size: Annotated[
+        float | None, _option("learning rate as a share of the largest stable one; default 1", SQUARED)
+    ] = None,
     target_scale: Annotated[
-        float | None, typer.Option(help="size of the regression targets; default: fitted to the model's outputs")
+        float | None, _option("size of the regression targets; default: fitted to the outputs", SQUARED)
     ] = None,
-    encoding: Annotated[str, typer.Option(help="of a text file")] = "utf-8",
-    seed: Annotated[int, typer.Option(help="which examples are drawn, and how they are left out")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    assets: Assets = "results/assets",
-    output: Annotated[str, typer.Option(help="a folder for the answer")] = "advice",
-    force: Annotated[bool, typer.Option("--force", help="replace the advice of other settings there")] = False,
+    seed: Annotated[int, _option("which examples are drawn, and how they are left out", ANSWER)] = 0,
+    device: Annotated[str, _option("auto, cpu or cuda", ANSWER)] = "auto",
+    assets: Annotated[
+        str | None, _option("where fetched models lie; default: where Hugging Face keeps them", ANSWER)
+    ] = None,
+    output: Annotated[str, _option("a folder for the answer", ANSWER)] = "advice",
+    force: Annotated[bool, _option("replace the advice of other settings there", ANSWER, "--force")] = False,
 ) -> None:
-    r"""Say when to stop fine-tuning a model on your texts, before training: steps, learning rate, accuracy, how sure.
+    r"""Say when to stop fine-tuning a model on your texts, before training: how long, at which rate, how sure.
 
-    Example: stopwise advise --data reviews.csv --text text --label label
+    With a head:   stopwise advise --data tickets.csv --text text --label topic --model minilm --head
 
-    Writes advice.md, one figure and its tables into the output folder. Nothing is trained. About a minute or two on two
-    cores with the built-in model and 64 examples.
+    With words:    stopwise advise --data reviews.csv --text text --label label
+
+    Writes advice.md, one figure and its tables into the output folder, and with a head train.py, which trains. Nothing
+    is trained here. About a minute on two cores with a built-in model and 64 examples.
     """
-    from stopwise.advice.data import in_options
-
     options = {
         "model": model,
         "data": data,
@@ -86,34 +127,67 @@ def advise(
         "verbalizers": tuple(verbalizers or ()),
         "max_examples": max_examples,
         "max_tokens": max_tokens,
-        "parameters": parameters,
         "seed": seed,
+        "batch_size": batch_size,
+        "encoding": encoding,
+        "revision": revision,
+    }
+    scheduled = {
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "warmup": warmup,
+        "epochs": epochs,
+        "weight_decay": weight_decay,
+        "head_start": head_start,
+    }
+    squared = {
+        "parameters": parameters,
         "optimizer": optimizer,
         "momentum": momentum,
         "steps": steps,
         "step_size": step_size,
-        "batch_size": batch_size,
         "target_scale": target_scale,
-        "encoding": encoding,
-        "revision": revision,
     }
+    from stopwise.advice.data import in_options
+
     try:
-        _advise(options, assets=assets, device=device, output=output, force=force)
+        from stopwise.advice.choice import chosen
+
+        kind, more = chosen(options, scheduled, squared, head=head, objective=objective, assets=assets)
+        run = _advise_training if kind == "cross_entropy" else _advise
+        run({**options, **more}, assets=assets, device=device, output=output, force=force)
     except ValueError as error:
         raise ValueError(in_options(str(error))) from error
 
 
-def _advise(options: dict, *, assets: str, device: str, output: str, force: bool) -> None:
+def _advise_training(options: dict, *, assets: str | None, device: str, output: str, force: bool) -> None:
+    """Check the folder, compute, write, and print the answer for training under a schedule."""
+    from stopwise.advice.folder import check_folder
+    from stopwise.advice.plan import Plan
+
+    plan = Plan(**options)
+    check_folder(output, plan, force)
+    from stopwise.advice.training_text import headline
+    from stopwise.advice.under_schedule import advise_training
+
+    advice = advise_training(plan, assets=assets, device=device, say=_say)
+    folder = advice.write(output)
+    print("\n" + "\n".join(headline(advice)))
+    print(f"\nThe whole answer: {folder / 'advice.md'}; to train: python {folder / 'train.py'}")
+
+
+def _advise(options: dict, *, assets: str | None, device: str, output: str, force: bool) -> None:
     """Check the folder, compute, write, and print the answer."""
     from stopwise.advice.findings import Settings
     from stopwise.advice.findings import advise as compute
     from stopwise.advice.folder import check_folder, write_advice
     from stopwise.advice.text import headline
     from stopwise.advice.verdict import verdict_of
+    from stopwise.network.model_cache import assets_of
 
     settings = Settings(**options)
     check_folder(output, settings, force)
-    bars = sys.stderr.isatty()
+    bars, assets = sys.stderr.isatty(), assets or str(assets_of(settings.model))
     advice = compute(settings, assets=assets, device=device, say=_say, progress=bars)
     verdict = verdict_of(advice)
     folder = write_advice(advice, verdict, output)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pyarrow as pa
 
 import stopwise
 from stopwise.advice import figure
-from stopwise.advice.findings import Advice, AdviceError, Settings
+from stopwise.advice.findings import Advice, AdviceError
 from stopwise.advice.held_out import accuracy_interval
 from stopwise.advice.text import document
 from stopwise.advice.verdict import Verdict
@@ -26,7 +28,7 @@ VERSIONED = ("torch", "transformers", "numpy", "scipy", "pyarrow")
 Row = dict[str, Any]
 
 
-def check_folder(folder: str | Path, settings: Settings, force: bool = False) -> None:
+def check_folder(folder: str | Path, settings: Any, force: bool = False) -> None:
     """Raise AdviceError when a folder holds something that this advice may not replace.
 
     Free are: an absent or empty folder, the advice of the very same settings, and, with ``force``, other advice. A
@@ -52,7 +54,7 @@ def write_advice(advice: Advice, verdict: Verdict, folder: str | Path) -> Path:
     The figure is drawn from advice.parquet alone. Advice that was there is replaced; call ``check_folder`` first.
     """
     path = Path(folder)
-    record = _record(advice)
+    record = record_of(advice.provenance)
     drawn = artifacts.table_of(_drawn(advice, verdict), "advice")
     tables: dict[str, pa.Table | list[Row]] = {
         "advice": drawn,
@@ -60,15 +62,23 @@ def write_advice(advice: Advice, verdict: Verdict, folder: str | Path) -> Path:
         "advice_recipes": [vars(recipe) for recipe in advice.findings.recipes],
         "advice_summary": [_summary(advice, verdict)],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{artifacts.TEMPORARY_PREFIX}{path.name}-", dir=path.parent) as temporary:
-        new, old = Path(temporary) / "new", Path(temporary) / "old"
-        new.mkdir()
+    with new_folder(path) as new:
         for kind, rows in tables.items():
             name = "advice" if kind == "advice" else kind.removeprefix("advice_")
             artifacts.write_table(new / f"{name}.parquet", rows, kind, record)
         style.save(figure.draw(drawn), new / "advice")
         (new / "advice.md").write_text(document(advice, verdict), encoding="utf-8")
+    return path
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of ``path``, whole, when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{artifacts.TEMPORARY_PREFIX}{path.name}-", dir=path.parent) as temporary:
+        new, old = Path(temporary) / "new", Path(temporary) / "old"
+        new.mkdir()
+        yield new
         if path.exists():
             path.rename(old)
         try:
@@ -77,14 +87,13 @@ def write_advice(advice: Advice, verdict: Verdict, folder: str | Path) -> Path:
             if old.exists():
                 old.rename(path)
             raise
-    return path
 
 
-def _record(advice: Advice) -> Row:
+def record_of(provenance: Row) -> Row:
     """Return the provenance that every table carries."""
     versions = {name: importlib.metadata.version(name) for name in VERSIONED} | {"stopwise": stopwise.__version__}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"rule": "advise", **advice.provenance, "versions": versions, "volatile": {"written": now}}
+    return {"rule": "advise", **provenance, "versions": versions, "volatile": {"written": now}}
 
 
 def _drawn(advice: Advice, verdict: Verdict) -> list[Row]:

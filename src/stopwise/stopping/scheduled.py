@@ -21,9 +21,10 @@ from stopwise.linearized.replay import batch_rows
 from stopwise.linearized.spectrum import Spectrum
 from stopwise.stopping.bayes import task_posterior
 from stopwise.stopping.cross_entropy import averaged_probabilities, expected_log_loss, label_probabilities, loo_log_loss
+from stopwise.stopping.judging import HIT
 from stopwise.stopping.leave_one_out import leave_out_groups
 from stopwise.stopping.registry import REPLAYING_RULES
-from stopwise.stopping.stops import HIT, time_grid
+from stopwise.stopping.stops import time_grid
 
 # What torch's clip_grad_norm_ keeps its division from zero by.
 CLIP_EPS = 1e-6
@@ -82,7 +83,8 @@ class Linearised:
     ``matrix`` K [m, m] in the optimizer's metric, ``start`` f0 [n, columns], rows example-major. ``plain`` J J' gives
     the norms of gradients, needed where gradients are clipped. ``weights_move`` J theta_0 [n, columns] over the decayed
     weights, needed under weight decay; ``velocity_move`` J D v [n, columns] of a velocity v that training has already
-    gathered (zero at the start).
+    gathered (zero at the start). ``left_start`` [groups, n, columns]: the outputs at which training without a group of
+    ``leave_out_groups`` starts, where the start has seen the labels (a head fitted to them); None: at ``start``.
     """
 
     matrix: np.ndarray
@@ -90,10 +92,15 @@ class Linearised:
     plain: np.ndarray | None = None
     weights_move: np.ndarray | None = None
     velocity_move: np.ndarray | None = None
+    left_start: np.ndarray | None = None
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         """Return the kernel's rows of some examples, [rows, m]."""
         return self.matrix[batch_rows(index, self.start.shape[1])]
+
+    def starts(self, left_out: bool) -> np.ndarray:
+        """Return f0 of all examples along the path of each group left out, [groups or 1, n, columns]."""
+        return self.left_start if left_out and self.left_start is not None else self.start[None]
 
 
 def trained_path(net: Linearised, objective: Objective, schedule: Schedule, times: np.ndarray) -> np.ndarray:
@@ -130,12 +137,12 @@ def _outputs(
     wanted = {int(t): i for i, t in enumerate(times)}
     if wanted and not schedule.done <= min(wanted) <= max(wanted) <= schedule.last:
         raise ValueError(f"times must lie in {schedule.done}..{schedule.last}, found {min(wanted)}..{max(wanted)}")
-    out = np.empty((len(wanted), *net.start.shape))
+    out, starts = np.empty((len(wanted), *net.start.shape)), net.starts(left_out)
     for t, (weights, fixed) in enumerate(_replay(net, objective, schedule, groups, left_out), start=schedule.done):
         if t in wanted:
             for k, group in enumerate(groups):
                 moved = (net.rows(group) @ weights[k]).reshape(len(group), -1)
-                out[wanted[t], group] = net.start[group] + moved + fixed[group]
+                out[wanted[t], group] = starts[k % len(starts), group] + moved + fixed[group]
         if t == max(wanted, default=0):
             break
     return out
@@ -152,12 +159,12 @@ def _replay(
     weights, velocity = np.zeros((len(groups), n * q)), np.zeros((len(groups), n * q))
     fixed, faded, coasting = np.zeros((n, q)), 1.0, np.zeros((n, q))
     early = 0.0 if net.velocity_move is None else net.velocity_move
-    sizes, kept = schedule.step_sizes, schedule.decay
+    sizes, kept, starts = schedule.step_sizes, schedule.decay, net.starts(left_out)
     for s, batch in enumerate(schedule.batches):
         yield weights, fixed
         rows = batch_rows(batch, q)
         moved = (weights @ net.matrix[:, rows]).reshape(len(groups), len(batch), q)
-        step = _gradient(net, objective, schedule, s, moved + fixed[batch], held, len(groups))
+        step = _gradient(net, objective, schedule, s, starts[:, batch] + moved + fixed[batch], held, len(groups))
         velocity *= schedule.momentum
         velocity[:, rows] += step
         weights *= kept[s]
@@ -169,11 +176,11 @@ def _replay(
 
 
 def _gradient(
-    net: Linearised, objective: Objective, schedule: Schedule, s: int, moved: np.ndarray, held: np.ndarray, groups: int
+    net: Linearised, objective: Objective, schedule: Schedule, s: int, f: np.ndarray, held: np.ndarray, groups: int
 ) -> np.ndarray:
     """Return the gradient of step s in its outputs, clipped, [groups, rows of the batch]."""
     batch, share = schedule.batches[s], schedule.weights[s]
-    raw = objective.rows(batch).gradient(net.start[batch] + moved, np.arange(len(batch))) * len(batch)
+    raw = objective.rows(batch).gradient(f, np.arange(len(batch))) * len(batch)
     outside = held[batch] != np.arange(groups)[:, None]
     whole, left = share.sum(), outside @ share
     scale = np.where(left > 0, whole / np.where(left > 0, left, 1.0), 0.0)
@@ -261,9 +268,9 @@ def scheduled_stop(
         raise ValueError(f"train_dataset: the kernel needs at least 2 examples, found {n}")
     times = schedule.done + time_grid(len(schedule.batches))
     spec = Spectrum.of(net.matrix, q, intercept=n > 1)
-    top = _largest_step(net, schedule)
+    top = largest_step(net, schedule)
     outputs = left_out_path(net, objective, schedule, times, folds, seed)
-    found = _believed(rule, spec, net, objective, outputs, times - schedule.done)
+    found = believed(rule, spec, net, objective, outputs, times - schedule.done)
     facts: dict[str, Any] = {"rule": rule, "max_steps": schedule.last, "steps_per_epoch": schedule.epoch}
     facts |= {"read_at": schedule.done, "examples": n, "of": of or n, "largest_step": top}
     if found is None or not np.isfinite(found[0]).any():
@@ -292,7 +299,7 @@ def scheduled_stop(
     )
 
 
-def _believed(
+def believed(
     rule: str, spec: Spectrum, net: Linearised, objective: Objective, outputs: np.ndarray, times: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the predicted (loss, accuracy) at each time, or None when the labels say nothing."""
@@ -300,7 +307,8 @@ def _believed(
         given = np.eye(objective.classes)[objective.labels]
         return loo_log_loss(objective, outputs), _accuracy(objective, outputs, given)
     words, fold = _among_words(objective)
-    start, q = net.start @ fold.T, len(fold)
+    start = net.start if net.left_start is None else outputs[0]  # a start that has not seen the example's own label
+    start, q = start @ fold.T, len(fold)
     if len(fold) < net.start.shape[1]:
         n = len(start)
         matrix = np.einsum("ap,npmr,br->namb", fold, net.matrix.reshape(n, -1, n, fold.shape[1]), fold)
@@ -344,7 +352,7 @@ def _near(curve: np.ndarray, best: int) -> tuple[int, int]:
     return low, high
 
 
-def _largest_step(net: Linearised, schedule: Schedule) -> float:
+def largest_step(net: Linearised, schedule: Schedule) -> float:
     """Return the largest learning rate times the largest eigenvalue of K_BB/m_B over the batches of an epoch."""
     q, top = net.start.shape[1], 0.0
     for batch in schedule.batches[: max(1, int(np.ceil(schedule.epoch)))]:
