@@ -30,8 +30,8 @@ def advise(
     """Return how many epochs to fine-tune a classifier on labelled texts, before training; nothing is written.
 
     ``model``: a built-in name, a folder or a hub id, which gets a new head, or a sequence classifier with its
-    ``tokenizer``, which comes back as it was. ``data``: a ``datasets.Dataset``, a pandas DataFrame, rows, or the path of
-    a file; ``text`` and ``label`` name its columns (None: the usual names). ``training``: ``TrainingArguments``, a
+    ``tokenizer``, which comes back as it was. ``data``: a ``datasets.Dataset``, a pandas DataFrame, rows, or a file's
+    path; ``text`` and ``label`` name its columns (None: the usual names). ``training``: ``TrainingArguments``, a
     ``FinetuneSettings`` of AdamW on cross-entropy, or None for AdamW under a linear schedule at the kernel's own rate.
     ``options``: other fields of ``Plan``, such as ``epochs``, ``learning_rate``, ``max_examples``, ``seed``.
 
@@ -69,7 +69,7 @@ def _of_settings(plan: Plan, training: FinetuneSettings) -> Plan:
         plan,
         learning_rate=training.learning_rate,
         schedule=training.schedule,
-        warmup=min(training.warmup / training.steps, 0.99),
+        warmup=training.warmup,
         batch_size=training.batch_size or plan.max_examples,
         weight_decay=training.weight_decay,
         max_grad_norm=0.0,
@@ -81,14 +81,12 @@ def _of_arguments(plan: Plan, training: Any) -> Plan:
     schedule = str(getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type))
     if schedule not in _SCHEDULES:
         raise AdviceError(f"training: lr_scheduler_type {schedule!r} is not one of {', '.join(_SCHEDULES)}")
-    epochs = float(training.num_train_epochs)
-    warmup = training.warmup_steps
     return replace(
         plan,
         learning_rate=training.learning_rate,
         schedule=_SCHEDULES[schedule],
-        warmup=warmup if warmup < 1 else plan.warmup,
-        epochs=epochs,
+        warmup=training.warmup_steps,
+        epochs=float(training.num_train_epochs),
         batch_size=training.per_device_train_batch_size * training.gradient_accumulation_steps,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm or 0.0,

@@ -18,10 +18,10 @@ class Plan:
     """A training as it is planned; every field is an option of ``stopwise advise`` but ``data``, which may be named so.
 
     ``head``: a new classification head, else the labels are words of a language model. ``learning_rate``: the largest
-    of the schedule (None: 4/lambda_1, the largest whose predictions were compared with runs). ``warmup``: the share of steps in which it
-    rises. ``epochs``: the training that is planned (None: none in particular; up to 20 are looked at, or twice as many
-    as planned). ``head_start``: ``probe``, a logistic regression on the features, or ``random``. Raises AdviceError for
-    a wrong value.
+    of the schedule (None: 4/lambda_1, the largest whose predictions were compared with runs). ``warmup``: in which the
+    rate rises, a share of the steps, or from 1 on a number of them. ``epochs``: the training that is planned (None:
+    none in particular; up to 20 are looked at, or twice as many as planned). ``head_start``: ``probe``, a logistic
+    regression on the features, or ``random``. Raises AdviceError for a wrong value.
     """
 
     model: str
@@ -51,7 +51,10 @@ class Plan:
                 raise AdviceError(f"{_option(name)}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
         ranges = {
             "learning_rate": (self.learning_rate is None or 0 < self.learning_rate < 1, "in (0, 1), such as 2e-5"),
-            "warmup": (0 <= self.warmup < 1, "a share of the steps, in [0, 1)"),
+            "warmup": (
+                0 <= self.warmup < 1 or self.warmup == int(self.warmup) > 0,
+                "a share of the steps in [0, 1), or a whole number of them",
+            ),
             "epochs": (self.epochs is None or 0 < self.epochs <= 1000, "in (0, 1000]"),
             "batch_size": (self.batch_size >= 1, "1 or more"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),

@@ -56,7 +56,9 @@ def headline(advice: TrainingAdvice) -> list[str]:
 
 def _how(advice: TrainingAdvice) -> str:
     plan = advice.plan
-    warm = f", warm-up over {percent(plan.warmup)} of the steps" if plan.warmup and plan.schedule != "constant" else ""
+    warm = f", {several(plan.warmup, 'step')} of warm-up" if plan.warmup >= 1 else ""
+    if 0 < plan.warmup < 1 and plan.schedule != "constant":
+        warm = f", warm-up over {percent(plan.warmup)} of the steps"
     return (
         f"AdamW on cross-entropy, learning rate {number(advice.stop.learning_rate)}, {WORDS[plan.schedule]}{warm},"
         f" batches of {plan.batch_size}"

@@ -50,7 +50,8 @@ class TrainingAdvice:
     @property
     def warmup_steps(self) -> int:
         """The steps in which the learning rate rises, of the chosen length."""
-        return math.ceil(self.plan.warmup * self.stop.t)
+        share = self.plan.warmup
+        return int(share) if share >= 1 else math.ceil(share * self.stop.t)
 
     @property
     def epochs(self) -> float:
