@@ -68,10 +68,20 @@ class Plan:
         if self.head and (self.verbalizers or self.template is not None):
             name = "verbalizers" if self.verbalizers else "template"
             raise AdviceError(f"{_option(name)}: a classification head has no words; leave it out, or give --no-head")
+        if self.random_head and self.learning_rate is None:
+            raise AdviceError(
+                "--learning-rate: a head that starts at random needs one: the kernel there says next to nothing of"
+                " training, and its own rate is far too large; or leave --head-start out"
+            )
         if self.head and not 1 <= len(self.text) <= 2:
             raise AdviceError(
                 f"--text: a classification head reads one column or a pair, found {len(self.text)}: join the others"
             )
+
+    @property
+    def random_head(self) -> bool:
+        """Whether a new head starts at random, where the kernel is not that of the training that follows."""
+        return self.head and self.head_start == "random"
 
     @property
     def longest(self) -> float:

@@ -75,7 +75,12 @@ args = TrainingArguments(
     save_strategy="no",
     report_to="none",
 )
-trainer = Trainer(model, args, train_dataset=train, data_collator=@COLLATOR@(tokenizer)@LOSS@)
+trainer = Trainer(
+    model,
+    args,
+    train_dataset=train,
+    data_collator=@COLLATOR@(tokenizer),@LOSS@
+)
 @TRAIN@
 model.save_pretrained(HERE / "model")
 tokenizer.save_pretrained(HERE / "model")
@@ -87,7 +92,7 @@ def train_script(advice: TrainingAdvice) -> str:
     plan, stop, head = advice.plan, advice.stop, advice.plan.head
     auto = "AutoModelForSequenceClassification" if head else "AutoModelForCausalLM"
     collator = "DataCollatorWithPadding" if head else "DataCollatorForSeq2Seq"
-    names = sorted([auto, "AutoTokenizer", collator, "Trainer", "TrainingArguments", "set_seed"], key=str.lower)
+    names = [*sorted([auto, "AutoTokenizer", collator]), "Trainer", "TrainingArguments", "set_seed"]
     own = ["from safetensors.torch import load_file"] if head else []
     imports = [*own, "from transformers import (\n" + "".join(f"    {name},\n" for name in names) + ")"]
     if not head:
@@ -116,7 +121,7 @@ def train_script(advice: TrainingAdvice) -> str:
         "DECAY": f"{plan.weight_decay:g}",
         "CLIP": f"{plan.max_grad_norm:g}",
         "COLLATOR": collator,
-        "LOSS": "" if head else ", compute_loss_func=answer_loss(words)",
+        "LOSS": "" if head else "\n    compute_loss_func=answer_loss(words),",
         "TRAIN": "trainer.train()" if stop.t else "# trainer.train()  # advised against: the start is as good",
     }
     script = _SCRIPT.replace("@BODY@", _HEAD if head else _WORDS)

@@ -16,13 +16,17 @@ UNTRUSTED = (
     " good in none of four. Decide by real trainings (leave a quarter of the labels out, in turn), or leave"
     " `--learning-rate` out: the smaller steps that you get then are easier to predict, and may cost accuracy."
 )
+RANDOM = (
+    "Not to be trusted: at a head that starts at random the kernel of the network is almost nothing, and it grows"
+    " manyfold within the first epoch. Let the head start as a logistic regression (`--head-start probe`), or decide by real"
+    " trainings (leave a quarter of the labels out, in turn)."
+)
 FLAGS = {
     "clipped": "Gradients are clipped at the start; the clipping is replayed.",
     "subset": "Training has more examples than the kernel.",
     "order_unknown": "The order of the batches is not known beforehand; others of the same size were replayed.",
     "other_loss": "The Trainer's loss is not the cross-entropy of the labels (label smoothing, or a loss of its own).",
     "rule_without_answer": "The labels say nothing to the rule `bayes`; plain leave-one-out answered instead.",
-    "longest": "The expected loss was still falling at the longest training looked at.",
     "second_order_left_out": "Half of the adapters does not show in the kernel at the start.",
 }
 
@@ -36,13 +40,18 @@ def kind_of(advice: TrainingAdvice) -> str:
 
 
 def trusted(advice: TrainingAdvice) -> bool:
-    """Whether the kernel's path describes so large steps."""
-    return "large_steps" not in advice.stop.flags
+    """Whether the kernel's path describes the training: its steps are not too large, and no head starts at random."""
+    return "large_steps" not in advice.stop.flags and not advice.plan.random_head
 
 
 def matters(advice: TrainingAdvice) -> bool:
-    """Whether the length matters: some longer training that was looked at costs more than 5 %."""
+    """Whether the length matters: some training that was looked at, longer than the best, costs more than 5 %."""
     return advice.stop.high < advice.stop.steps[-1]
+
+
+def still_falling(advice: TrainingAdvice) -> bool:
+    """Whether the longest training that was looked at is the best."""
+    return "longest" in advice.stop.flags
 
 
 def headline(advice: TrainingAdvice) -> list[str]:
@@ -91,6 +100,11 @@ def _epochs(steps: float, advice: TrainingAdvice) -> str:
 def _range(advice: TrainingAdvice) -> str:
     stop = advice.stop
     low = f"{stop.low / stop.steps_per_epoch:.1f}"
+    if still_falling(advice):
+        return (
+            f"The expected log-loss still falls at {_epochs(stop.steps[-1], advice)}, the longest looked at: ask for"
+            f" more (`--epochs {2 * advice.plan.longest:g}`), or train at a larger rate and decide by real trainings."
+        )
     if not matters(advice):
         return (
             f"When to stop hardly matters: every training from {low} to {_epochs(stop.steps[-1], advice)}, the longest"
@@ -133,6 +147,8 @@ def _planned(advice: TrainingAdvice) -> str:
 
 
 def _trust(advice: TrainingAdvice) -> str:
+    if advice.plan.random_head:
+        return RANDOM
     if not trusted(advice):
         times = several(round(advice.stop.largest_step, 1), "time")
         return UNTRUSTED.format(times=times)
