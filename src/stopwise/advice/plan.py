@@ -46,9 +46,9 @@ class Plan:
     verbalizers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, allowed in {"schedule": SCHEDULES, "head_start": STARTS}.items():
-            if getattr(self, name) not in allowed:
-                raise AdviceError(f"{_option(name)}: {getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        for name, choices in {"schedule": SCHEDULES, "head_start": STARTS}.items():
+            if getattr(self, name) not in choices:
+                raise AdviceError(f"{_option(name)}: {getattr(self, name)!r} is not one of {', '.join(choices)}")
         ranges = {
             "learning_rate": (self.learning_rate is None or 0 < self.learning_rate < 1, "in (0, 1), such as 2e-5"),
             "warmup": (

@@ -18,8 +18,8 @@ UNTRUSTED = (
 )
 RANDOM = (
     "Not to be trusted: at a head that starts at random the kernel of the network is almost nothing, and it grows"
-    " manyfold within the first epoch. Let the head start as a logistic regression (`--head-start probe`), or decide by real"
-    " trainings (leave a quarter of the labels out, in turn)."
+    " manyfold within the first epoch. Let the head start as a logistic regression (`--head-start probe`), or decide by"
+    " real trainings (leave a quarter of the labels out, in turn)."
 )
 FLAGS = {
     "clipped": "Gradients are clipped at the start; the clipping is replayed.",

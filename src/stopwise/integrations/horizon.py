@@ -37,7 +37,8 @@ def read_horizon(
 
     Flags: as ``read_stop``, ``scheduled.horizon`` and ``stopping.horizon``.
     """
-    with untouched(trainer.model), run_of(trainer) as run:
+    model: Any = trainer.model
+    with untouched(model), run_of(trainer) as run:
         seed = run.args.seed if run.args.data_seed is None else run.args.data_seed
         examples = read_examples(run.model, run.dataset, run.collate, n_max, seed, words, run.processing_class)
         objective, flags = trained_objective(run, examples)

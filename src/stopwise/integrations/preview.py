@@ -21,7 +21,8 @@ def preview(
     The Trainer is left as it was: its optimizer and scheduler are made and dropped. Raises ValueError as the callback
     does.
     """
-    with untouched(trainer.model), run_of(trainer) as run:
+    model: Any = trainer.model
+    with untouched(model), run_of(trainer) as run:
         return read_stop(run, words=words, rule=rule, n_max=n_max)
 
 

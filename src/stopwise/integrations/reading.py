@@ -115,7 +115,7 @@ def linearised(
         flags.append(SECOND_ORDER)
     options: dict[str, Any] = {"parameters": held(model, "trainable"), "outputs": objective.outputs}
     options["device"] = next(model.parameters()).device
-    own = {"formula": "adam", "preconditioner": scales} if metric.adam else {}
+    own: dict[str, Any] = {"formula": "adam", "preconditioner": scales} if metric.adam else {}
     kernel, plain = empirical_ntk(model, examples.batch, **options, **own), None
     if limit and CLIP_ROOM * largest > limit:
         plain = empirical_ntk(model, examples.batch, **options).matrix if metric.adam else kernel.matrix

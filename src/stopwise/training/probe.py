@@ -57,7 +57,8 @@ def features(model: Any, batch: Mapping[str, Any], size: int = 16) -> np.ndarray
 
     Of a head that reads one token of many, the features are those of this token. Cost: one forward pass.
     """
-    layer, kept, rows = final_layer(model), [], []
+    layer, rows = final_layer(model), []
+    kept: list[torch.Tensor] = []
 
     def hook(module: nn.Module, args: tuple, out: torch.Tensor) -> torch.Tensor:
         kept[:] = [args[0].detach(), out.detach().requires_grad_(True)]

@@ -28,7 +28,7 @@ from stopwise.network.pico import pico_model, pico_tokenizer
 from stopwise.training.settings import FinetuneSettings
 
 LABELS = sorted(TOPICS)
-MOODS = next(Path(__file__).parents[1].rglob("moods.csv"))
+MOODS = Path(__file__).parents[2] / "data" / "moods.csv"
 
 
 @pytest.fixture(scope="module")
