@@ -21,6 +21,8 @@ RANDOM = (
     " manyfold within the first epoch. Let the head start as a logistic regression (`--head-start probe`), or decide by"
     " real trainings (leave a quarter of the labels out, in turn)."
 )
+# The start's accuracy, as a multiple of the most frequent label's, below which its features say little.
+WEAK = 1.5
 FLAGS = {
     "clipped": "Gradients are clipped at the start; the clipping is replayed.",
     "subset": "Training has more examples than the kernel.",
@@ -234,5 +236,10 @@ def _reservations(advice: TrainingAdvice) -> str:
     lines = [FLAGS[flag] for flag in advice.stop.flags if flag in FLAGS]
     if not trusted(advice):
         lines.insert(0, _trust(advice))
+    if advice.penalty is not None and advice.stop.correct[0].mean() < WEAK * advice.baseline[0]:
+        lines.append(
+            "The features say little about these labels before training: from a head at random the network may come"
+            " further at the same rate, and nobody can predict how far."
+        )
     lines.append("Dropout is left out of the kernel, and on in training.")
     return "## Reservations\n\n" + "\n".join(f"- {line}" for line in lines)
