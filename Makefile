@@ -1,11 +1,15 @@
-# Set-up and the two commands of the README. `make demo` and `make test` do everything from a bare checkout.
+# Set-up and the commands of the README. `make demo` and `make test` do everything from a bare checkout.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help env demo report dag schema test test-slurm test-faults lint format ui lock clean
+# Two processes, each a file at a time, in the order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+.PHONY: help env demo report dag docs schema check test test-wheel test-slurm test-faults
+.PHONY: lint lint-style lint-types lint-workflow format ui lock clean
 
 help:            ## Say what there is
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
@@ -31,27 +35,45 @@ demo: env        ## Fetch the model and the data, run config.yaml, draw the figu
 report:          ## Write the HTML report of the last run of config.yaml
 	snakemake --cores 1 --report results/demo/report.html
 
-dag: env         ## Draw the README's picture of the workflow anew
-	snakemake --rulegraph dot --configfile config/test.yaml | python tools/rule_graph.py README.md
+dag: env         ## Draw the picture of the workflow in docs/reference/architecture.md anew
+	snakemake --rulegraph dot --configfile config/test.yaml | python tools/rule_graph.py docs/reference/architecture.md
 
-schema: env      ## Write the configuration's JSON schema and its page in docs/reference anew
-	python -m stopwise.pipeline.config_reference docs/reference/configuration.md
+docs: env        ## Check the generated parts of the documentation and build it into build/site
+	python tools/docs.py --check
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
-test: env        ## Run the whole test suite, two files at a time (but the real Slurm and the fault campaign: the next two)
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not slurm and not faults"
+schema: env      ## Write the configuration's JSON schema and its pages anew
+	python -m stopwise.pipeline.config_reference docs/reference/configuration.md config/README.md
+
+check: lint      ## Lint, and the tests of the library: a few minutes
+	$(PYTEST) -m "not pipeline" tests/unit
+
+test: env        ## Run the whole test suite, two files at a time (but what the next three run)
+	$(PYTEST) -m "not wheel and not slurm and not faults"
+
+test-wheel: env  ## Build the wheel, install it into an empty environment and use it there
+	python -m pytest -m wheel tests
 
 test-slurm: env  ## Run the pipeline on a real one-node Slurm (root; Debian's slurm-wlm and munge)
 	python -m pytest -m slurm tests
 
 test-faults: env ## Kill and damage a running pipeline many times (long)
-	STOPWISE_FAULTS=$${STOPWISE_FAULTS:-40} python -m pytest -m faults tests
+	STOPWISE_FAULTS=$${STOPWISE_FAULTS:-40} $(PYTEST) --dist worksteal -m faults tests
 
 lint: env        ## Check style, types and the workflow
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint-types lint-workflow lint-style
+
+lint-style: env
 	ruff check .
 	ruff format --check .
+	lint-imports --no-cache
+
+lint-types: env
+	mypy
+
+lint-workflow: env
 	snakefmt --check Snakefile workflow/rules
 	snakemake --lint
-	mypy
 
 format: env      ## Rewrite the code in the project's style
 	ruff check --fix .
@@ -66,4 +88,4 @@ lock: env        ## Write the installed versions to requirements.lock
 	mv .lock.tmp requirements.lock
 
 clean:           ## Remove everything that can be made again (results included)
-	rm -rf $(VENV) results .snakemake .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build results .snakemake .pytest_cache .ruff_cache .mypy_cache .hypothesis

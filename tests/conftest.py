@@ -6,19 +6,31 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 
-from pipeline import checkout, snakemake
+from pipeline import finished_run
 
 settings.register_profile("stopwise", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("stopwise")
 
 
+def pytest_collection_modifyitems(items):
+    """Run the files that start Snakemake first: they take longest, and no process waits for the last of them alone."""
+    slow = {item.path for item in items if item.get_closest_marker("pipeline")}
+    items.sort(key=lambda item: item.path not in slow)  # stable: otherwise as collected
+
+
 @pytest.fixture(scope="session")
 def finished_pipeline(tmp_path_factory):
-    """Return (folder, run): a checkout in which the pico pipeline has run once from nothing. Copy it to change it."""
-    folder = checkout(tmp_path_factory.mktemp("pipeline"))
-    run = snakemake(folder)
-    assert run.code == 0, run.output[-6000:]
-    return folder, run
+    """Return (folder, run): a checkout in which the pico pipeline has run once from nothing. Copy it to change it.
+
+    All processes of one call of pytest share one run, and so do all calls that name the same folder in STOPWISE_SHARED;
+    each process has a copy of its own.
+    """
+    here = tmp_path_factory.getbasetemp()
+    shared = os.environ.get("STOPWISE_SHARED") or (here.parent if "PYTEST_XDIST_WORKER" in os.environ else here)
+    folder = tmp_path_factory.mktemp("pipeline") / "checkout"
+    return folder, finished_run(Path(shared) / "finished", folder)

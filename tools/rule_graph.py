@@ -1,6 +1,7 @@
-"""The picture of the workflow in the README, drawn by Mermaid from Snakemake's own graph of rules.
+"""The picture of the workflow in the docs, drawn by Mermaid from Snakemake's own graph of rules.
 
-`make dag` runs ``snakemake --rulegraph | python -m stopwise.rule_graph README.md`` and writes it between two marks.
+`make dag` runs ``snakemake --rulegraph | python tools/rule_graph.py docs/reference/architecture.md``, which
+writes it between two marks.
 """
 
 from __future__ import annotations

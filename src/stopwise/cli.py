@@ -46,10 +46,15 @@ def stopwise(
 
 @app.command()
 def advise(
-    data: Annotated[str, _option("a .csv, .tsv, .jsonl or .parquet file, with a header", DATA)],
-    text: Annotated[list[str], _option("the column that holds the text (repeat it for several)", DATA)],
-    label: Annotated[str, _option("the column that holds the label", DATA)],
-    encoding: Annotated[str, _option("of a text file", DATA)] = "utf-8",
+    data: Annotated[str, _option("a .csv, .tsv, .txt, .json, .jsonl or .parquet file (.gz may follow)", DATA)],
+    text: Annotated[list[str], _option("the column that holds the text, or its number (repeat for several)", DATA)],
+    label: Annotated[list[str], _option("the column that holds the label, or its number", DATA)],
+    encoding: Annotated[str | None, _option("of a text file; default: recognised", DATA)] = None,
+    delimiter: Annotated[str | None, _option("of a text file; default: recognised", DATA)] = None,
+    header: Annotated[
+        bool | None, _option("whether the first row names the columns", DATA, "--header/--no-header")
+    ] = None,
+    strict: Annotated[bool, _option("refuse a file with a single bad row", DATA, "--strict")] = False,
     max_examples: Annotated[int, _option("examples used; time grows with them", DATA)] = 64,
     max_tokens: Annotated[int, _option("longest prompt; longer texts are cut", DATA)] = 64,
     model: Annotated[str, _option("built-in name, folder of safetensors, or hub id", MODEL)] = "smollm2-135m",
@@ -69,7 +74,9 @@ def advise(
     ] = None,
     verbalizers: Annotated[
         list[str] | None,
-        _option("label=word pairs, commas between: 0=bad,1=good; default: the labels themselves", MODEL),
+        _option(
+            "label=word pairs (0=bad,1=good), a JSON object, or @file of one; default: the labels, else A, B, …", MODEL
+        ),
     ] = None,
     objective: Annotated[
         str | None,
@@ -118,11 +125,15 @@ def advise(
     Writes advice.md, one figure and its tables into the output folder, and with a head train.py, which trains. Nothing
     is trained here. About a minute on two cores with a built-in model and 64 examples.
     """
+    _say(f"reading {data}")
+    from stopwise.advice.data import in_options
+    from stopwise.tasks.labels import HOW_TO
+
     options = {
         "model": model,
         "data": data,
         "text": tuple(text),
-        "label": label,
+        "label": label[0],
         "template": None if template is None else template.replace("\\n", "\n"),
         "verbalizers": tuple(verbalizers or ()),
         "max_examples": max_examples,
@@ -130,6 +141,9 @@ def advise(
         "seed": seed,
         "batch_size": batch_size,
         "encoding": encoding,
+        "delimiter": delimiter.replace("\\t", "\t") if delimiter else delimiter,
+        "header": header,
+        "strict": strict,
         "revision": revision,
     }
     scheduled = {
@@ -148,9 +162,9 @@ def advise(
         "step_size": step_size,
         "target_scale": target_scale,
     }
-    from stopwise.advice.data import in_options
-
     try:
+        if len(label) > 1:
+            raise ValueError(f"--label: {', '.join(label)}: several label columns are not supported; {HOW_TO}")
         from stopwise.advice.choice import chosen
 
         kind, more = chosen(options, scheduled, squared, head=head, objective=objective, assets=assets)
@@ -162,11 +176,14 @@ def advise(
 
 def _advise_training(options: dict, *, assets: str | None, device: str, output: str, force: bool) -> None:
     """Check the folder, compute, write, and print the answer for training under a schedule."""
-    from stopwise.advice.folder import check_folder
+    from stopwise.advice.door import check_device, check_folder, check_model
     from stopwise.advice.plan import Plan
 
     plan = Plan(**options)
+    check_device(device)
+    check_model(plan.model, plan.revision)
     check_folder(output, plan, force)
+    _say("loading libraries")
     from stopwise.advice.training_text import headline
     from stopwise.advice.under_schedule import advise_training
 
@@ -177,21 +194,24 @@ def _advise_training(options: dict, *, assets: str | None, device: str, output: 
 
 
 def _advise(options: dict, *, assets: str | None, device: str, output: str, force: bool) -> None:
-    """Check the folder, compute, write, and print the answer."""
-    from stopwise.advice.findings import Settings
+    """Look at what can be looked at without torch, compute, write, and print the answer."""
+    from stopwise.advice.door import look
+    from stopwise.advice.settings import Settings
+
+    settings = Settings(**options)
+    file = look(settings, device=device, output=output, force=force)
+    _say("loading libraries")
     from stopwise.advice.findings import advise as compute
-    from stopwise.advice.folder import check_folder, write_advice
-    from stopwise.advice.text import headline
+    from stopwise.advice.folder import write_advice
+    from stopwise.advice.text import headline, preamble
     from stopwise.advice.verdict import verdict_of
     from stopwise.network.model_cache import assets_of
 
-    settings = Settings(**options)
-    check_folder(output, settings, force)
     bars, assets = sys.stderr.isatty(), assets or str(assets_of(settings.model))
-    advice = compute(settings, assets=assets, device=device, say=_say, progress=bars)
+    advice = compute(settings, file=file, assets=assets, device=device, say=_say, progress=bars)
     verdict = verdict_of(advice)
     folder = write_advice(advice, verdict, output)
-    print("\n" + "\n".join(headline(advice, verdict)))
+    print("\n" + "\n".join([*preamble(advice), *headline(advice, verdict)]))
     print(f"\nThe whole answer: {folder / 'advice.md'}, the figure: {folder / 'advice.png'}")
 
 
@@ -223,6 +243,31 @@ def doctor(
         moved = f"kernel {finding.kernel:.1e}  outputs {finding.outputs:.1e}"
         print(f"  {finding.check:<{width}}  {moved}  {verdict:<7}  {finding.note}".rstrip())
     raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="the folder of a finished run: results/NAME")],
+    task: Annotated[str, typer.Option(help="the task whose model is wanted")],
+    output: Annotated[str, typer.Option(help="a folder that does not exist yet")],
+    seed: Annotated[int, typer.Option(help="one of the run's seeds")] = 0,
+    size: Annotated[int | None, typer.Option(help="training examples; default: the largest trained")] = None,
+    start: Annotated[str, typer.Option(help="pretrained, mixed or random")] = "pretrained",
+    merge: Annotated[bool, typer.Option("--merge", help="add an adapter to the weights")] = False,
+) -> None:
+    """Write the model that a run trained and kept as a folder that transformers loads, an adapter as peft does."""
+    from stopwise.training.export import export_run
+
+    made = export_run(run, task, output, seed=seed, size=size, start=start, merge=merge)
+    print(f"{made.folder}: trained on {made.n} examples, step {made.step}; labels: {', '.join(made.classes)}")
+    auto = "SequenceClassification" if made.head else "CausalLM"
+    if made.kind == "adapter":
+        more = f", num_labels={len(made.classes)}" if made.head else ""
+        print(f"load it with peft: AutoPeftModelFor{auto}.from_pretrained({str(made.folder)!r}{more})")
+    elif made.head:
+        print(f"load it with transformers: pipeline('text-classification', {str(made.folder)!r})")
+    else:
+        print(f"load it with transformers: AutoModelFor{auto}.from_pretrained({str(made.folder)!r})")
 
 
 def main() -> None:

@@ -6,15 +6,14 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
-from scipy.special import ndtri, stdtrit
-from scipy.stats import rankdata
+import scipy
 
 
 def wilson(hits: float, trials: int, level: float = 0.95) -> tuple[float, float]:
     """Interval of a proportion, honest at 0 and at 1 (Wilson, JASA 1927). NaN twice when there are no trials."""
     if trials == 0:
         return math.nan, math.nan
-    z = float(ndtri(0.5 + level / 2))
+    z = float(scipy.special.ndtri(0.5 + level / 2))
     rate = hits / trials
     centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
@@ -30,7 +29,7 @@ def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> 
     mean = float(finite.mean())
     if finite.size == 1:
         return mean, math.nan, math.nan
-    half = float(stdtrit(finite.size - 1, 0.5 + level / 2) * finite.std(ddof=1) / math.sqrt(finite.size))
+    half = float(scipy.special.stdtrit(finite.size - 1, 0.5 + level / 2) * finite.std(ddof=1) / math.sqrt(finite.size))
     return mean, mean - half, mean + half
 
 
@@ -50,7 +49,7 @@ def slope(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> tuple[
         return value, math.nan, math.nan
     residual = centred[:, 1] - value * centred[:, 0]
     error = math.sqrt(float(residual @ residual) / (len(pairs) - 2) / squares)
-    half = float(stdtrit(len(pairs) - 2, 0.5 + level / 2)) * error
+    half = float(scipy.special.stdtrit(len(pairs) - 2, 0.5 + level / 2)) * error
     return value, value - half, value + half
 
 
@@ -60,7 +59,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     pairs = pairs[np.isfinite(pairs).all(axis=1)]
     if len(pairs) < 3:
         return math.nan
-    ranks = np.column_stack([rankdata(side) for side in pairs.T])
+    ranks = np.column_stack([scipy.stats.rankdata(side) for side in pairs.T])
     centred = ranks - ranks.mean(axis=0)
     norms = np.linalg.norm(centred, axis=0)
     return float(centred[:, 0] @ centred[:, 1] / norms.prod()) if norms.all() else math.nan

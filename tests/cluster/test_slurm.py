@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from readme_boxes import commands
+from pages import box_commands
 from slurm_cluster import Cluster, require_slurm, wait_for
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 from workshop import Workshop
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
@@ -19,8 +19,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 # What a site without accounting sets in profiles/slurm, and shorter waits than a real cluster deserves.
 OPTIONS = [
     *("--slurm-status-command", "squeue", "--slurm-no-account"),
-    # The plugin looks again 12, 34, 66 ... seconds after submitting: a pico job takes about ten.
-    *("--slurm-init-seconds-before-status-checks", "12", "--latency-wait", "20"),
+    # The plugin looks again 1, 12, 33 ... seconds after submitting, and from the start when a job has ended.
+    *("--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "20"),
     # The made-up GPUs serve nobody: `device: auto` falls back to the CPU in a job that holds one.
     *("--set-resources", "jacobian:gpu=1", "finetune:gpu=1", "jacobian:mem_mb=5000", "finetune:mem_mb=5000"),
 ]
@@ -30,7 +30,7 @@ class SlurmWorkshop(Workshop):
     """A workshop whose Snakemake submits to the cluster."""
 
     def command(self, *options: str) -> list[str]:
-        (line,) = commands("Cluster")
+        (line,) = box_commands("Cluster")
         return self.as_written(line, *options, *OPTIONS)
 
 
@@ -67,12 +67,12 @@ def disturbed(cluster, tmp_path_factory):
         victim = wait_for(lambda: shard_jobs()[1:], 400, "two shard jobs that run at a time")[-1]
         cluster.run(f"scancel {victim}")
         cluster.restart_controller()
-        cancelled = workshop.finish(process, timeout=600)
+        cancelled = workshop.finish(process, timeout=900)
     finally:
         process.kill()
     profile.write_text(shipped, encoding="utf-8")
     lost = sorted(path for path in shard_paths(workshop) if not path.exists())
-    return workshop, cancelled, lost, workshop.run(timeout=600, **cluster.environment)
+    return workshop, cancelled, lost, workshop.run(timeout=900, **cluster.environment)
 
 
 def shard_paths(workshop: Workshop) -> list[Path]:

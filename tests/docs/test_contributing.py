@@ -1,4 +1,4 @@
-"""Recipes name tests and files that exist, versions agree, and what belongs together in several places does."""
+"""Pages name tests and files that exist, versions agree, and what belongs together in several places does."""
 
 import json
 import re
@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+import pages
 import stopwise
 from stopwise.figures import style
 from stopwise.pipeline.config_messages import schema
 from stopwise.stopping import registry as stopping
 
 ROOT = Path(__file__).resolve().parents[2]
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+RECIPES = "docs/how-to/extend.md"
 # Packages whose conda name differs from that on PyPI.
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
 
@@ -27,17 +28,22 @@ def normal(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_recipes_point_to_tests_and_files_that_exist():
-    named = re.findall(r"`(tests/\w+\.py)::(\w+)`", CONTRIBUTING)
-    assert len(named) >= 8
+@pytest.mark.parametrize("page", pages.pages())
+def test_a_page_points_to_tests_and_files_that_exist(page):
+    written = pages.prose(page)
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", written)
     for file, test in named:
         assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
-    for path in re.findall(r"`((?:tests|workflow)/[\w./]+?)`", CONTRIBUTING):
+    assert page != RECIPES or len(named) >= 8
+    for path in re.findall(r"`((?:tests|workflow|src|config|envs|profiles|docs)/[\w./-]+)`", written):
         assert (ROOT / path).exists(), path
 
 
-def test_names_in_the_recipes_are_in_the_files_that_they_are_said_to_be_in():
-    for name, path in re.findall(r"`(\w+)`[^`]{0,60}? (?:in|of)\s+`((?:tests|workflow)/[\w./]+\.py)`", CONTRIBUTING):
+@pytest.mark.parametrize("page", pages.pages())
+def test_a_name_is_in_the_file_that_a_page_says_it_is_in(page):
+    for name, path in re.findall(
+        r"`(\w+)`[^`\n]{0,60}? (?:in|of)\s+`((?:tests|workflow|src)/[\w./]+\.py)`", pages.prose(page)
+    ):
         assert re.search(rf"\b{name}\b", (ROOT / path).read_text(encoding="utf-8")), (name, path)
 
 

@@ -14,11 +14,12 @@ import stopwise
 from stopwise.figures import style
 from stopwise.linearized.filters import GradientDescent
 from stopwise.linearized.spectrum import Spectrum
+from stopwise.stopping import closed_form as rules
+from stopwise.stopping import known
+from stopwise.stopping import registry as rule_names
 from stopwise.stopping.known import BeforeTraining, Known, path_moments
 from stopwise.stopping.rule_table import rules_table, write_table
-from stopwise.stopping.stops import closed_form as rules
-from stopwise.stopping.stops import known, stopping_time
-from stopwise.stopping.stops import registry as rule_names
+from stopwise.stopping.stops import stopping_time
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
 LIBRARY = Path(stopwise.__file__).resolve().parents[1]

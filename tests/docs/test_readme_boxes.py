@@ -1,13 +1,18 @@
-"""The README's boxes "Resume" and "Several GPUs", followed word by word ("Cluster" is in test_slurm.py)."""
+"""Pages followed word by word on a finished run: the boxes "Resume" and "Several GPUs", and exported task vectors.
+
+The box "Cluster" is in test_slurm.py.
+"""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 import faults
 from fault_record import Kill
-from readme_boxes import box, commands
-from stopwise.artifacts.tables import tables as artifacts
+from pages import box, box_commands, snippets
+from stopwise.artifacts import tables as artifacts
 from workshop import Workshop
 
 pytestmark = pytest.mark.pipeline
@@ -19,7 +24,7 @@ def copy(finished_pipeline, tmp_path):
 
 
 def test_the_box_resume_completes_a_run_whose_snakemake_was_killed(copy, finished_pipeline):
-    (unlock,) = commands("Resume")
+    (unlock,) = box_commands("Resume")
     assert box("Resume").startswith("Run the same command again.")
     (copy.results / "test" / "figures" / "F1.svg").unlink()
     order = faults.write_order(copy, Kill(0, 0, "figure_F1", "before_rename", 1, "both"))
@@ -37,7 +42,7 @@ def test_the_box_resume_completes_a_run_whose_snakemake_was_killed(copy, finishe
 
 
 def test_the_box_several_gpus_runs_four_jobs_on_four_different_devices(copy):
-    (command,) = commands("Several GPUs")
+    (command,) = box_commands("Several GPUs")
     assert "`CUDA_VISIBLE_DEVICES`" in box("Several GPUs")
     config = copy.folder / copy.config
     config.write_text(config.read_text(encoding="utf-8").replace("device: cpu", "device: auto"), encoding="utf-8")
@@ -55,3 +60,25 @@ def test_the_box_several_gpus_runs_four_jobs_on_four_different_devices(copy):
     assert outcome.jobs()["jacobian"] == 4
     leased = [artifacts.read_provenance(copy.folder / path)["volatile"]["leased"] for path in shards]
     assert sorted(leased) == ["4", "5", "6", "7"]
+
+
+def test_the_snippet_of_task_vectors_exports_models_that_transformers_loads(copy):
+    from transformers import AutoModelForCausalLM
+
+    (code,) = snippets("docs/how-to/merge-task-vectors.md")
+    here = {
+        "smollm2-135m": "pico-llama",
+        "results/demo": "results/test",
+        "movie": "colours",
+        "spam": "moods",
+        "n32": "n16",
+    }
+    for written, meant in here.items():
+        assert written in code
+        code = code.replace(written, meant)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=copy.folder, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for task in ("colours", "moods"):
+        assert AutoModelForCausalLM.from_pretrained(copy.folder / "merged" / task).num_parameters() > 0

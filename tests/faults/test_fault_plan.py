@@ -8,7 +8,7 @@ from fault_jobs import JobFiles, downstream, in_order
 from fault_record import BEGIN, END, MOMENTS, PAGE, VICTIMS, Kill, append, read, renewed, table
 from faults import plan
 
-RECORD = PAGE.parent / "data" / "faults.jsonl"
+RECORD = PAGE.parents[1] / "records" / "faults.jsonl"
 RULES = ["data", "gram", "finetune"]
 
 
@@ -71,4 +71,6 @@ def test_the_page_shows_the_recorded_campaign():
     kills, page = read(RECORD), PAGE.read_text(encoding="utf-8")
     assert sum(kill.fired for kill in kills) >= 40
     assert not [kill.line() for kill in kills if kill.problems]
-    assert renewed(page, kills) == page, "python tests/helpers/fault_record.py docs/data/faults.jsonl --write renews it"
+    assert renewed(page, kills) == page, (
+        "python tests/helpers/fault_record.py docs/records/faults.jsonl --write renews it"
+    )

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import faults
+from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.leftovers import leftovers, remove_leftovers
-from stopwise.artifacts.tables import tables as artifacts
 from workshop import Outcome, Workshop
 
 pytestmark = pytest.mark.faults

@@ -16,8 +16,8 @@ from unittest.mock import patch
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stopwise.artifacts.tables import tables as artifacts
-from stopwise.assets.wheels import wheels as assets
+from stopwise.artifacts import tables as artifacts
+from stopwise.assets import wheels as assets
 
 SENTENCES = "text,label,author\n" + "".join(f"the sky {i},{'red' if i % 2 else 'blue'},a{i}\n" for i in range(80))
 
@@ -58,6 +58,11 @@ def task(folder: Path, content: str | bytes = SENTENCES, kind: str = "csv", **ch
     return built.encode(pico.pico_tokenizer(), "train")
 
 
+def strict(folder: Path) -> dict[str, Any]:
+    """Return the source of a csv file that takes nothing for granted."""
+    return {"csv": str(folder / "rows.csv"), "strict": True}
+
+
 def tabbed() -> str:
     """Return the sentences as a tsv file."""
     return SENTENCES.replace(",", "\t")
@@ -78,17 +83,22 @@ def data_cases() -> list[Case]:
     few = "\n".join(SENTENCES.splitlines()[:20]) + "\n"
     third = SENTENCES.replace(",red,a1\n", ",green,a1\n")
     hub = {"hub": "owner/reviews", "split": "train"}
+    several = "text,label\n" + "".join(f"a sky {i},{'red;blue' if i % 3 else 'red'}\n" for i in range(9)) + "x,blue\n"
+    latin = SENTENCES.encode() + b"\xe9,red,a\n"
     twin = {"red": " red", "blue": " red"}
     return [
         Case("csv", "no such file", lambda d: task(d, source={"csv": str(d / "no.csv")}), "there is no file"),
         Case("csv", "an empty file", lambda d: task(d, ""), "the file is empty"),
         Case("csv", "a header without rows", lambda d: task(d, "text,label,author\n"), "there are no rows"),
         Case("csv", "a row with a field too many", lambda d: task(d, SENTENCES + "a,b,c,d\n"), "has 4 fields"),
-        Case("csv", "bytes that are not UTF-8", lambda d: task(d, SENTENCES.encode() + b"\xe9,red,a\n"), "not utf-8"),
+        Case("csv", "bytes that are not UTF-8", lambda d: task(d, latin, source=strict(d)), "not utf-8"),
         Case("csv", "a column that is not there", lambda d: task(d, label="colour"), "there is no column 'colour'"),
         Case("csv", "an empty cell", lambda d: task(d, SENTENCES + ",red,a\n"), "needs text or a number"),
         Case("tsv", "a row with a field too few", lambda d: task(d, tabbed() + "a\tred\n", "tsv"), "has 2 fields"),
         Case("tsv", "a header that names a column twice", lambda d: task(d, "text\ttext\n", "tsv"), "a column twice"),
+        Case("json", "text that is not JSON", lambda d: task(d, "{\n", "json"), "is not JSON"),
+        Case("csv", "an Excel workbook", lambda d: task(d, b"PK\x03\x04" + bytes(50)), "save its sheet as CSV"),
+        Case("csv", "a cell of several labels", lambda d: task(d, several, verbalizers="auto"), "several labels"),
         Case("jsonl", "a line that is not JSON", lambda d: task(d, "{\n", "jsonl"), "is not JSON"),
         Case("jsonl", "a row that is a list", lambda d: task(d, json_lines([1]), "jsonl"), "not an object"),
         Case("parquet", "a file that is no Parquet", lambda d: task(d, SENTENCES, "parquet"), "not a Parquet file"),
@@ -199,6 +209,20 @@ def without_config(folder: Path) -> Any:
     return model(folder, target)
 
 
+def encoder(folder: Path) -> Any:
+    from stopwise.network.folders import prepare_model
+
+    return model(folder, prepare_model("pico-bert", folder / "assets"))
+
+
+def encoder_decoder(folder: Path) -> Any:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
+    T5ForConditionalGeneration(T5Config(**shape)).save_pretrained(folder / "t5")
+    return model(folder, folder / "t5")
+
+
 def chosen(parameters: Any) -> Any:
     from stopwise.network import pico
     from stopwise.network.parameters import select_parameters
@@ -222,6 +246,9 @@ def model_cases() -> list[Case]:
         Case("model", "no tokenizer", without_tokenizer, "tokenizer"),
         Case("model", "prompts longer than its positions", too_long, "data.max_tokens: 100000 is more than the"),
         Case("model", "a revision of a built-in", lambda d: model(d, "pico-llama", revision="main"), "is not a hub id"),
+        Case("model", "an encoder and no head", lambda d: model(d, "minilm"), "has no language-model head"),
+        Case("model", "an encoder's folder and no head", encoder, "holds no language-model head"),
+        Case("model", "an encoder-decoder", encoder_decoder, "is an encoder-decoder"),
         Case("hub model", "no network", lambda d: model(d, "owner/model"), "the hub cannot be reached"),
         Case("hub model", "a name that leaves the folder", lambda d: model(d, "../up"), "there is no folder"),
         Case(
@@ -234,6 +261,7 @@ def model_cases() -> list[Case]:
             "kernel", "an expression that matches nothing", lambda _: chosen(["nothing"]), "matches no parameter name"
         ),
         Case("kernel", "an expression that is none", lambda _: chosen(["(q"]), "is not a regular expression"),
+        Case("kernel", "nothing that is trainable", lambda _: chosen("trainable"), "requires a gradient"),
         Case("kernel", "an unknown option of lora", lambda _: chosen({"lora": {"rnk": 2}}), "unknown option 'rnk'"),
     ]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 from workshop import ROOT, Workshop
 
 # What a job makes beside its declared outputs, and finds made when only those are removed.

@@ -1,6 +1,6 @@
-"""The record of a kill campaign, one JSON line a kill, and the table that docs/reliability.md shows of it.
+"""The record of a kill campaign, one JSON line a kill, and the table that docs/explanation/reliability.md shows of it.
 
-`python tests/helpers/fault_record.py docs/data/faults.jsonl` prints the table, with `--write` it renews the page.
+`python tests/helpers/fault_record.py docs/records/faults.jsonl` prints the table, with `--write` it renews the page.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "reliability.md"
 BEGIN, END = "<!-- kills: written by tests/helpers/fault_record.py -->", "<!-- end of kills -->"
 VICTIMS = {"job": "the job", "snakemake": "Snakemake", "both": "both"}
 MOMENTS = {

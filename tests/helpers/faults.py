@@ -19,7 +19,7 @@ import psutil
 
 from fault_jobs import JobFiles, jobs_of, seconds_of, undo
 from fault_record import Kill, append, read
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 from workshop import ROOT, Workshop
 
 HOOKS = ROOT / "tests" / "helpers" / "fault_hooks"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("Snakefile", "config.yaml", "config", "profiles", "workflow", "src", "envs", "tests/data")
@@ -23,6 +27,7 @@ class Run:
     code: int
     output: str
     seconds: float
+    folder: str  # where it ran: what comes out must not name it
 
     def jobs(self) -> dict[str, int]:
         """Return the number of jobs by rule, from the job table that snakemake prints first."""
@@ -49,7 +54,7 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
-def snakemake(folder: Path, *arguments: str, config: str = TEST_CONFIG, timeout: int = 600) -> Run:
+def snakemake(folder: Path, *arguments: str, config: str = TEST_CONFIG, timeout: int = 900) -> Run:
     """Run snakemake in a checkout with one configuration; the environment is the test's own, without job settings.
 
     ``config`` names its file, or several with blanks between.
@@ -76,4 +81,34 @@ def snakemake(folder: Path, *arguments: str, config: str = TEST_CONFIG, timeout:
         check=False,
         timeout=timeout,
     )
-    return Run(done.returncode, done.stdout, time.monotonic() - started)
+    return Run(done.returncode, done.stdout, time.monotonic() - started, str(folder))
+
+
+def sources_digest() -> str:
+    """Return a digest of all that a run of the pico configuration reads, and of the Python and packages it runs on."""
+    digest = hashlib.sha256(sys.version.encode())
+    paths = [ROOT / "requirements.lock"]
+    for part in (ROOT / name for name in PARTS):
+        paths += [path for path in part.rglob("*") if "__pycache__" not in path.parts] if part.is_dir() else [part]
+    for path in sorted(path for path in paths if path.is_file() and ".egg-info" not in str(path)):
+        digest.update(f"\n{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def finished_run(shared: Path, folder: Path) -> Run:
+    """Copy a checkout in which the pico pipeline has run once from nothing to `folder`, and return what that run said.
+
+    It runs once for all processes that name the same `shared` folder and have the same sources; the others wait for it.
+    A run that failed is not kept.
+    """
+    kept = shared / sources_digest()
+    shared.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{kept}.lock"):
+        if not (kept / "run.json").is_file():
+            shutil.rmtree(kept, ignore_errors=True)
+            run = snakemake(checkout(kept / "checkout"))
+            assert run.code == 0, run.output[-6000:]
+            (kept / "run.part").write_text(json.dumps(asdict(run)), encoding="utf-8")
+            (kept / "run.part").rename(kept / "run.json")
+    shutil.copytree(kept / "checkout", folder, symlinks=True)  # with its times
+    return Run(**json.loads((kept / "run.json").read_text(encoding="utf-8")))

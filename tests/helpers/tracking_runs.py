@@ -1,6 +1,6 @@
 """A made-up run to record: tables with provenance, figures and weights, as the pipeline writes them."""
 
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 
 SVG = "<svg xmlns='http://www.w3.org/2000/svg'/>"
 

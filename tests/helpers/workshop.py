@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("Snakefile", "config.yaml", "config", "profiles", "workflow", "src", "envs", "tests/data")
@@ -76,7 +76,7 @@ class Workshop:
         return self.as_written("snakemake", *options, "--cores", str(self.cores))
 
     def as_written(self, line: str, *targets: str) -> list[str]:
-        """Return a command of the README word by word, for these targets (all when none) of the pico configuration."""
+        """Return a command of the docs word by word, for these targets (all when none) of the pico configuration."""
         program, *words = shlex.split(line)
         if program != "snakemake":
             raise ValueError(f"{line!r} is not a command of snakemake")
@@ -106,7 +106,7 @@ class Workshop:
                 start_new_session=True,
             )
 
-    def finish(self, process: subprocess.Popen, timeout: float = 600) -> Outcome:
+    def finish(self, process: subprocess.Popen, timeout: float = 900) -> Outcome:
         """Wait for a started run. On a time-out the whole session is killed and the test fails."""
         try:
             process.wait(timeout=timeout)
@@ -117,12 +117,12 @@ class Workshop:
             raise AssertionError(f"{' '.join(process.args)} took over {timeout} s:\n{self.said[-3000:]}") from error
         return Outcome(process.returncode, self.said)
 
-    def run(self, *options: str, timeout: float = 600, **environment: str) -> Outcome:
+    def run(self, *options: str, timeout: float = 900, **environment: str) -> Outcome:
         """Run Snakemake to its end."""
         return self.finish(self.start(*options, **environment), timeout)
 
     def follow(self, line: str, *targets: str, **environment: str) -> Outcome:
-        """Run a command of the README to its end."""
+        """Run a command of the docs to its end."""
         return self.finish(self.launch(self.as_written(line, *targets), **environment))
 
     def artifacts(self) -> list[Path]:

@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from bad_inputs import CONFIG, ROOT, all_cases, configured, document, message_of, schema_keys
-from stopwise.tasks.task import sources
+from stopwise.tasks import sources
 from stopwise.tasks.wheel_formats import TEXT_FORMATS
 from workshop import Workshop
 
-PAGE = ROOT / "docs" / "bad-inputs.md"
+PAGE = ROOT / "docs" / "reference" / "messages.md"
 CASES = all_cases()
 
 
@@ -57,7 +57,7 @@ def test_a_message_about_a_config_key_names_it(tmp_path):
 def test_the_page_of_bad_inputs_is_up_to_date(tmp_path):
     text = document(tmp_path)
     if os.environ.get("STOPWISE_WRITE_DOCS"):
-        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.parent.mkdir(parents=True, exist_ok=True)
         PAGE.write_text(text, encoding="utf-8")
     assert PAGE.read_text(encoding="utf-8") == text, "STOPWISE_WRITE_DOCS=1 renews it"
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipeline import TEST_CONFIG, snakemake
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 
 pytestmark = pytest.mark.pipeline
 TORCH_RULES = ("prepare_model", "data", "jacobian", "finetune", "arithmetic", "task_kernels")
@@ -28,7 +28,7 @@ def copy(finished_pipeline, tmp_path):
 
 
 def test_a_run_from_nothing_writes_every_artifact_with_schema_and_provenance(finished_pipeline):
-    folder, _ = finished_pipeline
+    folder, run = finished_pipeline
     files = parquet_files(folder)
     assert len(files) > 20
     for path in files:
@@ -37,7 +37,7 @@ def test_a_run_from_nothing_writes_every_artifact_with_schema_and_provenance(fin
         assert record["rule"]
         assert record["versions"]["stopwise"]
         assert record["volatile"]["seconds"] >= 0
-        assert str(folder) not in json.dumps(artifacts.stable(record)), "a stable record must not hold a machine's path"
+        assert run.folder not in json.dumps(artifacts.stable(record)), "a stable record must not hold a machine's path"
 
 
 def test_at_most_twelve_jobs_import_torch(finished_pipeline):
@@ -121,7 +121,7 @@ def test_another_start_or_a_smaller_size_keeps_the_kernels_that_are_there(copy):
 def test_the_study_judges_the_rules_on_the_path_and_on_the_run(copy):
     run = snakemake(copy, "--", "stopping_study", "stopping_runs", "record_study")
     assert run.code == 0, run.output[-3000:]
-    results, kept = copy / "results/test", copy / "docs/data/test/study"
+    results, kept = copy / "results/test", copy / "docs/records/test/study"
     cells = artifacts.read_table(results / "stopping_study.parquet", "stopping_study_summary").to_pylist()
     counted = {(row["objective"], row["cells"]) for row in cells if row["method"] == "bayes"}
     assert counted == {("squared", 4), ("cross_entropy", 4)}  # two tasks at two sizes

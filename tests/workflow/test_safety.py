@@ -31,7 +31,7 @@ def test_code_from_the_hub_runs_only_when_it_is_asked_for():
 
 def test_every_command_that_shows_the_record_listens_on_the_loopback_address():
     found = []
-    for path in [ROOT / "Makefile", *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *SOURCES]:
+    for path in [ROOT / "Makefile", *ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *SOURCES]:
         for line in path.read_text(encoding="utf-8").splitlines():
             if re.search(r"mlflow (ui|server) ", line):
                 found.append(path)

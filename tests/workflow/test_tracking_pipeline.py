@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline import snakemake
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 from stopwise.tracking.fields import ARTIFACT, NAME, PARENT
 from stopwise.tracking.store import EXPERIMENT, resolve_uri
 

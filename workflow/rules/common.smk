@@ -17,6 +17,7 @@ from stopwise.tasks.builtin import wheels_needed
 from stopwise.pipeline.code_digests import CodeDigestError, CodeDigests
 from stopwise.pipeline.config import ConfigError, config_digest, start_tasks, validated
 from stopwise.assets.hub import dataset_folder
+from stopwise.pipeline.remembered import Remembered
 from stopwise.stopping.registry import MEASURED_STOPS
 
 HUB = {}  # the hub data set of each task that reads one: folder name, config key and source
@@ -33,6 +34,11 @@ CONFIG_DIGEST = config_digest(config)
 RESULTS = f"results/{config['name']}"
 ASSETS = "results/assets"
 DIGESTS = CodeDigests(LIBRARY / "stopwise")
+# Digests of code, kept beside Snakemake's own state: reading the library anew takes seconds at every start.
+KEPT_DIGESTS = Remembered(
+    Path(".snakemake", "stopwise-digests.json"),
+    [*(LIBRARY / "stopwise").rglob("*.py"), *WORKFLOW.rglob("*.py"), *WORKFLOW.rglob("*.smk")],
+)
 ENVIRONMENT = "../../envs/stopwise.yaml"
 TASKS = list(config["tasks"])
 STARTED = start_tasks(config)  # the tasks of each start
@@ -66,7 +72,10 @@ def library(script, *modules):
     left out. A name that is no module is an error.
     """
     try:
-        return DIGESTS.of_script(WORKFLOW / "scripts" / f"{script}.py", *modules)
+        return KEPT_DIGESTS.get(
+            " ".join((script, *modules)),
+            lambda: DIGESTS.of_script(WORKFLOW / "scripts" / f"{script}.py", *modules),
+        )
     except CodeDigestError as error:
         raise WorkflowError(f"stopwise: {error}")
 
@@ -86,6 +95,7 @@ def adam_section():
     if config["kernel"]["formula"] != "adam":
         return None
     training = {key: config["finetune"][key] for key in ("objective", "batch_size")}
+    training |= {key: config["finetune"][key] for key in ("clip_norm",) if key in config["finetune"]}
     training |= {key: config["kernel"][key] for key in ("parameters", "outputs")}
     return training | {key: config["stopping"][key] for key in ("intercept", "target_scale")}
 
@@ -100,12 +110,23 @@ FILTERED = (
     "warmup",
     "steps",
     "batch_size",
+    "weight_decay",
+    "clip_norm",
 )
+
+
+def scheduled_section():
+    """Return what clipping and weight decay need beside the kernel, where the path of training is replayed with them."""
+    replayed = config["finetune"]["optimizer"] != "adamw" or config["kernel"]["formula"] == "adam"
+    asked = {key: config["finetune"].get(key) for key in ("clip_norm", "weight_decay")}
+    return {key: value for key, value in asked.items() if value and replayed}
 
 
 def filter_section():
     """Return the settings that the spectral filter of training, and so its prediction, depends on."""
     kernel = {"formula": config["kernel"]["formula"]}
+    if isinstance(config["kernel"]["parameters"], dict) and "peft" in config["kernel"]["parameters"]:
+        kernel["parameters"] = config["kernel"]["parameters"]
     return kernel | {key: config["finetune"][key] for key in FILTERED if key in config["finetune"]}
 
 

@@ -22,7 +22,7 @@ rule data:
         task=lambda w: config["tasks"][w.task],
         data=config["data"],
         train=max(config["sizes"]),
-        model={"trust_remote_code": config["model"]["trust_remote_code"]},
+        model={key: config["model"][key] for key in ("trust_remote_code", "head") if key in config["model"]},
         packages=installed("tokenizers", "transformers"),
     message:
         "Sampling and tokenising {wildcards.task}, seed {wildcards.seed}"

@@ -23,6 +23,7 @@ rule jacobian:
         model=lambda w: model_section(w.start),
         kernel=kernel_section(),
         adam=adam_section(),
+        **({"scheduled": scheduled_section()} if scheduled_section() else {}),
         device=config["device"],
         packages=installed("torch", "transformers"),
     message:

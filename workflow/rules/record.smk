@@ -2,7 +2,7 @@
 # stopping rules on kernels: `snakemake --cores 1 record_study --configfile FILE`.
 
 RECORD = recorded()
-KEPT = f"docs/data/{config['name']}"
+KEPT = f"docs/records/{config['name']}"
 PAGES = recorded_pages()
 
 
@@ -32,7 +32,7 @@ rule record:
         digest=CONFIG_DIGEST,
         command=command_line(),
     message:
-        "Writing the run's small tables, pages and pictures to docs/data"
+        "Writing the run's small tables, pages and pictures to docs/records"
     script:
         "../scripts/record.py"
 
@@ -65,6 +65,6 @@ rule record_study:
         digest=CONFIG_DIGEST,
         command=command_line("stopping_study"),
     message:
-        "Writing the study's cells, table and picture to docs/data"
+        "Writing the study's cells, table and picture to docs/records"
     script:
         "../scripts/record_study.py"

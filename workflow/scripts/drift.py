@@ -12,11 +12,12 @@ from stopwise.training.prediction import start_outputs, step_eigenvalue
 with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
     from stopwise.kernel.ntk import empirical_ntk
+    from stopwise.network.adapters import trained
     from stopwise.network.loading import load_start
     from stopwise.tasks.batch import batch_from_table
     from stopwise.training.finetune import FinetuneSettings, finetune, first_examples
 
-    params, kernel, own = snakemake.params, snakemake.params.kernel, snakemake.params.drift
+    params, kernel, own = snakemake.params, trained(snakemake.params.kernel), snakemake.params.drift
     start, seed, n = job.wildcards["start"], int(job.wildcards["seed"]), own["size"]
     coding = {key: kernel[key] for key in ("parameters", "outputs", "formula")}
     settings = FinetuneSettings.from_config(params.finetune, **coding, **params.stopping)
@@ -24,7 +25,7 @@ with Job(snakemake) as job:
     settings = replace(settings, stop="none", stop_at=None, evaluate_every=every)
     sample = read_sample(snakemake.input.data)
     gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram")).leading(n)
-    model, stamp = load_start(snakemake, start, seed, device)
+    model, stamp = load_start(snakemake, start, seed, device, sample.classes)
     whole = batch_from_table(sample.table, "train", verbalizers=sample.verbalizers)
     batch = first_examples(whole, n)
     shown = first_examples(batch, min(own["examples"], n))
@@ -33,7 +34,7 @@ with Job(snakemake) as job:
         from stopwise.training.adam_preconditioner import adam_preconditioner
 
         # That of the kernel which predicted the run.
-        options["preconditioner"] = adam_preconditioner(model, whole, FinetuneSettings(**params.adam), seed)
+        options["preconditioner"] = adam_preconditioner(model, whole, FinetuneSettings(**trained(params.adam)), seed)
 
     def look(step):
         kernels[step] = empirical_ntk(model, shown, device=device, **options)

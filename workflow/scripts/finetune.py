@@ -13,13 +13,14 @@ from stopwise.training.prediction import size_plans, start_outputs, stop_steps
 
 with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
+    from stopwise.network.adapters import trained
     from stopwise.network.loading import load_start
     from stopwise.tasks.batch import batch_from_table
     from stopwise.training.finetune import FinetuneSettings, remove_sweep, sweep
 
     params, sizes = snakemake.params, snakemake.params.sizes
     start, task, seed = job.wildcards["start"], job.wildcards["task"], int(job.wildcards["seed"])
-    settings = FinetuneSettings.from_config(params.finetune, **params.kernel, **params.stopping)
+    settings = FinetuneSettings.from_config(params.finetune, **trained(params.kernel), **params.stopping)
     sample = read_sample(snakemake.input.data)
     gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram"))
     tables = [artifacts.read_table(path, "stopping").to_pylist() for path in snakemake.input.stopping]
@@ -27,7 +28,7 @@ with Job(snakemake) as job:
     held_out = len(sample.labels("validation"))
     eigenvalues, paths = size_plans(gram, sample, settings, sizes, seed)
 
-    model, stamp = load_start(snakemake, start, seed, device)
+    model, stamp = load_start(snakemake, start, seed, device, sample.classes)
     read = [split for split in SPLITS if split != "validation" or settings.reads_validation]
     batches = {split: batch_from_table(sample.table, split, verbalizers=sample.verbalizers) for split in read}
     folder = Path(snakemake.output.trajectory).parent

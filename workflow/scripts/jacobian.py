@@ -9,13 +9,15 @@ with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
     from stopwise.artifacts.gram import shard_rows
     from stopwise.kernel.ntk import kernel_layers, layer_costs, split_layers, train_and_new_kernels
+    from stopwise.network.adapters import trained
     from stopwise.network.loading import load_start
     from stopwise.tasks.batch import batch_from_table
+    from stopwise.training.decayed import plain_kernel, weights_move
 
     sample = read_sample(snakemake.input.data)
-    kernel = snakemake.params.kernel
+    kernel = trained(snakemake.params.kernel)
     shard, shards = int(job.wildcards["shard"]), int(job.wildcards["shards"])
-    model, stamp = load_start(snakemake, job.wildcards["start"], int(job.wildcards["seed"]), device)
+    model, stamp = load_start(snakemake, job.wildcards["start"], int(job.wildcards["seed"]), device, sample.classes)
     train = batch_from_table(sample.table, "train", verbalizers=sample.verbalizers)
     new = batch_from_table(sample.table, ("validation", "test"), verbalizers=sample.verbalizers)
 
@@ -28,7 +30,7 @@ with Job(snakemake) as job:
         from stopwise.training.adam_preconditioner import adam_preconditioner
         from stopwise.training.settings import FinetuneSettings
 
-        settings = FinetuneSettings(**snakemake.params.adam)
+        settings = FinetuneSettings(**trained(snakemake.params.adam))
         options["preconditioner"] = adam_preconditioner(model, train, settings, int(job.wildcards["seed"]), layers)
     train_kernel, new_kernel = train_and_new_kernels(
         model,
@@ -48,7 +50,18 @@ with Job(snakemake) as job:
             f"config key model.source: the outputs of {stamp['source']!r} are not finite at the start; its weights or"
             " model.dtype cannot be used"
         )
+    asked, scheduled = snakemake.params.get("scheduled", {}), {}
+    if "clip_norm" in asked and kernel["formula"] == "adam":
+        scheduled["plain"] = plain_kernel(model, train, kernel, layers, device)
+    if "weight_decay" in asked:
+        scheduled["weights_move"] = weights_move(model, train, kernel, layers)
+        scheduled["weights_move_new"] = weights_move(model, new, kernel, layers)
     rows = shard_rows(
-        train_kernel.by_layer, new_kernel.by_layer, train_kernel.outputs, new_kernel.outputs, train_kernel.row_norms
+        train_kernel.by_layer,
+        new_kernel.by_layer,
+        train_kernel.outputs,
+        new_kernel.outputs,
+        train_kernel.row_norms,
+        scheduled,
     )
     job.write(snakemake.output[0], rows, "jacobian", model=stamp["fingerprint"], data=sample.digest)

@@ -7,7 +7,7 @@ from pathlib import Path
 from job import Job
 from stopwise.artifacts import tables as artifacts
 from stopwise.assets.wheels import sha256_of
-from stopwise.network.loading import prepare_model
+from stopwise.network.folders import prepare_model
 
 
 def fingerprint(folder: Path, *patterns: str) -> str:

@@ -1,4 +1,4 @@
-"""Write a finished run's small tables, pages and pictures into docs/data, with a page that says how they were made."""
+"""Write a finished run's small tables, pages and pictures into docs/records, with a page on how they were made."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Write a finished study of the stopping rules into docs/data, with a page that says how it was made."""
+"""Write a finished study of the stopping rules into docs/records, with a page that says how it was made."""
 
 from pathlib import Path
 

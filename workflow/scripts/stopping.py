@@ -18,26 +18,29 @@ with Job(snakemake) as job:
     settings = FinetuneSettings.from_config(snakemake.params.finetune, **others)
     t_max = stopping["t_max"] or settings.steps
     rules = [rule for rule in stopping["rules"] if rule not in MEASURED]
+    # Half of an adapter is zero at the start, so that the other half moves outputs in second order only.
+    known = ["second_order_left_out"] if "parameters" in snakemake.params.finetune else []
     rows, curves = [], []
     for n in snakemake.params.sizes:
         kernel = gram.leading(n)
         spec = kernel.spectrum(stopping["intercept"])
         y = sample.targets("train", coding, stopping["target_scale"], n)
+        lambda_1 = step_eigenvalue(spec, settings.batch_size)
         run = BeforeTraining(
             spec,
             y - kernel.outputs,
-            settings.filter(step_eigenvalue(spec, settings.batch_size)),
+            settings.filter(lambda_1),
             t_max,
             settings.batch_size,
             noise=stopping["noise"],
             radius=stopping["radius"],
             times=time_grid(t_max),
             targets=y,
-            replay=replay(sample, settings, n, t_max, int(job.wildcards["seed"])),
+            replay=replay(sample, settings, n, t_max, int(job.wildcards["seed"]), kernel, lambda_1),
         )
         found, values = stopping_table(run, rules)
         for row in found:
-            flags = [*row["flags"].split(), *(["heuristic"] if settings.heuristic(row["rule"]) else [])]
+            flags = [*row["flags"].split(), *(["heuristic"] if settings.heuristic(row["rule"]) else []), *known]
             rows.append({"n": n, **row, "flags": sorted(set(flags))})
         curves += [{"n": n, **row} for row in values]
     metrics = {f"t/{row['rule']}": row["t"] for row in rows if row["n"] == max(snakemake.params.sizes)}

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stopwise.advice.data import AdviceError
 from stopwise.advice.labelled import columns_of
 from stopwise.advice.plan import Plan
+from stopwise.advice.settings import AdviceError
 from stopwise.advice.under_schedule import TrainingAdvice, advise_training
 from stopwise.training.settings import FinetuneSettings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stopwise.advice.data import AdviceError
+from stopwise.advice.settings import AdviceError
 
 OBJECTIVES = ("cross_entropy", "squared")
 Options = Mapping[str, Any]

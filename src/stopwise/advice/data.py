@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stopwise.advice.settings import AdviceError
 from stopwise.assets.wheels import ASSETS
-from stopwise.tasks.prompts import Encoder, PromptError
-from stopwise.tasks.sources import read_rows
-from stopwise.tasks.task import Task
+from stopwise.tasks.answers import LETTERS, OPPOSITES, example, given_words, single_tokens
+from stopwise.tasks.prompts import Encoder, PromptError, default_template
+from stopwise.tasks.sources import SourceError, source_of
+from stopwise.tasks.splits import Rows, SplitError, split_rows
+from stopwise.tasks.task import Example, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+__all__ = ["AdviceError", "File", "default_template", "given_words", "in_options", "make_task", "read_file"]
+
 NAME = "advice"
-SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
-MOST_CLASSES = 20
 FEWEST_EXAMPLES = 8
-# Words that most vocabularies hold as one token, for labels that are none: opposites for two classes, letters for more.
-OPPOSITES = (("bad", "good"), ("no", "yes"), ("negative", "positive"), ("false", "true"))
-LETTERS = "ABCDEFGHIJKLMNOPQRST"
+LONGEST = 512  # tokens to which --max-tokens is raised for texts whose first tokens are the same
 # What the library calls a setting, and the option that sets it here.
 _OPTIONS = {
+    r"set 'header: true' in the source if it is one": "give --header if it is one",
+    rf"tasks\.{NAME}\.source\.delimiter": "--delimiter",
+    rf"tasks\.{NAME}\.source\.encoding": "--encoding",
     rf"tasks\.{NAME}\.source\.\w+": "--data",
     rf"tasks\.{NAME}\.verbalizers": "--verbalizers",
     rf"tasks\.{NAME}\.template": "--template",
@@ -41,10 +45,6 @@ _OPTIONS = {
 }
 
 
-class AdviceError(ValueError):
-    """Advice that cannot be given; the message names the option of the command line."""
-
-
 def in_options(message: str) -> str:
     """Return an error of the library with the names of config keys turned into those of options."""
     for key, option in _OPTIONS.items():
@@ -54,31 +54,74 @@ def in_options(message: str) -> str:
 
 @dataclass(frozen=True)
 class File:
-    """A file read: its source section, its columns, and how many rows each label has (sorted by label)."""
+    """A file read: its source section, its columns, how many rows each label has (sorted by label), and what was said.
+
+    ``task`` is the file as a task whose words are not chosen yet; ``classes`` the labels that are used.
+    """
 
     path: str
-    source: Mapping[str, str]
+    source: Mapping[str, Any]
     text: tuple[str, ...]
     label: str
     shares: Mapping[str, int]
+    task: Task
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
         """The number of rows."""
         return sum(self.shares.values())
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels that are used, in class order."""
+        return self.task.classes.labels
 
-def read_file(path: str | Path, text: Sequence[str], label: str, encoding: str = "utf-8") -> File:
-    """Return what a csv, tsv, jsonl or Parquet file holds in these columns; needs no model.
+    @property
+    def used(self) -> dict[str, int]:
+        """How many rows each label that is used has."""
+        return {label: self.shares[label] for label in self.classes}
 
-    Raises AdviceError or SourceError, in one line, for a file that cannot be read, a missing column, an empty value, or
-    a label column with fewer than 2 or more than 20 labels.
+
+def read_file(
+    path: str | Path,
+    text: Sequence[str],
+    label: str,
+    encoding: str | None = None,
+    *,
+    template: str | None = None,
+    **options: Any,
+) -> File:
+    """Return what a file holds in these columns; needs no model. ``options``: delimiter, header and strict.
+
+    Raises AdviceError, SourceError or TaskError, in one line, for a file that cannot be read, a missing column, too
+    many bad rows, a template that does not fit the columns, or a label column that is none.
     """
-    source = _source(path, encoding)
-    rows = read_rows(source, [*text, label], key=f"tasks.{NAME}.source")
-    shares = dict(sorted(Counter(row[label].strip() for row in rows).items()))
-    _check_labels(shares, label)
-    return File(str(path), source, tuple(text), label, shares)
+    try:
+        source = source_of(path, {"encoding": encoding, **options})
+    except SourceError as error:
+        raise AdviceError(f"--data: {error}") from None
+    cfg: dict[str, Any] = {"source": source, "text": list(text), "label": label}
+    if template is not None:
+        cfg["template"] = template
+    task = Task.from_config(cfg, name=NAME, assets=ASSETS)
+    shares = dict(sorted(Counter(row[label].strip() for row in task.rows).items()))
+    notes = (*task.read.said, *task.classes.said)
+    file = File(str(path), source, tuple(text), label, shares, task, notes)
+    count = len(task.examples)
+    if count < FEWEST_EXAMPLES:
+        raise AdviceError(f"--data: {file.path} holds {count} distinct labelled texts; needs {FEWEST_EXAMPLES} or more")
+    return file
+
+
+def words_of(file: File, verbalizers: Sequence[str]) -> dict[str, str]:
+    """Return the words given for a file's labels, none when none are given; raises AdviceError for wrong ones."""
+    if not verbalizers:
+        return {}
+    try:
+        return given_words(verbalizers, file.classes, file.task.classes.left_out)
+    except PromptError as error:
+        raise AdviceError(str(error)) from None
 
 
 def make_task(
@@ -89,84 +132,99 @@ def make_task(
     verbalizers: Sequence[str] = (),
     max_tokens: int = 64,
     max_examples: int = 64,
+    seed: int = 0,
+    positions: int | None = None,
 ) -> Task:
     """Return the file as a task whose examples all train, at most ``max_examples`` of them.
 
-    Without a template the prompt names the columns (``default_template``); without verbalizers (``label=word`` pairs)
-    each label stands for itself with a leading space. Raises AdviceError, or a ValueError of the library, in one line.
+    Without a template the prompt names the columns (``default_template``); without verbalizers (``label=word`` pairs, a
+    JSON object or a file of one) words are chosen (``answers.choose_answers``). Texts whose first ``max_tokens`` tokens
+    are the same get more of them, up to 512 or the model's ``positions``. Raises AdviceError, or a ValueError of the
+    library, in one line.
     """
-    words = given_words(verbalizers, file.shares) if verbalizers else {name: f" {name}" for name in file.shares}
-    cfg: dict[str, Any] = {"source": file.source, "text": list(file.text), "label": file.label, "verbalizers": words}
-    cfg["template"] = template or default_template(file.text, file.label)
-    task = Task.from_config(cfg, {"max_tokens": max_tokens}, name=NAME, assets=ASSETS)
-    count = len(task.examples)
-    if count < FEWEST_EXAMPLES:
-        raise AdviceError(f"--data: {file.path} holds {count} distinct labelled texts; needs {FEWEST_EXAMPLES} or more")
-    if min(Counter(example.label for example in task.examples).values()) < 2:
-        raise AdviceError(f"--data: {file.path} holds a label with one text only; every label needs 2 or more")
-    _check_words(task, words, tokenizer)
-    # All for training: every estimate of the advice leaves examples out by itself.
-    return replace(task, train=min(count, max_examples), validation=0, test=0)
+    base = file.task
+    if template is not None:
+        key = f"tasks.{NAME}.template"
+        base = replace(base, template=type(base.template).parse(template, base.text, key))
+    base = carried(file.task, replace(base, max_tokens=max_tokens, validation=0, test=0))
+    words = words_of(file, verbalizers)
+    if words:
+        task = carried(base, replace(base, verbalizers=words, leave_out=True))
+        _check_words(task, words, tokenizer)
+    else:
+        task = base.resolved(tokenizer, positions)
+    return _distinguished(task, tokenizer, max_examples, seed, min(LONGEST, positions or LONGEST))
 
 
-def _source(path: str | Path, encoding: str) -> dict[str, str]:
-    """Return the source section for a path, by its suffix."""
-    kind = SUFFIXES.get(Path(path).suffix.lower())
-    if kind is None:
-        raise AdviceError(f"--data: {str(path)!r} does not end in {', '.join(SUFFIXES)}")
-    return {kind: str(path)} | ({} if kind == "parquet" or encoding == "utf-8" else {"encoding": encoding})
+def carried(read: Task, task: Task) -> Task:
+    """Return the task with what was read for another: rows, distinct texts, and the classes of the same words."""
+    names = ["read", "_distinct"] + (["classes", "examples"] if read.verbalizers == task.verbalizers else [])
+    task.__dict__.update({name: read.__dict__[name] for name in names if name in read.__dict__})
+    return task
 
 
-def _check_labels(shares: Mapping[str, int], column: str) -> None:
-    if len(shares) < 2:
-        raise AdviceError(f"--label: column {column!r} holds one label only, {next(iter(shares))!r}; at least 2 needed")
-    if len(shares) > MOST_CLASSES:
-        some = ", ".join(map(repr, list(shares)[:3]))
-        raise AdviceError(
-            f"--label: column {column!r} holds {len(shares)} different values ({some}, ...); at most {MOST_CLASSES}"
-            " classes: is it the label column?"
-        )
+def _distinguished(task: Task, tokenizer: PreTrainedTokenizerBase, wanted: int, seed: int, longest: int) -> Task:
+    """Return the task with as many training examples as look different, and with more tokens where too few do.
 
-
-def default_template(text: Sequence[str], label: str) -> str:
-    """Return ``Text: {text}\\nLabel:`` in the columns' own names: ``Review: {review}\\nSentiment:``."""
-    lines = [f"{_spoken(column)}: {{{column}}}" for column in text]
-    return "\n".join([*lines, f"{_spoken(label)}:"])
-
-
-def _spoken(column: str) -> str:
-    """Return a column's name as a prompt says it; braces would be read as a field."""
-    words = re.sub(r"[\W_]+", " ", column).strip()
-    return words[:1].upper() + words[1:] if words else "Text"
-
-
-def given_words(pairs: Sequence[str], shares: Mapping[str, int]) -> dict[str, str]:
-    """Return label -> word from ``label=word`` pairs, several to a text when commas part them.
-
-    A word gets the leading space by which it follows the prompt. Raises AdviceError for what is no pair, a label that
-    the data do not hold, one that is missing, or one given twice.
+    All examples train: every estimate of the advice leaves examples out by itself.
     """
-    words: dict[str, str] = {}
-    for pair in [part for text in pairs for part in text.split(",") if part.strip()]:
-        name, equals, word = pair.partition("=")
-        name = name.strip()
-        if not equals or not word.strip():
-            raise AdviceError(f"--verbalizers: {pair!r} is not label=word, such as {_example(shares)}")
-        if name not in shares or name in words:
-            why = "is given twice" if name in words else f"is no label of the data; found: {', '.join(shares)}"
-            raise AdviceError(f"--verbalizers: {name!r} {why}")
-        words[name] = word if word[0].isspace() else f" {word}"
-    missing = [name for name in shares if name not in words]
-    if missing:
-        raise AdviceError(f"--verbalizers: no word for {', '.join(map(repr, missing))}; give one for every label")
-    return words
+    encoder, given = Encoder(tokenizer), task.max_tokens - task.options
+    wanted, budget = min(wanted, len(task.examples)), given
+    while True:
+        few = _few(task, wanted)
+        seen = _looks(task, few, encoder)
+        if sum(seen.values()) >= max(FEWEST_EXAMPLES, min(wanted, len(few)) / 2) and min(seen.values()) >= 2:
+            break
+        if 2 * budget + task.options > longest:
+            raise AdviceError(
+                f"--max-tokens: to the model, {sum(seen.values())} of {len(few)} texts look different in their first"
+                f" {budget} tokens ({given} asked for); give more than {budget}, or a column whose texts differ at"
+                " their beginning"
+            )
+        budget *= 2
+        task = carried(task, replace(task, max_tokens=budget + task.options))
+    raised = ""
+    if budget > given:
+        raised = f"the first {given} tokens of too many texts are the same: --max-tokens raised to {budget}"
+    said = "; ".join(filter(None, (task.answers, raised)))
+    task = carried(task, replace(task, answers=said))
+    return carried(task, replace(task, train=_drawn(task, encoder, wanted, seed)))
 
 
-def _example(labels: Iterable[str]) -> str:
-    """Return a well-formed option value for these labels."""
-    labels = list(labels)
-    words = OPPOSITES[0] if len(labels) == 2 else tuple(LETTERS)
-    return ",".join(f"{name}={word}" for name, word in zip(labels, words, strict=False))
+def _few(task: Task, wanted: int) -> list[Example]:
+    """Return twice as many examples as are wanted, spread evenly over the file and over the classes."""
+    classes = len(task.verbalizers)
+    by_class: list[list[Example]] = [[] for _ in range(classes)]
+    for one in task.examples:
+        by_class[one.label].append(one)
+    share = 2 * wanted // classes + FEWEST_EXAMPLES
+    return [one for own in by_class for one in own[:: max(1, len(own) // share)][:share]]
+
+
+def _looks(task: Task, examples: Sequence[Example], encoder: Encoder) -> dict[int, int]:
+    """Return how many examples of each class look different from all others to the model."""
+    counts = dict.fromkeys(range(len(task.verbalizers)), 0)
+    seen: set[tuple[int, ...]] = set()
+    found = encoder.encode(task.template, [one.texts for one in examples], task.max_tokens)
+    for encoded, one in zip(found, examples, strict=True):
+        look = tuple(encoded.input_ids)
+        counts[one.label] += look not in seen
+        seen.add(look)
+    return counts
+
+
+def _drawn(task: Task, encoder: Encoder, wanted: int, seed: int) -> int:
+    """Return how many of the wanted examples can be drawn, no two of which look the same."""
+    known = task.examples
+    rows = Rows([e.label for e in known], [e.group for e in known], [e.key for e in known])
+
+    def look(i: int) -> tuple[int, ...]:
+        return tuple(encoder.encode(task.template, [known[i].texts], task.max_tokens)[0].input_ids)
+
+    try:
+        return len(split_rows(rows, train=wanted, validation=0, test=0, seed=seed, look=look)["train"])
+    except SplitError as error:
+        return error.available
 
 
 def _check_words(task: Task, words: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -185,27 +243,20 @@ def _check_words(task: Task, words: Mapping[str, str], tokenizer: PreTrainedToke
             raise
     proposed = propose_words(list(words), encoder, prompts)
     what = reason.split(": ", 1)[1].split("; allowed", maxsplit=1)[0]
-    hint = ",".join(f"{name}={word.strip()}" for name, word in proposed.items()) if proposed else _example(words)
+    hint = ",".join(f"{name}={word.strip()}" for name, word in proposed.items()) if proposed else example(words)
     raise AdviceError(
         f"--verbalizers: every label needs a word that is one token of the model, and {what}; choose words that a"
-        f' reader would expect after the prompt, for example: --verbalizers "{hint}"'
+        f' reader would expect after the prompt, for example: --verbalizers "{hint}", or none to have them chosen'
     )
 
 
 def propose_words(labels: Sequence[str], encoder: Encoder, prompts: Sequence[str]) -> dict[str, str] | None:
     """Return single-token words for all labels, or None: near spellings first, then opposites, then letters."""
-
-    def single(words: Mapping[str, str]) -> bool:
-        try:
-            return len(encoder.verbalizer_ids(words, prompts)) == len(words)
-        except PromptError:
-            return False
-
     near: dict[str, str] = {}
     for name in labels:
         spellings = [name, name.lower(), name.capitalize(), *re.findall(r"[^\W\d_]+", name.lower())]
         words = [f" {word}" for word in spellings if word and f" {word}" not in near.values()]
-        found = next((word for word in words if _one_token(word, encoder, prompts)), None)
+        found = next((word for word in words if single_tokens({"word": word}, encoder, prompts)), None)
         if found is None:
             break
         near[name] = found
@@ -213,11 +264,4 @@ def propose_words(labels: Sequence[str], encoder: Encoder, prompts: Sequence[str
     pairs = OPPOSITES if len(labels) == 2 else ()
     sets += [dict(zip(labels, (f" {word}" for word in words), strict=True)) for words in pairs]
     sets.append({name: f" {letter}" for name, letter in zip(labels, LETTERS, strict=False)})
-    return next((words for words in sets if single(words)), None)
-
-
-def _one_token(word: str, encoder: Encoder, prompts: Sequence[str]) -> bool:
-    try:
-        return bool(encoder.verbalizer_ids({"word": word}, prompts))
-    except PromptError:
-        return False
+    return next((words for words in sets if single_tokens(words, encoder, prompts)), None)

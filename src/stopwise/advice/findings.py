@@ -15,111 +15,38 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stopwise.advice.data import AdviceError, File, make_task, read_file
+from stopwise.advice.data import File, make_task
+from stopwise.advice.door import check_present, read_settings
 from stopwise.advice.held_out import HeldOut, Problem, curve_sizes, fold_splits, held_out, slope_interval, subset_splits
 from stopwise.advice.rule import DEFAULT_RULE, FALLBACKS, Decision, decide
+from stopwise.advice.settings import OPTIMIZERS, AdviceError, Settings
 from stopwise.assets.wheels import ASSETS
 from stopwise.linearized.coding import coding_matrix, columns, predicted_class, targets
 from stopwise.linearized.decay import Rate, decay_fit, half_sample_eigenvalues, predicted_rate
-from stopwise.linearized.filters import Filter, GradientDescent, HeavyBall, Nesterov
+from stopwise.linearized.filters import Filter
 from stopwise.linearized.replay import batch_lambda_max
-from stopwise.linearized.spectrum import Spectrum
-from stopwise.stopping.bayes import fitted_target_scale
 from stopwise.stopping.judging import judge
 from stopwise.stopping.known import BeforeTraining
 from stopwise.stopping.registry import COMPARED
 from stopwise.stopping.stops import Stop, stops
-from stopwise.tasks.batch import batch_from_table
+from stopwise.tasks.batch import batch_from_table, verbalizers_of
 from stopwise.tasks.task import Task
-from stopwise.training.settings import ADAM_BETAS, FinetuneSettings
+from stopwise.training.settings import FinetuneSettings
 
-__all__ = ["COMPARED", "DEFAULT_RULE", "FALLBACKS", "Advice", "Findings", "Settings", "advise", "findings"]
+__all__ = [
+    "COMPARED",
+    "DEFAULT_RULE",
+    "FALLBACKS",
+    "OPTIMIZERS",
+    "Advice",
+    "AdviceError",
+    "Findings",
+    "Settings",
+    "advise",
+    "findings",
+]
 
-OPTIMIZERS = ("heavy_ball", "nesterov", "gradient_descent", "adamw")
-# The longest path looked at, in full-batch steps: with momentum 0.9 one step counts for ten of plain descent. Real runs
-# with momentum were flat after 24; the kernel of the start says little about what comes later. AdamW's are of batches.
-STEPS = {"heavy_ball": 24, "nesterov": 24, "gradient_descent": 240, "adamw": 96}
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a person asks for; every field is an option of ``stopwise advise``.
-
-    ``steps``: the longest time considered (None: 24 with momentum, 240 without, 96 of AdamW). ``step_size``: c in
-    alpha = c/lambda_1 of the kernel. ``batch_size``: the mini-batch that the recipes speak of; AdamW's, whose kernel
-    depends on it, is at most half of the examples. ``target_scale``: of the regression targets (None: fitted to the
-    start, ``bayes.fitted_target_scale``). Raises AdviceError for a wrong value.
-    """
-
-    model: str
-    data: str
-    text: tuple[str, ...]
-    label: str
-    template: str | None = None
-    verbalizers: tuple[str, ...] = ()
-    max_examples: int = 64
-    max_tokens: int = 64
-    parameters: str = "attention"
-    seed: int = 0
-    optimizer: str = "heavy_ball"
-    momentum: float = 0.9
-    steps: int | None = None
-    step_size: float = 1.0
-    batch_size: int = 16
-    target_scale: float | None = None
-    encoding: str = "utf-8"
-    revision: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise AdviceError(f"--optimizer: {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
-        ranges = {
-            "max_examples": (self.max_examples >= 8, "8 or more"),
-            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
-            "steps": (self.steps is None or 1 <= self.steps <= 100_000, "1 to 100000"),
-            "step_size": (0 < self.step_size <= 1, "in (0, 1]"),
-            "batch_size": (self.batch_size >= 1, "1 or more"),
-            "target_scale": (self.target_scale is None or 0 < self.target_scale <= 1000, "in (0, 1000]"),
-        }
-        for name, (right, allowed) in ranges.items():
-            if not right:
-                raise AdviceError(f"--{name.replace('_', '-')}: found {getattr(self, name)}, must be {allowed}")
-        if self.adam and self.parameters == "lora":
-            raise AdviceError("--optimizer: 'adamw' has no kernel for adapters (--parameters lora); choose another")
-
-    @property
-    def adam(self) -> bool:
-        """Whether the advice is for AdamW, which has a kernel, a step and a clock of its own."""
-        return self.optimizer == "adamw"
-
-    def adam_batch(self, n: int) -> int:
-        """AdamW's mini-batch of n examples: several in each epoch, or its kernel is that of sign descent."""
-        return min(self.batch_size, n // 2)
-
-    @property
-    def t_max(self) -> int:
-        """The longest time considered, in full-batch steps (AdamW: in its steps)."""
-        return self.steps or STEPS[self.optimizer]
-
-    def filter(self, lambda_1: float, momentum: float | None = None) -> Filter:
-        """Return the filter of training with alpha = c/lambda_1; ``momentum`` 0 is plain descent, AdamW has its own."""
-        if self.adam:
-            own = FinetuneSettings(optimizer="adamw", formula="adam", step_size=self.step_size, steps=self.t_max)
-            return own.filter(lambda_1)
-        beta, alpha = self.beta if momentum is None else momentum, self.step_size / lambda_1
-        if beta == 0:
-            return GradientDescent(alpha)
-        return Nesterov(alpha, beta) if self.optimizer == "nesterov" else HeavyBall(alpha, beta)
-
-    def scale(self, spec: Spectrum, targets: np.ndarray, start: np.ndarray) -> float:
-        """Return the scale of the targets: the one asked for, or the one fitted to targets of scale 1 and f0."""
-        return fitted_target_scale(spec, targets, start) if self.target_scale is None else self.target_scale
-
-    @property
-    def beta(self) -> float:
-        """The momentum that training really has: 0 for plain descent, that of AdamW's mean."""
-        return {"gradient_descent": 0.0, "adamw": ADAM_BETAS[0]}.get(self.optimizer, self.momentum)
 
 
 @dataclass(frozen=True)
@@ -166,7 +93,10 @@ class Findings:
 
 @dataclass(frozen=True, eq=False)
 class Advice:
-    """Findings and where they come from; ``sample`` is the table of the examples used (prompts, labels, cut)."""
+    """Findings and where they come from; ``sample`` is the table of the examples used (prompts, labels, cut).
+
+    ``notes``: what a person should know of the file and of the words before the answer.
+    """
 
     settings: Settings
     file: File
@@ -174,6 +104,7 @@ class Advice:
     sample: pa.Table
     findings: Findings
     provenance: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def findings(problem: Problem, settings: Settings, progress: bool = False, scale: float | None = None) -> Findings:
@@ -278,19 +209,24 @@ def steps_to(filter: Filter, eta: float) -> int:
 def advise(
     settings: Settings,
     *,
+    file: File | None = None,
     assets: str = ASSETS,
     device: str = "auto",
     say: Say = lambda message: None,
     progress: bool = False,
 ) -> Advice:
-    """Return the advice for a file and a model; nothing is written. ``say`` is told what is going on.
+    """Return the advice for a file and a model; nothing is written. ``say`` is told what is going on;
+    ``file``: read already (``advise_door.look``).
 
     Raises ValueError (in the words of the config; ``advise_data.in_options`` turns them into those of options) for a
     file, column, word or model that cannot be used. Cost: one kernel of at most ``max_examples`` examples (two for
     AdamW), one backward pass less than there are classes for each, and a minute or less of small decompositions.
     """
-    file = read_file(settings.data, settings.text, settings.label, settings.encoding)
-    say(f"{file.path}: {file.rows} rows, labels {', '.join(f'{k} ({v})' for k, v in file.shares.items())}")
+    file = file or read_settings(settings)
+    say(f"{file.path}: {file.rows} rows, labels {_listed(file)}")
+    for note in file.notes:
+        say(note)
+    check_present(device)
     from stopwise.kernel.ntk import empirical_ntk
     from stopwise.network.loading import BUILTIN, load_model, model_fingerprint
 
@@ -305,8 +241,13 @@ def advise(
         verbalizers=settings.verbalizers,
         max_tokens=settings.max_tokens,
         max_examples=settings.max_examples,
+        seed=settings.seed,
+        positions=positions_of(network),
     )
+    if task.answers:
+        say(task.answers)
     sample = task.sample(tokenizer, settings.seed)
+    check_fit(network, sample, task.options)
     batch = batch_from_table(sample, "train")
     labels = batch["labels"].numpy()
     words = ", ".join(map(repr, task.verbalizers.values()))
@@ -322,7 +263,42 @@ def advise(
     say("refitting without some of the examples, to see what training would reach on new ones")
     found = findings(problem, settings, progress, scale)
     record = {"config": asdict(settings), "data": _sha256(file.path), "model": model_fingerprint(network)}
-    return Advice(settings, file, task, sample, found, record)
+    notes = (*file.notes, *([task.answers] if task.answers else []))
+    return Advice(settings, file, task, sample, found, record, notes)
+
+
+def _listed(file: File, most: int = 20) -> str:
+    """Return the labels of a file with their counts, the commonest first when there are many."""
+    shares = list(file.shares.items())
+    if len(shares) > most:
+        shares = sorted(shares, key=lambda one: -one[1])[:most]
+    return ", ".join(f"{label} ({count})" for label, count in shares) + (
+        f" and {len(file.shares) - most} more" if len(file.shares) > most else ""
+    )
+
+
+def positions_of(network: Any) -> int | None:
+    """Return how many tokens a model's prompt may have, by its configuration; None when it does not say."""
+    known = [getattr(network.config, key, None) for key in ("max_position_embeddings", "n_positions")]
+    return min((value for value in known if isinstance(value, int) and value > 0), default=None)
+
+
+def check_fit(network: Any, sample: pa.Table, options: int = 0) -> None:
+    """Raise AdviceError for prompts longer than the model has positions, and tokens that it has no embedding for."""
+    ids = sample["input_ids"].to_pylist()
+    longest, positions = max(map(len, ids)), positions_of(network)
+    if positions is not None and longest > positions:
+        raise AdviceError(
+            f"--max-tokens: the longest prompt has {longest} tokens, and the model has {positions} positions; give"
+            f" {positions - options} or less"
+        )
+    largest = max([*(max(one) for one in ids), *(verbalizers_of(sample) or [])])
+    embeddings = network.get_input_embeddings().weight.shape[0]
+    if largest >= embeddings:
+        raise AdviceError(
+            f"--model: its tokenizer gives token {largest}, and the model has embeddings for {embeddings} tokens only:"
+            " they do not belong together"
+        )
 
 
 def _adam_kernel(

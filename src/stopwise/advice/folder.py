@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.metadata
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,36 +15,18 @@ import pyarrow as pa
 
 import stopwise
 from stopwise.advice import figure
-from stopwise.advice.findings import Advice, AdviceError
+from stopwise.advice.door import check_folder
+from stopwise.advice.findings import Advice
 from stopwise.advice.held_out import accuracy_interval
 from stopwise.advice.text import document
 from stopwise.advice.verdict import Verdict
 from stopwise.artifacts import tables as artifacts
 from stopwise.figures import style
 
-SUMMARY = "summary.parquet"
+__all__ = ["check_folder", "write_advice"]
+
 VERSIONED = ("torch", "transformers", "numpy", "scipy", "pyarrow")
 Row = dict[str, Any]
-
-
-def check_folder(folder: str | Path, settings: Any, force: bool = False) -> None:
-    """Raise AdviceError when a folder holds something that this advice may not replace.
-
-    Free are: an absent or empty folder, the advice of the very same settings, and, with ``force``, other advice. A
-    folder that holds no advice at all is never replaced.
-    """
-    path = Path(folder)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    try:
-        before = artifacts.read_provenance(path / SUMMARY)
-    except artifacts.ArtifactError:
-        raise AdviceError(f"--output: {path} exists and is not advice; give another folder") from None
-    if before.get("config") != json.loads(json.dumps(vars(settings))) and not force:
-        raise AdviceError(
-            f"--output: {path} holds the advice of other settings ({before['config'].get('data')}); give another"
-            " folder, or --force to replace it"
-        )
 
 
 def write_advice(advice: Advice, verdict: Verdict, folder: str | Path) -> Path:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.special import ndtri
+import scipy
 
 from stopwise.linearized.coding import columns, predicted_class, targets
 from stopwise.linearized.filters import Filter
@@ -196,7 +196,7 @@ def paired_gain(after: np.ndarray, before: np.ndarray, level: float = 0.95) -> t
     n = change.size + 2
     centre = float(change.sum()) / n
     spread = math.sqrt(max(float((change**2).sum()) + 1 - change.sum() ** 2 / n, 0.0)) / n
-    half = float(ndtri(0.5 + level / 2)) * spread
+    half = float(scipy.special.ndtri(0.5 + level / 2)) * spread
     return float(change.mean()), centre - half, centre + half
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from stopwise.advice.data import AdviceError, read_file
+from stopwise.advice.data import read_file
 from stopwise.advice.held_out import stratified_order
 from stopwise.advice.plan import FEWEST_EXAMPLES, Plan
-from stopwise.tasks.sources import read_rows
+from stopwise.advice.settings import AdviceError
 
 TEXT_COLUMNS = ("text", "sentence", "question", "review", "content")
 LABEL_COLUMNS = ("label", "labels", "category", "class", "sentiment", "target")
@@ -100,8 +100,7 @@ def _drawn(
 def _rows(data: Any, plan: Plan) -> list[dict[str, str]]:
     """Return the rows of any data as columns of text."""
     if isinstance(data, (str, Path)):
-        file = read_file(data, plan.text, plan.label, plan.encoding)
-        return read_rows(file.source, [*plan.text, plan.label], key="--data")
+        return list(read_file(data, plan.text, plan.label, **plan.reading).task.rows)
     out = []
     for number, row in enumerate(_mappings(data), start=1):
         kept = {}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from stopwise.advice.data import AdviceError
+from stopwise.advice.settings import AdviceError
 
 SCHEDULES = ("linear", "cosine", "constant")
 STARTS = ("probe", "random")
@@ -40,7 +41,10 @@ class Plan:
     max_tokens: int = 64
     head_start: str = "probe"
     seed: int = 0
-    encoding: str = "utf-8"
+    encoding: str | None = None
+    delimiter: str | None = None
+    header: bool | None = None
+    strict: bool = False
     revision: str | None = None
     template: str | None = None
     verbalizers: tuple[str, ...] = ()
@@ -77,6 +81,11 @@ class Plan:
             raise AdviceError(
                 f"--text: a classification head reads one column or a pair, found {len(self.text)}: join the others"
             )
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the file is read."""
+        return {key: getattr(self, key) for key in ("encoding", "delimiter", "header", "strict")}
 
     @property
     def random_head(self) -> bool:

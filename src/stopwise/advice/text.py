@@ -59,6 +59,11 @@ def headline(advice: Advice, verdict: Verdict) -> list[str]:
     ]
 
 
+def preamble(advice: Advice) -> list[str]:
+    """Return what comes before the answer: how the file was read, what was left out, which words were chosen."""
+    return [f"Note: {note}." for note in advice.notes]
+
+
 def _train(advice: Advice, verdict: Verdict) -> str:
     recipe, n = advice.findings.recipes[0], advice.findings.problem.examples
     unclear = "It is unclear whether training helps; if you train, stop after"
@@ -124,6 +129,7 @@ def document(advice: Advice, verdict: Verdict) -> str:
     first, *rest = headline(advice, verdict)
     sections = [
         f"# When to stop fine-tuning: advice for {Path(advice.file.path).name}",
+        "\n".join(f"- {line}" for line in preamble(advice)),
         f"**{first}**\n\n" + "\n".join(f"- {line}" for line in rest),
         "![Accuracy on examples left out: along training, and by number of examples](advice.svg)",
         _asked(advice),
@@ -142,7 +148,7 @@ def _asked(advice: Advice) -> str:
     words = ", ".join(f"{label} = `{word}`" for label, word in advice.task.verbalizers.items())
     prompt = advice.sample["prompt"][0].as_py()
     counts = advice.task.counts
-    out = counts["rows"] - counts["examples"]
+    out = counts["duplicates"] + counts["conflicts"]
     left_out = f" ({out} repeat others or contradict a copy)" if out else ""
     hint = ""
     if advice.settings.template is None:
@@ -298,8 +304,8 @@ def follow_up(advice: Advice) -> dict[str, Any] | None:
         return None
     kind, path = next(iter(advice.file.source.items()))
     source = {**advice.file.source, kind: str(Path(path).expanduser().resolve())}
-    task = {"source": source, "text": list(advice.file.text), "label": advice.file.label}
-    task |= {"template": _template(advice), "verbalizers": dict(advice.task.verbalizers)}
+    task = {"source": source, "text": list(advice.file.text), "label": advice.file.label, **_words(advice)}
+    budget = advice.task.max_tokens - (0 if "verbalizers" in task else advice.task.options)
     steps = max(2 * found.decision.t, 4)
     training: dict[str, Any] = {"optimizer": settings.optimizer}
     if settings.adam:
@@ -312,7 +318,7 @@ def follow_up(advice: Advice) -> dict[str, Any] | None:
         "sizes": [n],
         "model": {"source": settings.model, "revision": settings.revision},
         "tasks": {"mine": task},
-        "data": {"max_tokens": settings.max_tokens, "validation": min(32, spare // 3), "test": min(96, spare // 2)},
+        "data": {"max_tokens": budget, "validation": min(32, spare // 3), "test": min(96, spare // 2)},
         "kernel": {"parameters": settings.parameters, "formula": "adam" if settings.adam else "sgd"},
         "stopping": {"target_scale": found.problem.scale},
         "finetune": {
@@ -327,11 +333,13 @@ def follow_up(advice: Advice) -> dict[str, Any] | None:
     }
 
 
-def _template(advice: Advice) -> str:
-    """Return the task's template as text; braces of its words are doubled."""
-    literals = [text.replace("{", "{{").replace("}", "}}") for text in advice.task.template.literals]
-    fields = [f"{{{column}}}" for column in advice.task.template.columns]
-    return literals[0] + "".join(f + text for f, text in zip(fields, literals[1:], strict=True))
+def _words(advice: Advice) -> dict[str, Any]:
+    """Return the template and the words of the follow-up: those of the task, or none where they are chosen anew."""
+    settings, left_out = advice.settings, advice.file.task.classes.left_out
+    if settings.verbalizers or not (advice.task.options or left_out):
+        others = {"other_labels": "leave_out"} if left_out else {}
+        return {"template": advice.task.template.text, "verbalizers": dict(advice.task.verbalizers), **others}
+    return {"template": advice.file.task.template.text}
 
 
 def _go_on(advice: Advice) -> str:

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from stopwise.advice.data import AdviceError, make_task, read_file
+from stopwise.advice.data import make_task, read_file
 from stopwise.advice.labelled import Labelled, labelled
 from stopwise.advice.plan import Plan
+from stopwise.advice.settings import AdviceError
 from stopwise.stopping.horizon import Horizon
 
 Say = Callable[[str], None]
@@ -205,7 +206,7 @@ def _word_rows(plan: Plan, data: Any, network: Any, tokenizer: Any, assets: str 
     from stopwise.network.loading import load_model
     from stopwise.tasks.batch import batch_from_table
 
-    file = read_file(data, plan.text, plan.label, plan.encoding)
+    file = read_file(data, plan.text, plan.label, template=plan.template, **plan.reading)
     folder = model_folder(plan, assets, say)
     network, tokenizer = load_model(folder)
     options: dict[str, Any] = {"template": plan.template, "verbalizers": plan.verbalizers}

@@ -141,10 +141,12 @@ def _about_data(advice: Advice) -> list[Doubt]:
     counts = Counter(names)
     if n < FEW_EXAMPLES:
         out.append(Doubt("few_examples", f"There are only {n} examples."))
-    rare = [f"{name} ({counts[name]})" for name in advice.file.shares if counts[name] < FEW_OF_A_CLASS]
+    shares = advice.file.used
+    rows = sum(shares.values())
+    rare = [f"{name} ({counts[name]})" for name in shares if counts[name] < FEW_OF_A_CLASS]
     if rare:
         out.append(Doubt("rare_class", f"Few examples of {', '.join(rare)}."))
-    moved = max(abs(counts[name] / n - rows / advice.file.rows) for name, rows in advice.file.shares.items())
+    moved = max(abs(counts[name] / n - count / rows) for name, count in shares.items())
     if moved > UNLIKE_MIX:
         out.append(
             Doubt(
@@ -155,7 +157,7 @@ def _about_data(advice: Advice) -> list[Doubt]:
         )
     cut = int(np.sum(advice.sample["cut"].to_numpy(zero_copy_only=False)))
     if cut > MANY_CUT * n:
-        limit = advice.settings.max_tokens
+        limit = advice.task.max_tokens
         out.append(
             Doubt("cut_texts", f"{cut} of {n} texts were cut to {limit} tokens of prompt: try a larger `--max-tokens`.")
         )

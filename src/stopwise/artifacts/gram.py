@@ -17,17 +17,26 @@ from stopwise.linearized.spectrum import Spectrum
 
 # Shards run the same network over the same batches; devices may still differ in the last bits of f0.
 OUTPUT_TOLERANCE = 1e-4
+# Blocks that only a training with clipping or weight decay needs; a shard has its layers' part of each.
+SCHEDULED = ("plain", "weights_move", "weights_move_new")
 
 
 @dataclass(frozen=True)
 class AssembledKernel:
-    """K(train, train) [m, m], K(new, train) [m_new, m], f0 of both [n, columns], and the train blocks by layer."""
+    """K(train, train) [m, m], K(new, train) [m_new, m], f0 of both [n, columns], and the train blocks by layer.
+
+    ``plain`` J J' of the training examples, where training clips gradients and K is in another metric;
+    ``weights_move`` J theta_0 [n, columns] of both, where it decays weights.
+    """
 
     train: np.ndarray
     new: np.ndarray
     outputs: np.ndarray
     outputs_new: np.ndarray
     by_layer: dict[str, np.ndarray]
+    plain: np.ndarray | None = None
+    weights_move: np.ndarray | None = None
+    weights_move_new: np.ndarray | None = None
 
     @property
     def columns(self) -> int:
@@ -37,6 +46,7 @@ class AssembledKernel:
     def rows(self) -> list[dict]:
         """Return the rows of the ``gram`` artifact."""
         blocks = {"train": self.train, "new": self.new, "outputs": self.outputs, "outputs_new": self.outputs_new}
+        blocks |= {name: found for name in SCHEDULED if (found := getattr(self, name)) is not None}
         return [row for block, matrix in blocks.items() for row in matrix_rows(matrix, block=block)]
 
     def spectrum(self, intercept: str) -> Spectrum:
@@ -47,7 +57,10 @@ class AssembledKernel:
         """Return the kernel of the first n training examples: the leading block, new points unchanged."""
         m = n * self.columns
         layers = {name: part[:m, :m] for name, part in self.by_layer.items()}
-        return AssembledKernel(self.train[:m, :m], self.new[:, :m], self.outputs[:n], self.outputs_new, layers)
+        plain = None if self.plain is None else self.plain[:m, :m]
+        moves = None if self.weights_move is None else self.weights_move[:n]
+        main = self.train[:m, :m], self.new[:, :m], self.outputs[:n], self.outputs_new
+        return AssembledKernel(*main, layers, plain, moves, self.weights_move_new)
 
 
 def shard_rows(
@@ -56,14 +69,20 @@ def shard_rows(
     outputs: np.ndarray,
     outputs_new: np.ndarray,
     row_norms: Mapping[str, np.ndarray],
+    scheduled: Mapping[str, np.ndarray] | None = None,
 ) -> list[dict]:
-    """Return the rows of one ``jacobian`` artifact: each layer's blocks, f0, and the row norms per module."""
+    """Return the rows of one ``jacobian`` artifact: each layer's blocks, f0, and the row norms per module.
+
+    ``scheduled``: the shard's part of the blocks named in ``SCHEDULED``.
+    """
     rows: list[dict] = []
     for block, parts in (("train", train_by_layer), ("new", new_by_layer)):
         for name in sorted(parts):
             rows += matrix_rows(parts[name], block=block, layer=name)
     rows += matrix_rows(outputs, block="outputs", layer="")
     rows += matrix_rows(outputs_new, block="outputs_new", layer="")
+    for name, part in (scheduled or {}).items():
+        rows += matrix_rows(part, block=name, layer="")
     for name in sorted(row_norms):
         rows += matrix_rows(np.asarray(row_norms[name])[None, :], block="row_norms", layer=name)
     return rows
@@ -77,6 +96,7 @@ def assemble(shards: Mapping[str, pa.Table]) -> AssembledKernel:
     """
     parts: dict[str, dict[str, np.ndarray]] = {"train": {}, "new": {}}
     outputs: dict[str, tuple[str, np.ndarray]] = {}
+    scheduled: dict[str, np.ndarray] = {}
     for path, table in shards.items():
         for name in ("outputs", "outputs_new"):
             found = read_matrix(table, block=name, layer="")
@@ -90,6 +110,8 @@ def assemble(shards: Mapping[str, pa.Table]) -> AssembledKernel:
                 if layer in parts[block]:
                     raise ArtifactError(f"{path}: layer {layer!r} is in another shard too")
                 parts[block][layer] = read_matrix(table, block=block, layer=layer)
+            elif block in SCHEDULED:
+                scheduled[block] = scheduled.get(block, 0.0) + read_matrix(table, block=block, layer=layer)
     if set(parts["train"]) != set(parts["new"]) or not parts["train"]:
         raise ArtifactError("the shards do not hold the same layers for training and for new examples")
     return AssembledKernel(
@@ -98,12 +120,15 @@ def assemble(shards: Mapping[str, pa.Table]) -> AssembledKernel:
         outputs=outputs["outputs"][1],
         outputs_new=outputs["outputs_new"][1],
         by_layer=parts["train"],
+        **scheduled,
     )
 
 
 def read_gram(table: pa.Table) -> AssembledKernel:
     """Return the kernel of a ``gram`` artifact (without the split by layer)."""
-    blocks = {name: read_matrix(table, block=name) for name in ("train", "new", "outputs", "outputs_new")}
+    known = set(table["block"].to_pylist())
+    names = ("train", "new", "outputs", "outputs_new", *(name for name in SCHEDULED if name in known))
+    blocks = {name: read_matrix(table, block=name) for name in names}
     return AssembledKernel(**blocks, by_layer={})
 
 

@@ -59,13 +59,18 @@ def kinds() -> tuple[str, ...]:
     return tuple(_declared())
 
 
-def schema(kind: str) -> pa.Schema:
-    """Return the declared schema of an artifact kind. Raises ArtifactError for a kind that is not declared."""
+def schema(kind: str, optional: Iterable[str] = ()) -> pa.Schema:
+    """Return the declared schema of an artifact kind, with those of its optional columns that are named.
+
+    Raises ArtifactError for a kind that is not declared.
+    """
     if kind not in _declared():
         raise ArtifactError(f"artifact kind {kind!r} is not declared; allowed: {', '.join(kinds())}")
     fields = []
     for name, declared in _declared()[kind]["columns"].items():
         spec = {"type": declared} if isinstance(declared, str) else declared
+        if spec.get("optional") and name not in optional:
+            continue
         fields.append(pa.field(name, _TYPES[spec["type"]], nullable=spec.get("nullable", False)))
     return pa.schema(fields)
 
@@ -85,7 +90,7 @@ def table_of(rows: Sequence[Mapping[str, Any]], kind: str) -> pa.Table:
 
 def conform(table: pa.Table, kind: str) -> pa.Table:
     """Return the table in the declared column order and types, or raise ArtifactError saying which column is wrong."""
-    declared = schema(kind)
+    declared = schema(kind, table.column_names)
     missing = [name for name in declared.names if name not in table.column_names]
     unknown = [name for name in table.column_names if name not in declared.names]
     if missing or unknown:
@@ -260,11 +265,14 @@ def read_matrix(table: pa.Table, **labels: Any) -> np.ndarray:
 
 
 def read_pairs(paths: Iterable[str | os.PathLike], kind: str) -> list[tuple[dict[str, Any], pa.Table]]:
-    """Return (wildcards, table) of each artifact, the seed as an integer."""
+    """Return (wildcards, table) of each artifact, the seed as an integer; beside them what a training run minimised."""
     found: list[tuple[dict[str, Any], pa.Table]] = []
     for path in paths:
-        wildcards = dict(read_provenance(path)["wildcards"])
+        record = read_provenance(path)
+        wildcards = dict(record["wildcards"])
         if "seed" in wildcards:
             wildcards["seed"] = int(wildcards["seed"])
+        if kind == "trajectory":
+            wildcards["objective"] = record["config"].get("finetune", {}).get("objective")
         found.append((wildcards, read_table(path, kind)))
     return found

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stopwise.assets.wheels import ASSETS
 from stopwise.cost.estimate import DEVICES, estimate, gpt_neo_1_3b, skeleton
 from stopwise.pipeline.config import start_tasks
 from stopwise.tasks.builtin import BUILTIN_TASKS
+from stopwise.tasks.definition import AUTO
+from stopwise.tasks.task import Task
 
 GPT_NEO = "EleutherAI/gpt-neo-1.3B"
 
@@ -34,12 +37,16 @@ def model_skeleton(model: Mapping[str, Any], assets: str) -> Any:
     )
 
 
-def class_counts(tasks: Mapping[str, Mapping[str, Any] | None]) -> dict[str, int]:
-    """Return the number of classes of each configured task."""
+def class_counts(tasks: Mapping[str, Mapping[str, Any] | None], assets: str = ASSETS) -> dict[str, int]:
+    """Return the number of classes of each configured task; the file of a task without words is read for them."""
     counts = {}
     for name, own in tasks.items():
         definition = {**BUILTIN_TASKS.get(name, {}), **(own or {})}
-        counts[name] = len(definition.get("verbalizers") or ())
+        words = definition.get("verbalizers")
+        if words in (None, AUTO):  # the labels of the file are the classes
+            counts[name] = len(Task.from_config({**definition, "name": name}, assets=assets).classes.labels)
+        else:
+            counts[name] = len(words)
     return counts
 
 
@@ -49,7 +56,7 @@ def plan_rows(config: Mapping[str, Any], assets: str) -> list[dict[str, Any]]:
     kernel, data = config["kernel"], config["data"]
     rows = []
     for device in (None, *DEVICES.values()):
-        for task, classes in class_counts(config["tasks"]).items():
+        for task, classes in class_counts(config["tasks"], assets).items():
             row = estimate(
                 model,
                 max(config["sizes"]),

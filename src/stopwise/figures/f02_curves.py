@@ -29,8 +29,10 @@ COLUMNS = pa.schema(
         pa.field("eta", pa.float64()),  # training time
         pa.field("loss", pa.float64()),  # empty on a rule that stops after the last measured step
         pa.field("accuracy", pa.float64()),
+        pa.field("objective", pa.string()),  # what was minimised; empty: squared
     ]
 )
+LOSSES = {"squared": "squared loss", "cross_entropy": "cross-entropy"}
 KINDS = {"measured": "", "linearised": "linearised_"}  # kind -> prefix of the columns of a trajectory
 MARK = 5.0  # points: size of a rule's mark, and the distance of marks that would cover each other
 
@@ -38,7 +40,8 @@ MARK = 5.0  # points: size of a rule's mark, and the distance of marks that woul
 def table(trajectories: Pairs, evaluations: Pairs = ()) -> pa.Table:
     """Assemble the table from `trajectory` and `evaluation` artifacts.
 
-    Both are lists of (wildcards with start, task and seed, table). ValueError when a column is missing.
+    Both are lists of (wildcards with start, task and seed, table); ``objective`` beside the wildcards names the loss.
+    ValueError when a column is missing.
     """
     parts: list[tuple[dict, pa.Table]] = []
     for wildcards, one in trajectories:
@@ -188,10 +191,18 @@ def _keys(data: pd.DataFrame, rules: Iterable[str], looks: dict[str, style.Look]
     return keys
 
 
+def _loss(data: pd.DataFrame) -> str:
+    """Return the name of the loss of the curves; "loss" where runs of several are drawn together."""
+    found = {LOSSES.get(name, style.plain(name)) for name in data["objective"].dropna()} or {LOSSES["squared"]}
+    return found.pop() if len(found) == 1 else "loss"
+
+
 @style.styled
 def draw(table: pa.Table) -> Figure:
     """Draw the mean over seeds and its range: tasks down, up to three sizes across; then all starts at the largest."""
-    data = over_seeds(frame(table, COLUMNS, "F2"))
+    rows = frame(table, COLUMNS, "F2")
+    loss = _loss(rows)
+    data = over_seeds(rows)
     lines = _panels(data)
     if not lines:
         figure, axes = style.new_figure("two-column", height=1.5)
@@ -218,7 +229,7 @@ def draw(table: pa.Table) -> Figure:
             _marks(ax, rows, looks)
         for ax in axes[i, len(panels) :]:
             ax.set_visible(False)
-        axes[i, 0].set_ylabel(f"{style.plain(task)}\nsquared loss")
+        axes[i, 0].set_ylabel(f"{style.plain(task)}\n{loss}")
     for ax in axes[-1]:
         ax.set_xlabel("optimizer step")
         if ax.get_xscale() == "linear":

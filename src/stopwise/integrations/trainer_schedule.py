@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -122,43 +123,42 @@ def drawn_steps(dataloader: Any, args: Any, steps: int) -> list[list[np.ndarray]
     from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler, get_sampler
     from torch.utils.data import BatchSampler, SequentialSampler
 
-    sampler, n = get_sampler(dataloader), len(dataloader.dataset)
-    own = dataloader.batch_sampler
-    shard = own if isinstance(own, BatchSamplerShard) else None
-    cut = shard.batch_sampler if shard is not None else own
-    if type(cut) is not BatchSampler or type(sampler) not in (SeedableRandomSampler, SequentialSampler):
+    sampler, own, n = get_sampler(dataloader), dataloader.batch_sampler, len(dataloader.dataset)
+    cut = own.batch_sampler if isinstance(own, BatchSamplerShard) else own
+    known = type(cut) is BatchSampler and type(sampler) in (SeedableRandomSampler, SequentialSampler)
+    if not known or getattr(sampler, "replacement", False) or len(sampler) != n:
         return None
-    if getattr(sampler, "replacement", False) or len(sampler) != n:
-        return None
-
-    def epoch_of(epoch: int) -> list[list[int]]:
-        order: Any = range(n)
-        if isinstance(sampler, SeedableRandomSampler):
-            order = SeedableRandomSampler(range(n), generator=torch.Generator(), data_seed=sampler.initial_seed)
-            order.set_epoch(epoch)
-        # Every rank goes through the same order; the sampler itself would go on to the next epoch.
-        batches = BatchSampler(list(order), cut.batch_size, cut.drop_last)
-        if shard is None:
-            return list(batches)
-        ranks = [
-            BatchSamplerShard(batches, shard.num_processes, rank, shard.split_batches, shard.even_batches)
-            for rank in range(shard.num_processes)
-        ]
-        return [[i for rank in dealt for i in rank] for dealt in zip(*map(list, ranks), strict=False)]
+    if not len(dataloader):
+        raise ValueError(f"train_dataset: {n} examples fill no batch of {cut.batch_size} (dataloader_drop_last)")
 
     def draws() -> Iterator[list[np.ndarray]]:
-        epoch, together = 0, args.gradient_accumulation_steps
-        while True:
-            micro = [np.array(batch, dtype=np.int64) for batch in epoch_of(epoch)]
-            if not micro:
-                raise ValueError(
-                    f"train_dataset: {n} examples fill no batch of {cut.batch_size} (dataloader_drop_last)"
-                )
+        together = args.gradient_accumulation_steps
+        for epoch in itertools.count():
+            micro = [np.array(batch, dtype=np.int64) for batch in _epoch_batches(sampler, own, n, epoch)]
             yield from (micro[s : s + together] for s in range(0, len(micro), together))
-            epoch += 1
 
-    source = draws()
-    return [next(source) for _ in range(steps)]
+    return list(itertools.islice(draws(), steps))
+
+
+def _epoch_batches(sampler: Any, own: Any, n: int, epoch: int) -> list[list[int]]:
+    """Return the micro-batches of an epoch, those of all ranks joined; ``own`` is the data loader's batch sampler."""
+    from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler
+    from torch.utils.data import BatchSampler
+
+    order: Any = range(n)
+    if isinstance(sampler, SeedableRandomSampler):
+        order = SeedableRandomSampler(range(n), generator=torch.Generator(), data_seed=sampler.initial_seed)
+        order.set_epoch(epoch)
+    cut = own.batch_sampler if isinstance(own, BatchSamplerShard) else own
+    # Every rank goes through the same order; the sampler itself would go on to the next epoch.
+    batches = BatchSampler(list(order), cut.batch_size, cut.drop_last)
+    if cut is own:
+        return list(batches)
+    ranks = [
+        list(BatchSamplerShard(batches, own.num_processes, rank, own.split_batches, own.even_batches))
+        for rank in range(own.num_processes)
+    ]
+    return [[i for part in dealt for i in part] for dealt in itertools.zip_longest(*ranks, fillvalue=())]
 
 
 def trainer_schedule(run: TrainerRun, examples: Examples, done: int = 0) -> tuple[Schedule, tuple[str, ...]]:

@@ -8,7 +8,7 @@ here is a C x C sized computation.
 from __future__ import annotations
 
 import numpy as np
-import scipy.linalg
+import scipy
 
 OUTPUTS = ("contrast", "head", "logits", "vocabulary")
 

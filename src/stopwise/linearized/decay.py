@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
+import scipy
 
 KINDS = ("power", "exponential", "finite_rank")
 # Eigenvalues below this share of the largest are rounding in an fp32 kernel and never enter a fit.

@@ -105,6 +105,29 @@ class Filter:
             raise ValueError("times must be ascending and not negative")
         yield from self._sweep(np.asarray(eigenvalues, dtype=np.float64), times)
 
+    @property
+    def iterates(self) -> bool:
+        """Whether the filter is a recursion of steps, which ``weights`` can follow without eigenvalues."""
+        return True
+
+    def weights(self, apply: Callable[[np.ndarray], np.ndarray], b: np.ndarray, steps: int) -> Iterator[np.ndarray]:
+        """Yield (s/lambda)(A) b at t = 1, 2, ..., steps for the linear map A = ``apply``; the shape of b.
+
+        The recursion of s with A in place of the eigenvalues: one application of A a step, and no decomposition. The
+        same array is updated in place.
+        """
+        g, v = np.zeros_like(b), np.zeros_like(b)
+        for alpha in self.step_sizes(steps):
+            gradient = b - apply(g)
+            v *= self.momentum
+            v += gradient
+            g += alpha * self._step(v, gradient)
+            yield g
+
+    def _step(self, v: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """Return the direction of the step from the new velocity and the gradient."""
+        return v
+
     def _recursion(self, eigenvalues: np.ndarray, steps: int) -> Iterator[np.ndarray]:
         """Yield s at t = 1, 2, ..., steps (the same array, updated in place)."""
         raise NotImplementedError
@@ -183,10 +206,6 @@ class HeavyBall(Filter):
         """The bound 2 (1 + beta) on lr * lambda_1."""
         return 2 * (1 + self.momentum)
 
-    def _step(self, v: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-        """Return the direction of the step from the new velocity and the gradient."""
-        return v
-
     def _recursion(self, eigenvalues: np.ndarray, steps: int) -> Iterator[np.ndarray]:
         s, v = np.zeros(eigenvalues.shape), np.zeros(eigenvalues.shape)
         for alpha in self.step_sizes(steps):
@@ -244,6 +263,11 @@ class Ridge(Filter):
     """
 
     lr: float = 1.0
+
+    @property
+    def iterates(self) -> bool:
+        """Ridge has no steps."""
+        return False
 
     @property
     def stability(self) -> float:

@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.optimize
-import scipy.special
-import scipy.stats
+import scipy
 
 from stopwise.linearized.spectrum import Spectrum
 

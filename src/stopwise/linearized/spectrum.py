@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import scipy.linalg
+import scipy
 
 from stopwise.linearized.decay import alignment, decay_fit, effective_dimension, stable_rank
 

@@ -129,7 +129,6 @@ def _extreme(rows: Sequence[Row], quantity: str, split: str | None, choose: Any)
     return choose(values) if values else None
 
 
-Row = Mapping[str, Any]
 NOTE = f"""A pair *adds well* when each of its tasks keeps at least {100 * KEPT:.0f} % of what its own vector gains
 in loss. Written from the kernels and the labels of training and validation, before anything is merged."""
 OUTSIDE = """The training lies outside the theory ({}): the weights of the vectors are fitted to the trained outputs."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from stopwise.network.heads import class_count, is_classifier
+from stopwise.network.heads import bare, class_count, is_classifier, refuse_two_parts
 
 MAX_PADDING = 0.05  # share of computed tokens that may be padding
 # What starting one more batch of a training step costs, in tokens: SmolLM2-135M, attention weights, takes 0.18 s and
@@ -105,10 +105,15 @@ def verbalizers_of(
     A ``model`` with a classification head needs none: its classes are the rows of its head, 0..C-1.
     """
     found = batch.get("verbalizers") if verbalizers is None else verbalizers
-    if found is None and model is not None and is_classifier(model):
-        return torch.arange(class_count(model))
+    if found is None and model is not None:
+        refuse_two_parts(bare(model))
+        if is_classifier(model):
+            return torch.arange(class_count(model))
     if found is None:
-        raise ValueError("verbalizers: give the token ids of the classes, in the batch or as the keyword")
+        raise ValueError(
+            "verbalizers: give the token ids of the classes, in the batch or as the keyword, or load the model with a"
+            " head of classes (load_classifier)"
+        )
     found = torch.as_tensor(found, dtype=torch.long).cpu()
     if found.ndim != 1 or len(found) < 2 or len(found.unique()) != len(found):
         raise ValueError(f"verbalizers: need at least 2 different token ids, found {found.tolist()}")

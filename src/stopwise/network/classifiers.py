@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stopwise.assets.wheels import ASSETS
-from stopwise.network.heads import head_names
-from stopwise.network.loading import (
+from stopwise.network.folders import (
     PICO_ENCODER,
     ModelError,
     check_choices,
@@ -27,9 +26,11 @@ from stopwise.network.loading import (
     prepare_model,
     reason,
     redrawn,
+    refuse_encoder_decoder,
     refuse_revision,
     seeded,
 )
+from stopwise.network.heads import head_names
 from stopwise.network.pico import pico_classifier, pico_tokenizer
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def _pretrained(
     """Return the model, and the names of the parameters that its files do not hold and ``seed`` has drawn."""
     from transformers import AutoModelForSequenceClassification
 
+    refuse_encoder_decoder(folder)
     given: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "ignore_mismatched_sizes": True}
     try:
         with seeded(seed), _quiet():

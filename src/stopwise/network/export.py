@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ def export_model(
     *,
     tokenizer: Any = None,
     shard_size: str = "5GB",
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write theta_0 + scaling_coef * vector as config.json and safetensors (with the tokenizer, where given).
 
     The model keeps its weights. Written beside and renamed, so that a folder is whole or absent; ``stopwise.json`` in
-    it holds the vector's metadata (tasks, coefficients, intercepts). Memory: the weights that the vector changes.
-    Raises ValueError when the folder exists, or the vector does not fit.
+    it holds the vector's metadata (tasks, coefficients, intercepts) and ``facts``. Memory: the
+    weights that the vector changes. Raises ValueError when the folder exists, or the vector does not fit.
     """
     folder = Path(folder)
     if folder.exists():
@@ -39,7 +41,7 @@ def export_model(
         tuned.save_pretrained(part, max_shard_size=shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
-        record = {"scaling_coef": scaling_coef, "vector": None if vector is None else vector.metadata}
+        record = {"scaling_coef": scaling_coef, "vector": None if vector is None else vector.metadata, **(facts or {})}
         (part / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
         os.replace(part, folder)
     finally:

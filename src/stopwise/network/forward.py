@@ -26,6 +26,7 @@ from stopwise.network.heads import (
     counts_own_positions,
     is_classifier,
     padding_known,
+    refuse_two_parts,
 )
 from stopwise.network.parameters import CLASS_HEAD
 
@@ -66,8 +67,7 @@ def packed_outputs(
     network: Any = bare(model)
     device = next(model.parameters()).device
     call = HeadCall() if call is None else call
-    if getattr(network.config, "is_encoder_decoder", False):
-        raise ValueError(f"model: {type(network).__name__} is an encoder-decoder model; use an encoder or a decoder")
+    refuse_two_parts(network)
     check_fits(network, packed.ids, packed.types)
     if is_classifier(network):
         logits = _classifier_logits(network, packed, verbalizers, device)

@@ -86,6 +86,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def refuse_two_parts(model: Any) -> None:
+    """Raise ValueError for an encoder-decoder model."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ValueError(f"model: {type(model).__name__} is an encoder-decoder model; use an encoder or a decoder")
+
+
 def accepts(model: Any, argument: str) -> bool:
     """Tell whether the forward pass of a model takes an argument of this name."""
     return argument in inspect.signature(bare(model).forward).parameters
@@ -191,6 +197,7 @@ def sees_later_tokens(model: Any) -> bool:
     without memory behind its weights, or without a table of tokens) the configuration is asked.
     """
     inner = bare(model)
+    refuse_two_parts(inner)
     if inner not in _SEES_LATER:
         _SEES_LATER[inner] = _probe(inner)
     return _SEES_LATER[inner]
@@ -226,11 +233,21 @@ def _probe(model: Any) -> bool:
 
 def _declared(model: Any) -> bool:
     config = model.config
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
+    if getattr(config, "is_decoder", False):
         return False
     return "MaskedLM" in type(model).__name__ or config.model_type in _ENCODERS
 
 
 # Only for models without memory behind their weights, whose attention cannot be tried.
-_ENCODERS = ("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet")
+_ENCODERS: tuple[str, ...] = (
+    "albert",
+    "bert",
+    "camembert",
+    "deberta",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "modernbert",
+    "mpnet",
+)
 _ENCODERS += ("roberta", "xlm-roberta")

@@ -93,16 +93,16 @@ class Learner:
     @contextmanager
     def trainable(self) -> Iterator[None]:
         """Let gradients reach the trained parameters and no others; flags and gradients are put back afterwards."""
-        before = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
+        before = {parameter: (parameter.requires_grad, parameter.grad) for parameter in self.model.parameters()}
         try:
             self.model.requires_grad_(False)
             for parameter in self.parameters.values():
                 parameter.requires_grad_(True)
             yield
         finally:
-            for parameter, flag in before.items():
+            for parameter, (flag, gradient) in before.items():
                 parameter.requires_grad_(flag)
-                parameter.grad = None
+                parameter.grad = gradient
 
     def _precision(self) -> Any:
         # Float32 products keep the default backend: oneDNN's, which the kernel prefers, takes a fifth longer here.

@@ -26,7 +26,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from stopwise.network.architecture import is_causal
 from stopwise.network.batches import Packed
 from stopwise.network.forward import HeadCall, columns_of, packed_outputs, verbalizer_head
-from stopwise.network.heads import bare, is_classifier
+from stopwise.network.heads import bare, check_fits, is_classifier
 
 IMPLEMENTATION = "stopwise_unpadded"  # the name under which transformers finds ``_attention``
 INNER = "sdpa"  # the attention function that runs inside
@@ -113,6 +113,7 @@ ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _attention)
 def unpadded_outputs(model: nn.Module, packed: Packed, verbalizers: torch.Tensor, outputs: str) -> torch.Tensor:
     """Return f [n, columns] as ``forward.packed_outputs`` does, computed without padding."""
     device = next(model.parameters()).device
+    check_fits(model, packed.ids)
     layout, within = Layout.of(packed), torch.arange(packed.ids.shape[1]).expand_as(packed.ids)
     ids, position_ids = (grid.reshape(-1)[layout.slots][None].to(device) for grid in (packed.ids, within))
     at = layout.nodes.gather(1, packed.positions[:, None]).T.to(device)

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,7 +14,21 @@ from pydantic import ValidationError
 from stopwise.pipeline.config_messages import message
 from stopwise.pipeline.config_models import LEFT_OUT, SECTIONS, Config, Section
 
+# Built-in models without a language-model head.
+ENCODERS = ("minilm", "pico-bert")
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+# The options of an adapter: what is right, and in words.
+PEFT: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "rank": (lambda v: type(v) is int and v >= 1, "an integer >= 1"),
+    "alpha": (lambda v: type(v) in (int, float) and v > 0, "a number > 0"),
+    "rslora": (lambda v: isinstance(v, bool), "true or false"),
+    "target": (
+        lambda v: v == "all-linear" or (isinstance(v, list) and bool(v) and all(isinstance(n, str) for n in v)),
+        "all-linear, or a list of names of layers",
+    ),
+}
 
 
 class ConfigError(ValueError):
@@ -32,10 +46,53 @@ def validated(config: Mapping[str, Any]) -> dict[str, Any]:
         Config.model_validate(completed)
     except ValidationError as error:
         raise ConfigError(message(error)) from None
+    _settle_head(completed)
     _fill(completed, Config)
     completed["tasks"] = {task: definition or {} for task, definition in completed["tasks"].items()}
     _cross_checks(completed)
     return completed
+
+
+def _settle_head(config: dict[str, Any]) -> None:
+    """Give an encoder its head, and leave out what needs one model of all tasks, unless it is asked for."""
+    model = config.setdefault("model", {})
+    if model.get("source") in ENCODERS and model.setdefault("head", "classification") == "words":
+        raise ConfigError(
+            f"config key model.head: {model['source']!r} has no language-model head that could say words; allowed:"
+            " classification"
+        )
+    if model.get("head") == "classification":
+        if config.get("data", {}).get("chat_template"):
+            raise ConfigError("config key data.chat_template: a head reads texts, not a chat; allowed: false")
+        _without_merging(config, "model.head", "'classification' gives every task a head of its own")
+    if isinstance(kernel := config.get("kernel", {}).get("parameters"), Mapping) and "peft" in kernel:
+        _check_peft(kernel)
+        _without_merging(config, "kernel.parameters", "peft trains products of two factors, which do not add")
+
+
+def _check_peft(parameters: Mapping[str, Any]) -> None:
+    """Check the options of an adapter; ConfigError naming the one that is wrong."""
+    options, key = parameters["peft"] or {}, "config key kernel.parameters.peft"
+    if set(parameters) != {"peft"} or not isinstance(options, Mapping):
+        raise ConfigError(f"{key}: found {dict(parameters)!r}; allowed: a mapping of {', '.join(PEFT)}")
+    for name, value in options.items():
+        if name not in PEFT:
+            raise ConfigError(f"{key}: unknown option {name!r}; allowed: {', '.join(PEFT)}")
+        right, allowed = PEFT[name]
+        if not right(value):
+            raise ConfigError(f"{key}.{name}: found {value!r}; allowed: {allowed}")
+
+
+def _without_merging(config: dict[str, Any], key: str, why: str) -> None:
+    """Switch off the stages over several tasks at once; ConfigError where one of them was asked for."""
+    for stage in ("arithmetic", "joint"):
+        section = config.setdefault(stage, {})
+        if section.get("enabled"):
+            raise ConfigError(
+                f"config key {stage}.enabled: {key} {why}, and there are no common weights to add or train; allowed:"
+                " false"
+            )
+        section["enabled"] = False
 
 
 def _fill(section: dict[str, Any], model: type[Section]) -> None:
@@ -73,7 +130,7 @@ def _cross_checks(config: dict[str, Any]) -> None:
             "config key starts: 'mixed' needs model.reinit, a list of parameter-name patterns; found none"
         )
     _check_finetune(config["finetune"], config["stopping"]["rules"], config["kernel"]["formula"])
-    _check_training(config["kernel"], config["finetune"])
+    _check_training(config["kernel"], config["finetune"], config["model"].get("head") == "classification")
     if config["kernel"]["formula"] == "adam":
         _check_adam(config)
 
@@ -124,12 +181,17 @@ def _check_finetune(section: Mapping[str, Any], rules: Sequence[str], formula: s
         )
 
 
-def _check_training(kernel: dict[str, Any], section: Mapping[str, Any]) -> None:
+def _check_training(kernel: dict[str, Any], section: Mapping[str, Any], head: bool) -> None:
     """Refuse what no step of the workflow can train, before any kernel is computed; ``lora`` takes its defaults."""
-    if kernel["outputs"] == "head":
+    if kernel["outputs"] == "head" and not head:
         raise ConfigError(
-            "config key kernel.outputs: 'head' needs a new head on the model, which only the library attaches"
-            " (attach_head); allowed: contrast, or logits with finetune.objective: cross_entropy"
+            "config key kernel.outputs: 'head' needs a head on the model; allowed: model.head: classification, or"
+            " contrast, or logits with finetune.objective: cross_entropy"
+        )
+    if kernel["outputs"] == "vocabulary" and (head or section["objective"] == "squared"):
+        raise ConfigError(
+            "config key kernel.outputs: 'vocabulary' is the loss of a language model's label token; allowed: contrast,"
+            " or finetune.objective: cross_entropy and no model.head"
         )
     if kernel["outputs"] == "logits" and section["objective"] == "squared":
         raise ConfigError(
@@ -151,10 +213,10 @@ def _check_adam(config: Mapping[str, Any]) -> None:
             f"config key kernel.formula: 'adam' is the kernel of AdamW, and finetune.optimizer is"
             f" {config['finetune']['optimizer']!r}; allowed: sgd, or adamw as the optimizer"
         )
-    if isinstance(config["kernel"]["parameters"], Mapping):
+    if isinstance(parameters := config["kernel"]["parameters"], Mapping) and "peft" not in parameters:
         raise ConfigError(
             "config key kernel.formula: 'adam' reads the gradients at the start, where half of an adapter's (lora) are"
-            " zero; allowed: sgd, or other kernel.parameters"
+            " zero; allowed: sgd, {peft: ...}, or other kernel.parameters"
         )
     predicted = config["arithmetic"]["enabled"] and config["arithmetic"]["predict"] and len(config["tasks"]) > 1
     for stage, asked in (("arithmetic.predict", predicted), ("joint.enabled", config["joint"]["enabled"])):

@@ -19,7 +19,7 @@ T = TypeVar("T")
 LEFT_OUT = "left out"  # marks a key that the completed configuration lacks unless it was given
 
 # The branches of a key that takes values of several kinds; in an error's place they are no part of the key.
-WORD, LIST, MAPPING = BRANCHES = ("<word>", "<list>", "<mapping>")
+WORD, LIST, MAPPING, NUMBER = BRANCHES = ("<word>", "<list>", "<mapping>", "<number>")
 
 STOPS = ("holdout", "none", *(rule for rule in RULES if rule not in MEASURED))
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ def _expression(pattern: str) -> str:
 
 
 def _branch(value: Any) -> str | None:
-    kinds = ((str, WORD), (list, LIST), (dict, MAPPING))
+    if isinstance(value, bool):
+        return None
+    kinds = ((str, WORD), (list, LIST), (dict, MAPPING), (int, NUMBER))
     return next((branch for kind, branch in kinds if isinstance(value, kind)), None)
 
 
@@ -76,9 +78,14 @@ Parameters = Annotated[
     | Annotated[dict[Any, Any], Tag(MAPPING)],
     _one_of("'string', 'array', 'object'"),
 ]
+Column = Annotated[Annotated[str, Tag(WORD)] | Annotated[int, Tag(NUMBER)], _one_of("'string', 'integer'")]
 Columns = Annotated[
-    Annotated[str, Tag(WORD)] | Annotated[list[str], Tag(LIST)],
-    _one_of("'string', 'array'"),
+    Annotated[str, Tag(WORD)] | Annotated[int, Tag(NUMBER)] | Annotated[list[Column], Tag(LIST)],
+    _one_of("'string', 'integer', 'array'"),
+]
+Words = Annotated[
+    Annotated[Literal["auto"], Tag(WORD)] | Annotated[dict[Any, str], Field(min_length=2), Tag(MAPPING)],
+    _one_of("'string', 'object'"),
 ]
 
 
@@ -114,6 +121,11 @@ class Model(Section):
     reinit: list[Expression] = _key(
         [], "a list of regular expressions over parameter names", "what the start `mixed` draws anew"
     )
+    head: Annotated[Literal["words", "classification"], LEFT_OUT] = _key(
+        "words",
+        "words (when left out, but for an encoder), or classification",
+        "what answers, words of the vocabulary or a new head for each task, drawn by the seed",
+    )
 
 
 class Task(Section):
@@ -121,28 +133,31 @@ class Task(Section):
 
     source: Annotated[dict[Any, Any], LEFT_OUT] = _key(
         None,
-        "a mapping with one of csv, tsv, jsonl, parquet (a path), hub (a data set id) or package",
+        "a mapping with one of csv, tsv, json, jsonl, parquet (a path; beside it encoding, delimiter, header, strict),"
+        " hub (a data set id; beside it strict) or package",
         "where the rows are",
         min_length=1,
     )
     text: Annotated[Columns, LEFT_OUT] = _key(
-        None, "a column name or a list of column names", "the columns that hold the texts"
+        None, "a column name (or its number) or a list of them", "the columns that hold the texts"
     )
-    label: Annotated[str, LEFT_OUT] = _key(None, "a column name", "the column that holds the label")
+    label: Annotated[Column, LEFT_OUT] = _key(None, "a column name, or its number", "the column that holds the label")
     template: Annotated[str, LEFT_OUT] = _key(
         None,
         "a prompt with {column} placeholders",
-        "what the model is asked, up to the word that it has to say",
+        "what the model is asked, up to the word that it has to say; left out, the columns' names make it",
         min_length=1,
     )
-    verbalizers: Annotated[dict[Any, str], LEFT_OUT] = _key(
+    verbalizers: Annotated[Words | None, LEFT_OUT] = _key(
         None,
-        "a mapping from label value to one word, leading space included",
-        "the word that stands for each label, a single token of the model",
-        min_length=2,
+        "a mapping from label value to one word, leading space included; or auto",
+        "the word that stands for each label, a single token of the model (auto, the labels themselves, else A, B, …)",
     )
-    group: Annotated[str | None, LEFT_OUT] = _key(
-        None, "a column name or null", "rows of one group never lie in two splits"
+    other_labels: Annotated[Literal["error", "leave_out"], LEFT_OUT] = _key(
+        None, "error or leave_out", "what becomes of rows whose label has no verbalizer"
+    )
+    group: Annotated[Column | None, LEFT_OUT] = _key(
+        None, "a column name (or its number) or null", "rows of one group never lie in two splits"
     )
     minimum_abs_score: Annotated[float, LEFT_OUT] = _key(
         None, "a number >= 0", "makes the sign of a score the label and leaves rows of smaller scores out", ge=0
@@ -160,6 +175,11 @@ class Data(Section):
         ge=2,
     )
     test: int = _key(96, "an integer >= 2", "examples that are only reported on", ge=2)
+    chat_template: Annotated[bool, LEFT_OUT] = _key(
+        False,
+        "true or false (false when left out)",
+        "whether prompts are put to the model as its tokenizer's chat template has a user's message",
+    )
 
 
 class Kernel(Section):
@@ -167,13 +187,13 @@ class Kernel(Section):
 
     parameters: Parameters = _key(
         "attention",
-        "attention, linear, all, lora, head, a {lora: ...} mapping, or a list of regular expressions",
+        "attention, linear, all, lora, head, a {lora: ...} or {peft: ...} mapping, or a list of regular expressions",
         "the parameters that are trained and that the kernel is over",
     )
-    outputs: Literal["contrast", "head", "logits"] = _key(
+    outputs: Literal["contrast", "head", "logits", "vocabulary"] = _key(
         "contrast",
-        "contrast, head or logits",
-        "the network's outputs, by default the C - 1 logit differences that decide the class",
+        "contrast, head, logits or vocabulary",
+        "the network's outputs, by default the C - 1 logit differences that decide the class (vocabulary, all tokens)",
     )
     formula: Literal["sgd", "signgd", "adam"] = _key(
         "sgd", "sgd, signgd or adam", "the training that the kernel describes (adam goes with finetune.optimizer adamw)"
@@ -251,6 +271,12 @@ class Finetune(Section):
     )
     weight_decay: Annotated[float, LEFT_OUT] = _key(
         0, "a number >= 0 (0 when left out)", "AdamW's decay of the parameters towards zero", ge=0
+    )
+    clip_norm: Annotated[float, LEFT_OUT] = _key(
+        None,
+        "a number > 0 (no clipping when left out)",
+        "the norm that the gradient of a step is cut down to, over all trained parameters",
+        gt=0,
     )
     tokens_per_batch: Annotated[int, LEFT_OUT] = _key(
         1024,

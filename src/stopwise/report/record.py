@@ -126,7 +126,7 @@ def readme(
         "",
         f"Made by `{command}`, configuration {digest}, revision {known} of this repository.",
         "One file a table, all starts, tasks and seeds below one another; the metadata names each source. The columns",
-        "are declared in `src/stopwise/schemas/artifacts.yaml`; `docs/rules.md` explains the words.",
+        "are listed in `docs/reference/artifacts.md`; `docs/reference/glossary.md` explains the words.",
         "",
         "| file | rows | bytes |",
         "|---|---|---|",

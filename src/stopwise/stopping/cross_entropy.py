@@ -11,10 +11,10 @@ by how well they predict labels that they have not seen.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+import scipy
 
 from stopwise.linearized.coding import coding_matrix
 from stopwise.linearized.filters import Filter, Nesterov
@@ -23,6 +23,7 @@ from stopwise.linearized.replay import batch_rows
 from stopwise.linearized.spectrum import Spectrum
 from stopwise.stopping.bayes import left_out_means
 from stopwise.stopping.leave_one_out import leave_out_groups
+from stopwise.stopping.schedule_path import Linearised, Schedule, left_out_path
 
 # Times of the path that are averaged: this many, evenly spaced in log t.
 AVERAGED_TIMES = 60
@@ -35,11 +36,15 @@ class Replay:
     """Training on cross-entropy as the rules replay it: the objective of the n examples, and each step's batch.
 
     ``objective`` has no intercept (training on cross-entropy fits none); ``batches`` are those of ``draw_batches``, at
-    least as many as the last step considered.
+    least as many as the last step considered. ``schedule``: of a training that clips gradients or decays weights, with
+    ``plain`` J J' and ``weights_move`` J theta_0 as in ``Linearised``.
     """
 
     objective: Objective
     batches: Sequence[np.ndarray]
+    schedule: Schedule | None = None
+    plain: np.ndarray | None = None
+    weights_move: np.ndarray | None = None
 
 
 def left_out_outputs(
@@ -58,6 +63,9 @@ def left_out_outputs(
     per example of each batch.
     """
     n, q, m = spec.examples, spec.columns, spec.m
+    if replay.schedule is not None:
+        net = Linearised(spec.matrix, np.reshape(start, (n, q)), replay.plain, replay.weights_move)
+        return left_out_path(net, replay.objective, replay.schedule, times, folds, seed)
     groups = leave_out_groups(n, folds, seed)
     held = np.zeros(n, dtype=np.int64)
     for k, group in enumerate(groups):
@@ -115,7 +123,7 @@ def label_probabilities(
         return None
     means, kept = found
     coding = coding_matrix(objective.classes, objective.outputs)
-    share = 1 / objective.classes if len(coding) < objective.classes else 0.0
+    share = 1 / coding.shape[1] if len(coding) < coding.shape[1] else 0.0
     least = 0.5 / len(objective.labels)
     logs = np.log(np.clip(means @ coding / objective.scale + share, least, 1 - least))
     own = np.arange(len(kept)), objective.labels[kept]
@@ -124,7 +132,7 @@ def label_probabilities(
         raised = np.exp(log_power) * logs
         return raised - np.logaddexp.reduce(raised, axis=1, keepdims=True)
 
-    best = minimize_scalar(
+    best = scipy.optimize.minimize_scalar(
         lambda a: a**2 / 2 - powered(a)[own].sum(), bounds=(-POWER_RANGE, POWER_RANGE), method="bounded"
     )
     return np.exp(powered(float(best.x))), kept
@@ -149,6 +157,32 @@ def averaged_probabilities(
     weights = np.exp(scores - scores.max())
     weights /= weights.sum()
     return weights[0] * probabilities + np.tensordot(weights[1:], np.nan_to_num(np.exp(paths)), 1)
+
+
+def among_words(objective: Objective) -> tuple[Objective, np.ndarray]:
+    """Return the objective among the classes alone, and the map of its outputs from the objective's own.
+
+    They differ where the rest of a vocabulary is an output too: it is what labels never are.
+    """
+    if objective.outputs != "vocabulary":
+        return objective, np.eye(len(coding_matrix(objective.classes, objective.outputs)))
+    fold = coding_matrix(objective.classes) @ coding_matrix(objective.classes, "vocabulary")[:, : objective.classes].T
+    return replace(objective, outputs="contrast", intercept=np.zeros(len(fold))), fold
+
+
+def folded(spec: Spectrum, fold: np.ndarray) -> Spectrum:
+    """Return the spectrum of the kernel of the outputs ``fold`` f; the same one where the fold leaves none out."""
+    if len(fold) == spec.columns:
+        return spec
+    n, q = spec.examples, len(fold)
+    matrix = np.einsum("ap,npmr,br->namb", fold, spec.matrix.reshape(n, spec.columns, n, spec.columns), fold)
+    return Spectrum.of(matrix.reshape(n * q, n * q), q, intercept=spec.intercept)
+
+
+def words_only(probabilities: np.ndarray, objective: Objective) -> np.ndarray:
+    """Return the probabilities with a zero for what is no class, where outputs have such: [n, classes of outputs]."""
+    more = coding_matrix(objective.classes, objective.outputs).shape[1] - objective.classes
+    return np.pad(probabilities, ((0, 0), (0, more)))
 
 
 def time_points(last: int) -> np.ndarray:

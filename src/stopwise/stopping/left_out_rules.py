@@ -11,11 +11,14 @@ from stopwise.stopping.bayes import expected_loss, task_posterior
 from stopwise.stopping.closed_form import minimum
 from stopwise.stopping.cross_entropy import (
     Replay,
+    among_words,
     averaged_probabilities,
     expected_log_loss,
+    folded,
     label_probabilities,
     left_out_outputs,
     loo_log_loss,
+    words_only,
 )
 from stopwise.stopping.known import Choice, Known, computes
 from stopwise.stopping.leave_one_out import loo_curve, loo_shortcut_curve
@@ -63,14 +66,19 @@ def bayes(known: Known) -> Choice:
 def _bayes_log_loss(known: Known, replay: Replay) -> Choice:
     """Stop at the least log-loss of examples left out, averaged over how probable each class is."""
     objective, start, outputs = _replayed(known, replay)
-    posterior = task_posterior(known.spec, objective.targets, start)
-    probable = label_probabilities(known.spec, objective, start)
+    words, fold = among_words(objective)
+    spec, whole = folded(known.spec, fold), objective
+    if words is not objective:
+        start = known.spec.rows(start).reshape(len(objective.labels), -1) @ fold.T
+    posterior = task_posterior(spec, words.targets, start)
+    probable = label_probabilities(spec, words, start)
     if posterior is None or probable is None:
         return _no_answer(known, "no_answer", "not_identifiable")
     probabilities, kept = probable
-    outputs, objective = outputs[:, kept], objective.rows(kept)
-    probabilities = averaged_probabilities(objective, outputs, known.path.times, probabilities)
-    choice = minimum(known.path, expected_log_loss(objective, outputs, probabilities))
+    outputs, words, whole = outputs[:, kept], words.rows(kept), whole.rows(kept)
+    seen = outputs if whole.outputs == words.outputs else outputs @ fold.T
+    probabilities = averaged_probabilities(words, seen, known.path.times, probabilities)
+    choice = minimum(known.path, expected_log_loss(whole, outputs, words_only(probabilities, whole)))
     return replace(choice, sigma=posterior.sigma2**0.5, rkhs_norm=posterior.tau2**0.5, risk=np.nan)
 
 

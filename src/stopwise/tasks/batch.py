@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 VERBALIZERS = b"verbalizers"  # metadata of a sample table: the token ids, in class order, as JSON
+TOKEN_TYPES = "token_type_ids"  # a column of the tables whose texts are pairs
 
 
 class TaskError(ValueError):
@@ -40,7 +41,8 @@ def batch_from_table(
     """Return the first ``n`` rows of a split (or of several, one after another) as a batch, padded on the right.
 
     input_ids and attention_mask are long [n, T], labels long [n], verbalizers long [C] (from the argument, else from
-    the table's metadata). Raises TaskError for an unknown or empty split, more rows than there are, or no verbalizers.
+    the table's metadata), and token_type_ids long [n, T] where the table has them. Raises TaskError for an unknown or
+    empty split, more rows than there are, or no verbalizers.
     """
     import torch
 
@@ -58,9 +60,13 @@ def batch_from_table(
     ids = [torch.tensor(row["input_ids"], dtype=torch.long) for row in rows]
     padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad_id)
     lengths = torch.tensor([len(found) for found in ids])
-    return {
+    batch = {
         "input_ids": padded,
         "attention_mask": (torch.arange(padded.shape[1]) < lengths[:, None]).long(),
         "labels": torch.tensor([row["label"] for row in rows], dtype=torch.long),
         "verbalizers": torch.tensor(list(verbalizers), dtype=torch.long),
     }
+    if TOKEN_TYPES in table.column_names:
+        types = [torch.tensor(row[TOKEN_TYPES], dtype=torch.long) for row in rows]
+        batch[TOKEN_TYPES] = torch.nn.utils.rnn.pad_sequence(types, batch_first=True)
+    return batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import string
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,28 +36,48 @@ class Template:
         """Return the template of a text such as ``Review: {text}\\nSentiment:``.
 
         Every column must appear exactly once, by its name, or as ``{text}`` when there is only one. ``{{`` and ``}}``
-        stand for braces. Raises PromptError naming ``key`` for anything else in braces.
+        stand for braces, in a column's name too; nothing else in a name has a meaning. Raises PromptError naming
+        ``key`` for anything else in braces.
         """
-        literals, names = [""], []
-        try:
-            pieces = list(string.Formatter().parse(template))
-        except ValueError as error:
-            raise PromptError(f"{key}: {template!r} is malformed ({error})") from None
-        for literal, field, form, conversion in pieces:
-            literals[-1] += literal
-            if field is None:
-                continue
-            name = columns[0] if field == "text" and len(columns) == 1 else field
-            if name not in columns or form or conversion:
-                allowed = ", ".join("{" + column + "}" for column in columns)
-                raise PromptError(f"{key}: {'{' + field + '}'} is not a text column of the task; allowed: {allowed}")
-            names.append(name)
-            literals.append("")
+        fields = {field_of(column): column for column in columns}
+        if len(columns) == 1:
+            fields.setdefault("{text}", columns[0])
+        longest_first = sorted(fields, key=len, reverse=True)
+        literals, names, at = [""], [], 0
+        while at < len(template):
+            field = next((field for field in longest_first if template.startswith(field, at)), None)
+            if field is not None:
+                names.append(fields[field])
+                literals.append("")
+                at += len(field)
+            elif template[at : at + 2] in ("{{", "}}"):
+                literals[-1] += template[at]
+                at += 2
+            elif template[at] in "{}":
+                raise PromptError(_not_a_field(template, at, columns, key))
+            else:
+                literals[-1] += template[at]
+                at += 1
         if sorted(names) != sorted(columns):
             raise PromptError(
                 f"{key}: {template!r} must name each of {', '.join(columns)} once, found {names or 'none'}"
             )
         return cls(tuple(literals), tuple(names))
+
+    @property
+    def text(self) -> str:
+        """The template as text that ``parse`` reads: braces of words and of names are doubled."""
+        literals = [_doubled(literal) for literal in self.literals]
+        fields = [field_of(column) for column in self.columns]
+        return literals[0] + "".join(f + text for f, text in zip(fields, literals[1:], strict=True))
+
+    def with_line(self, line: str) -> Template:
+        """Return the template with a line of words before its last line, or at the top when it has one line only."""
+        *head, last = self.literals
+        if "\n" in last:
+            before, after = last.rsplit("\n", 1)
+            return Template((*head, f"{before}\n{line}\n{after}"), self.columns)
+        return Template((f"{line}\n{self.literals[0]}", *self.literals[1:]), self.columns)
 
     def render(self, texts: Mapping[str, str]) -> tuple[str, list[tuple[int, int]]]:
         """Return the prompt and, for each column in template order, where its text starts and ends in it."""
@@ -68,6 +88,39 @@ class Template:
             spans.append((start, len(prompt)))
             prompt += literal
         return prompt, spans
+
+
+def field_of(column: str) -> str:
+    """Return the placeholder of a column in a template: its name in braces, braces of the name doubled."""
+    return "{" + _doubled(column) + "}"
+
+
+def _doubled(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _not_a_field(template: str, at: int, columns: Sequence[str], key: str) -> str:
+    """Return the message for a brace that opens or closes nothing that is known."""
+    end = template.find("}", at)
+    if template[at] == "}" or end < 0:
+        return f"{key}: {template!r} is malformed (a single {template[at]!r}; write it twice for a brace)"
+    allowed = ", ".join(map(field_of, columns))
+    return f"{key}: {template[at : end + 1]} is not a text column of the task; allowed: {allowed}"
+
+
+def default_template(text: Sequence[str], label: str) -> str:
+    """Return ``Text: {text}\\nLabel:`` in the columns' own names: ``Review: {review}\\nSentiment:``.
+
+    Columns that go by number are a Text and the Label.
+    """
+    lines = [f"{_spoken(column, 'Text')}: {field_of(column)}" for column in text]
+    return "\n".join([*lines, f"{_spoken(label, 'Label')}:"])
+
+
+def _spoken(name: str, otherwise: str) -> str:
+    """Return a column's name as a prompt says it."""
+    words = re.sub(r"[\W_]+", " ", name).strip()
+    return words[:1].upper() + words[1:] if words and not name.isdecimal() else otherwise
 
 
 def clean(text: str) -> str:

@@ -12,28 +12,41 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from stopwise.assets.wheels import ASSETS, safe_name
-from stopwise.linearized.coding import targets
+from stopwise.tasks.answers import choose_answers
 from stopwise.tasks.batch import SPLITS, VERBALIZERS, TaskError, batch_from_table
 from stopwise.tasks.builtin import BUILTIN_TASKS
-from stopwise.tasks.prompts import Encoder, PromptError, Template, clean
-from stopwise.tasks.sources import read_rows
+from stopwise.tasks.definition import (
+    SIGNS,
+    check_keys,
+    columns_of,
+    leaves_out,
+    numbered,
+    score_of,
+    sizes_of,
+    text_of,
+    words_of,
+)
+from stopwise.tasks.labels import Classes, LabelError, check_one_label, choose_classes
+from stopwise.tasks.names import spelled
+from stopwise.tasks.prompts import Encoder, PromptError, Template, clean, default_template
+from stopwise.tasks.sources import Table, read_table
 from stopwise.tasks.splits import Rows, SplitError, split_rows
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-SIGNS = ("negative", "positive")
-_DEFAULTS = {"max_tokens": 24, "validation": 32, "test": 96, "train": 64}
-_KEYS = ("name", "source", "text", "label", "template", "verbalizers", "group", "minimum_abs_score")
-_NEEDED = ("source", "text", "label", "template", "verbalizers")
+_KEYS = ("name", "source", "text", "label", "template", "verbalizers", "group", "minimum_abs_score", "other_labels")
+_NEEDED = ("source", "text", "label")
+# What a task keeps when its words are chosen: the file read, and what was found in it.
+_READ = ("read", "_distinct", "classes", "examples")
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -63,7 +76,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """Where a task's rows lie, how its prompt is worded, and how much of it is used. Made by ``Task.from_config``."""
+    """Where a task's rows lie, how its prompt is worded, and how much of it is used. Made by ``Task.from_config``.
+
+    ``verbalizers`` are empty until words are chosen (``resolved``); ``leave_out``: rows of other labels do not count;
+    ``answers``: what was said when the words were chosen; ``options``: tokens of ``max_tokens`` that explain them.
+    """
 
     name: str
     source: Mapping[str, Any]
@@ -78,6 +95,9 @@ class Task:
     validation: int
     test: int
     assets: str
+    leave_out: bool = False
+    answers: str = ""
+    options: int = 0
 
     @classmethod
     def from_config(
@@ -91,16 +111,18 @@ class Task:
         """Return the task that a config describes.
 
         ``cfg`` is a built-in task's name, or a mapping with ``name`` (or pass it as ``name``) whose other keys override
-        the built-in of that name or define a task of your own: source, text (a column or a list of columns), label,
-        template, verbalizers (label value to word; their order numbers the classes), group, minimum_abs_score (the
-        label column is a score: its sign is the label, smaller ones are left out). ``defaults`` is the config's data
-        section: max_tokens, validation, test, and train (the largest training size). Raises TaskError naming the key.
+        the built-in of that name or define a task of your own: source, text (a column or a list of columns, by name or
+        number), label, template (default: the columns' names), verbalizers (label value to word; their order numbers
+        the classes; default or ``auto``: chosen, see ``resolved``), other_labels (``error`` or ``leave_out`` for rows
+        whose label has no word), group, minimum_abs_score (the label column is a score: its sign is the label, smaller
+        ones are left out). ``defaults`` is the config's data section: max_tokens, validation, test, and train (the
+        largest training size). Raises TaskError naming the key.
         """
         given: dict[str, Any] = {"name": cfg} if isinstance(cfg, str) else dict(cfg or {})
         given["name"] = name if name is not None else given.get("name")
         given["name"] = safe_name(given["name"], "tasks")
         key = f"tasks.{given['name']}"
-        _known(given, _KEYS, key)
+        check_keys(given, _KEYS, key)
         merged = {**BUILTIN_TASKS.get(given["name"], {}), **{k: v for k, v in given.items() if v is not None}}
         if given.get("group", "absent") is None:
             merged.pop("group", None)  # `group: null` switches a built-in group off
@@ -109,62 +131,102 @@ class Task:
             raise TaskError(
                 f"{key}: not a built-in task ({', '.join(BUILTIN_TASKS)}), and {', '.join(missing)} is not given"
             )
+        sizes: dict[str, Any] = {**sizes_of(defaults or {})}
         return cls(
             name=merged["name"],
             source=merged["source"],
-            text=(text := _columns(merged["text"], f"{key}.text")),
-            label=_text(merged["label"], f"{key}.label"),
-            template=Template.parse(_text(merged["template"], f"{key}.template"), text, f"{key}.template"),
-            verbalizers=_words(merged["verbalizers"], f"{key}.verbalizers"),
-            group=None if merged.get("group") is None else _text(merged["group"], f"{key}.group"),
-            minimum_abs_score=_score(merged.get("minimum_abs_score"), merged["verbalizers"], key),
-            **_sizes(defaults or {}),
+            text=(text := columns_of(merged["text"], f"{key}.text")),
+            label=(label := text_of(numbered(merged["label"]), f"{key}.label")),
+            template=Template.parse(
+                text_of(merged.get("template", default_template(text, label)), f"{key}.template"),
+                text,
+                f"{key}.template",
+            ),
+            verbalizers=words_of(merged.get("verbalizers"), f"{key}.verbalizers"),
+            group=None if merged.get("group") is None else text_of(numbered(merged["group"]), f"{key}.group"),
+            minimum_abs_score=score_of(merged.get("minimum_abs_score"), merged.get("verbalizers"), key),
+            **sizes,
             assets=os.fspath(assets),
+            leave_out=leaves_out(merged.get("other_labels", "error"), key),
         )
 
     @cached_property
-    def rows(self) -> list[dict[str, str]]:
-        """The rows of the source in its order, the task's columns as text, before any is left out. Reads the source."""
+    def read(self) -> Table:
+        """The rows of the source, and what was recognised and passed over. Reads the source."""
         columns = [*self.text, self.label, *([self.group] if self.group else [])]
-        return read_rows(self.source, columns, key=f"tasks.{self.name}.source", assets=self.assets)
+        key = f"tasks.{self.name}.source"
+        label = None if self.verbalizers or self.minimum_abs_score is not None else self.label
+        return read_table(self.source, columns, label=label, key=key, assets=self.assets)
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """The rows of the source in its order, the task's columns as text, before any is left out."""
+        return self.read.rows
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know: how the source was read, which rows and labels are left out, the words chosen."""
+        return (*self.read.said, *self.classes.said, *([self.answers] if self.answers else []))
 
     @cached_property
-    def _examples(self) -> tuple[list[Example], dict[str, int]]:
+    def _distinct(self) -> tuple[list[tuple[int, str, str]], dict[str, int]]:
+        """The (row, label, content) of each distinct labelled text, and the counts on the way."""
         labelled = [(i, label) for i in range(len(self.rows)) if (label := self._label_of(i)) is not None]
-        index = {label: number for number, label in enumerate(self.verbalizers)}
-        first: dict[str, Example] = {}
+        first: dict[str, tuple[int, str, str]] = {}
         conflicting: set[str] = set()
         for i, label in labelled:
-            row = self.rows[i]
-            texts = {column: row[column] for column in self.text}
-            content = "\x1f".join(_normalised(texts[column]) for column in self.text)
-            group = row[self.group] if self.group else content
-            example = Example(i, texts, index[label], group, content)
-            if first.setdefault(content, example).label != example.label:
+            content = "\x1f".join(_normalised(self.rows[i][column]) for column in self.text)
+            if first.setdefault(content, (i, label, content))[1] != label:
                 conflicting.add(content)
-        kept = [example for example in first.values() if example.key not in conflicting]
+        kept = [one for one in first.values() if one[2] not in conflicting]
         counts = {
             "rows": len(self.rows),
             "labelled": len(labelled),
             "duplicates": len(labelled) - len(first),
             "conflicts": len(conflicting),
-            "examples": len(kept),
         }
-        self._check_classes(kept)
         return kept, counts
 
-    @property
+    @cached_property
+    def classes(self) -> Classes:
+        """The labels that are classes, in class order: those that have a word, else the commonest of the source.
+
+        Raises TaskError for a label column that holds one label, or several labels a cell.
+        """
+        if self.verbalizers:
+            return Classes(tuple(self.verbalizers))
+        key = f"tasks.{self.name}.label"
+        try:
+            check_one_label((row[self.label].strip() for row in self.rows), self.label, self.read.one_hot)
+        except LabelError as error:
+            raise TaskError(f"{key}: {error}") from None
+        texts = Counter(label for _, label, _ in self._distinct[0])
+        found = choose_classes(texts)
+        if len(found.labels) < 2:
+            raise TaskError(_too_few(texts, self.label, key))
+        return found
+
+    @cached_property
     def examples(self) -> list[Example]:
         """The distinct labelled examples: one per normalised text, none whose copies disagree about the label."""
-        return self._examples[0]
+        index = {label: number for number, label in enumerate(self.classes.labels)}
+        kept = []
+        for i, label, content in self._distinct[0]:
+            if label in index:
+                row = self.rows[i]
+                texts = {column: row[column] for column in self.text}
+                group = row[self.group] if self.group else content
+                kept.append(Example(self.read.places[i], texts, index[label], group, content))
+        self._check_classes(kept)
+        return kept
 
     @property
     def counts(self) -> dict[str, int]:
         """How many rows there are, are labelled, repeat another, contradict a copy, and are left as examples."""
-        return self._examples[1]
+        return {**self._distinct[1], "examples": len(self.examples)}
 
     def _label_of(self, i: int) -> str | None:
-        """Return row i's label, None for a row that a score leaves out; raises TaskError for one with no verbalizer."""
+        """Return row i's label, None for a row that is left out; raises TaskError for one with no verbalizer."""
         value = self.rows[i][self.label].strip()
         if self.minimum_abs_score is not None:
             try:
@@ -173,15 +235,56 @@ class Task:
                 score = math.nan
             if not math.isfinite(score):
                 raise TaskError(
-                    f"tasks.{self.name}.label: row {i + 1}: {value!r} in column {self.label!r} is no number"
+                    f"tasks.{self.name}.label: row {self.read.places[i] + 1}: {value!r} in column {self.label!r} is no"
+                    " number"
                 )
             return SIGNS[score > 0] if score and abs(score) >= self.minimum_abs_score else None
-        if value not in self.verbalizers:
+        if not self.verbalizers or value in self.verbalizers:
+            return value
+        known = spelled(value, self.verbalizers)
+        if known is None and not self.leave_out:
             raise TaskError(
-                f"tasks.{self.name}.verbalizers: row {i + 1} has the label {value!r}, which has no verbalizer; found"
-                f" verbalizers for {', '.join(self.verbalizers)} (quote labels such as 'yes', 'true' and '1' in YAML)"
+                f"tasks.{self.name}.verbalizers: row {self.read.places[i] + 1} has the label {value!r}, which has no"
+                f" verbalizer; found verbalizers for {', '.join(self.verbalizers)} (set other_labels: leave_out to pass"
+                " such rows over)"
             )
-        return value
+        return known
+
+    def resolved(self, tokenizer: PreTrainedTokenizerBase, positions: int | None = None) -> Task:
+        """Return the task with a word for each label: itself when they are given.
+
+        Chosen words are the labels themselves where each is one token after the prompt, else A, B, …, which a line of
+        options in the prompt explains (``answers.choose_answers``); the tokens of that line are not taken from the
+        texts' budget ``max_tokens``. A line that would not fit the model's ``positions`` is left out. Raises TaskError
+        for a tokenizer that has no such tokens.
+        """
+        if self.verbalizers:
+            return self
+        labels, key = self.classes.labels, f"tasks.{self.name}.verbalizers"
+        prompts = [found.prompt for found in self._encoded(tokenizer, self.examples[:4])]
+        try:
+            encoder = Encoder(tokenizer)
+            chosen = choose_answers(labels, encoder, prompts, key)
+        except PromptError as error:
+            raise TaskError(str(error)) from None
+        template = self.template.with_line(chosen.options) if chosen.options else self.template
+        blank = dict.fromkeys(self.text, "x")
+        (longer, before), _ = encoder.batch([template.render(blank)[0], self.template.render(blank)[0]])
+        options, said = len(longer) - len(before), chosen.said
+        if positions is not None and options and self.max_tokens + options > positions:
+            template, said = self.template, f"{said} (unexplained: the options would take {options} tokens)"
+            options = 0
+        found = replace(
+            self,
+            verbalizers=dict(chosen.words),
+            template=template,
+            max_tokens=self.max_tokens + options,
+            leave_out=True,
+            answers=said,
+            options=options,
+        )
+        found.__dict__.update({name: value for name, value in self.__dict__.items() if name in _READ})
+        return found
 
     def _check_classes(self, examples: Sequence[Example]) -> None:
         found = Counter(example.label for example in examples)
@@ -230,16 +333,17 @@ class Task:
         single token after the prompt, a budget that leaves no room, or too few rows.
         """
         seen: dict[str, Any] = {}
+        task = self.resolved(tokenizer)
 
         def look(example: Example) -> Hashable:
-            seen[example.key] = self._encoded(tokenizer, [example])[0]
+            seen[example.key] = task._encoded(tokenizer, [example])[0]
             return tuple(seen[example.key].input_ids)
 
-        examples = self.split(seed, train, look)
+        examples = task.split(seed, train, look)
         order = [(name, position, e) for name in SPLITS for position, e in enumerate(examples[name])]
         encoded = [seen[e.key] for _, _, e in order]
-        labels = list(self.verbalizers)
-        ids = self.verbalizer_ids(tokenizer, [found.prompt for found in encoded[:4]])
+        labels = list(task.verbalizers)
+        ids = task.verbalizer_ids(tokenizer, [found.prompt for found in encoded[:4]])
         columns = {
             "split": [name for name, _, _ in order],
             "position": [position for _, position, _ in order],
@@ -261,6 +365,8 @@ class Task:
 
     def verbalizer_ids(self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] = ()) -> list[int]:
         """Return the token id of each label's word as it follows the prompts (default: the first examples' prompts)."""
+        if not self.verbalizers:
+            return self.resolved(tokenizer).verbalizer_ids(tokenizer, prompts)
         prompts = list(prompts) or [found.prompt for found in self._encoded(tokenizer, self.examples[:4])]
         try:
             return Encoder(tokenizer).verbalizer_ids(self.verbalizers, prompts, f"tasks.{self.name}.verbalizers")
@@ -275,62 +381,29 @@ class Task:
         return batch_from_table(self.sample(tokenizer, seed, train), split, n)
 
 
+def __getattr__(name: str) -> Any:
+    """Give ``targets``, which lives in ``outputs``; scipy is imported when it is asked for."""
+    if name == "targets":
+        from stopwise.linearized.coding import targets
+
+        return targets
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _too_few(texts: Mapping[str, int], column: str, key: str) -> str:
+    """Return the message for a label column that has fewer than two classes."""
+    if len(texts) == 1:
+        return f"{key}: column {column!r} holds one label only, {next(iter(texts))!r}; at least 2 needed"
+    some = ", ".join(map(repr, list(texts)[:3]))
+    return (
+        f"{key}: column {column!r} holds {len(texts)} labels ({some}, …), fewer than 2 of which have 2 texts: is it the"
+        " label column?"
+    )
+
+
 def _normalised(text: str) -> str:
     """Return what two texts share when they are the same to a reader: case, width and white space do not count."""
     return clean(unicodedata.normalize("NFKC", text)).casefold()
 
 
-def _known(given: Mapping[str, Any], allowed: Sequence[str], key: str) -> None:
-    unknown = sorted(str(name) for name in given if name not in allowed)
-    if unknown:
-        raise TaskError(f"{key}: unknown key {', '.join(unknown)}; allowed: {', '.join(allowed)}")
-
-
-def _text(value: Any, key: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise TaskError(f"{key}: {value!r} is not text")
-    return value
-
-
-def _columns(value: Any, key: str) -> tuple[str, ...]:
-    columns = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else ()
-    if not columns or not all(isinstance(c, str) and c for c in columns) or len(set(columns)) != len(columns):
-        raise TaskError(f"{key}: {value!r} is not a column name or a list of distinct ones")
-    return columns
-
-
-def _words(value: Any, key: str) -> dict[str, str]:
-    if not isinstance(value, Mapping) or len(value) < 2:
-        raise TaskError(f"{key}: {value!r} is not a mapping from at least two labels to words")
-    words = {str(label): word for label, word in value.items()}
-    for label, word in words.items():
-        if not isinstance(word, str) or not word.strip():
-            raise TaskError(f"{key}.{label}: {word!r} is not a word")
-    repeated = [word for word, times in Counter(words.values()).items() if times > 1]
-    if repeated or len(words) != len(value):
-        raise TaskError(f"{key}: {repeated or list(value)} stands for two labels; allowed: distinct labels and words")
-    return words
-
-
-def _score(value: Any, verbalizers: Mapping[str, str], key: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise TaskError(f"{key}.minimum_abs_score: {value!r} is not a number >= 0")
-    if set(verbalizers) != set(SIGNS):
-        raise TaskError(
-            f"{key}.verbalizers: a score gives the labels {', '.join(SIGNS)}, found {', '.join(verbalizers)}"
-        )
-    return float(value)
-
-
-def _sizes(defaults: Mapping[str, Any]) -> dict[str, int]:
-    _known(defaults, tuple(_DEFAULTS), "data")
-    sizes = {**_DEFAULTS, **defaults}
-    for key, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise TaskError(f"data.{key}: {value!r} is not an integer >= 1")
-    return sizes
-
-
-__all__ = ["Example", "Task", "TaskError", "targets"]
+__all__ = ["Example", "Task", "TaskError"]

@@ -22,10 +22,9 @@ from stopwise.linearized.replay import draw_batches
 from stopwise.network.heads import evaluating
 from stopwise.network.learner import Learner, Prompts
 from stopwise.network.parameters import Subset, held, select_parameters
+from stopwise.stopping.schedule_path import CLIP_EPS
 from stopwise.training.settings import ADAM_EPS, FinetuneSettings
 
-# What torch's clip_grad_norm_ keeps its division from zero by.
-CLIP_EPS = 1e-6
 # Some trained parameters get no gradient at the start, although training moves them later: half of an adapter, whose
 # other half is zero. Their part in the outputs is of second order in the moves, and D leaves it out.
 SECOND_ORDER = "second_order_left_out"
@@ -57,13 +56,16 @@ def adam_preconditioner(
     if settings.parameters == "lora" or isinstance(settings.parameters, Mapping):
         raise ValueError("preconditioner: half of an adapter's (lora) gradients are zero at the start; train weights")
     chosen = select_parameters(model, held(model, settings.parameters))
+    wanted = set(chosen)
     if layers is not None:
-        inside = {term.name for term in plan_terms(model, chosen) if term.layer in layers}
-        chosen = {name: parameter for name, parameter in chosen.items() if name in inside}
+        wanted = {term.name for term in plan_terms(model, chosen) if term.layer in layers}
+    if settings.clip_norm is None:  # otherwise every parameter counts: the norm is over all of them
+        chosen = {name: parameter for name, parameter in chosen.items() if name in wanted}
     with evaluating(model):
-        squares = _mean_squares(model, chosen, train, settings, seed)
-    divided = (torch.where(v > 0, 1 / (v.sqrt() + ADAM_EPS), 0.0) for v in squares)
-    found = Preconditioner(zip(chosen, divided, strict=True))
+        squares = dict(zip(chosen, _mean_squares(model, chosen, train, settings, seed), strict=True))
+    found = Preconditioner(
+        {name: torch.where(v > 0, 1 / (v.sqrt() + ADAM_EPS), 0.0) for name, v in squares.items() if name in wanted}
+    )
     if any("lora_A" in name and not bool(d.any()) for name, d in found.items()):
         found.flags = (SECOND_ORDER,)
     return found
@@ -85,7 +87,9 @@ def _mean_squares(
         objective = objective.with_intercept(objective.fitted_intercept(learner.predict(prompts)))
     n, size = len(prompts), settings.batch_size or len(prompts)
     batches = draw_batches(n, size, max(1, n // size), seed)
-    return mean_squares(learner, prompts, objective, batches, tokens_per_batch=settings.tokens_per_batch)[0]
+    limit = math.inf if settings.clip_norm is None else settings.clip_norm
+    tokens = settings.tokens_per_batch
+    return mean_squares(learner, prompts, objective, batches, max_norm=limit, tokens_per_batch=tokens)[0]
 
 
 def mean_squares(

@@ -21,6 +21,7 @@ from stopwise.linearized.replay import draw_batches
 from stopwise.network.learner import Learner, Prompts
 from stopwise.network.task_vectors import layer_of
 from stopwise.stopping.in_training import Predicted
+from stopwise.stopping.schedule_path import CLIP_EPS
 from stopwise.training.joint import JointObjective
 from stopwise.training.optimizers import make_optimizer
 from stopwise.training.settings import FinetuneSettings
@@ -143,6 +144,7 @@ class Trainer:
         if self.progress.finished:
             return
         assert gradients is not None
+        self._clip(gradients)
         self.optimizer.update(gradients, float(self.alphas[step]))
         self.progress.step += 1
         self.progress.seconds += time.perf_counter() - began
@@ -158,6 +160,14 @@ class Trainer:
         prompts = split.prompts.rows(index, self.settings.tokens_per_batch)
         f, gradients = self.learner.gradient(prompts, objective.gradient)
         return {}, gradients, objective.loss(f)
+
+    def _clip(self, gradients: list[torch.Tensor]) -> None:
+        """Cut the gradient down to the norm that is allowed, over all trained parameters, as torch does."""
+        if self.settings.clip_norm is None:
+            return
+        norm = _norm([float(g.double().norm()) for g in gradients])
+        if norm > self.settings.clip_norm:
+            torch._foreach_mul_(gradients, self.settings.clip_norm / (norm + CLIP_EPS))
 
     def _diverges(self, loss: float) -> bool:
         if not math.isfinite(loss):

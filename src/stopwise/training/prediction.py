@@ -15,6 +15,7 @@ from stopwise.linearized.paths import linearized_path, squared_norm_path, train_
 from stopwise.linearized.replay import batch_lambda_max, draw_batches, minibatch_weights, replayed_weights
 from stopwise.linearized.spectrum import Spectrum
 from stopwise.stopping.cross_entropy import Replay
+from stopwise.stopping.schedule_path import Linearised, Schedule, replayed_moves
 from stopwise.training.settings import FinetuneSettings
 
 
@@ -53,11 +54,45 @@ def train_objective(sample: Sample, settings: FinetuneSettings, n: int) -> Objec
     return Objective(settings.objective, labels, *coding, np.zeros(columns(sample.class_count, settings.outputs)))
 
 
-def replay(sample: Sample, settings: FinetuneSettings, n: int, t_max: int, seed: int) -> Replay | None:
-    """Return what the rules need to replay t_max steps of training on n examples; None where they read the filter."""
+def replay(
+    sample: Sample,
+    settings: FinetuneSettings,
+    n: int,
+    t_max: int,
+    seed: int,
+    kernel: AssembledKernel | None = None,
+    lambda_1: float | None = None,
+) -> Replay | None:
+    """Return what the rules need to replay t_max steps of training on n examples; None where they read the filter.
+
+    ``kernel`` of the n examples and ``lambda_1`` are needed where training clips gradients or decays weights.
+    """
     if not settings.replays_rules:
         return None
-    return Replay(train_objective(sample, settings, n), draw_batches(n, settings.batch_size, t_max, seed))
+    objective, batches = train_objective(sample, settings, n), draw_batches(n, settings.batch_size, t_max, seed)
+    if not settings.follows_schedule or kernel is None:
+        return Replay(objective, batches)
+    schedule = training_schedule(settings, lambda_1, batches)
+    return Replay(objective, batches, schedule, _plain(kernel, settings), kernel.weights_move)
+
+
+def training_schedule(settings: FinetuneSettings, lambda_1: float | None, batches: Sequence[np.ndarray]) -> Schedule:
+    """Return what the optimizer does at each step on these batches, clipping and decay included."""
+    adam = settings.optimizer == "adamw"
+    return Schedule(
+        settings.step_sizes(lambda_1, len(batches)),
+        batches,
+        [np.full(len(batch), 1 / len(batch)) for batch in batches],
+        momentum=settings.filter(lambda_1).momentum,
+        adam=adam,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip_norm or 0.0,
+    )
+
+
+def _plain(kernel: AssembledKernel, settings: FinetuneSettings) -> np.ndarray | None:
+    """Return J J', whose quadratic form is the squared norm of a gradient: the kernel itself but under AdamW."""
+    return kernel.train if settings.formula == "sgd" else kernel.plain
 
 
 def stop_steps(rows: Iterable[Mapping[str, Any]], settings: FinetuneSettings) -> dict[int, int]:
@@ -83,13 +118,16 @@ def predicted_paths(
     ``objective`` is that of the training examples, without an intercept; under squared loss the paths hold the fitted
     one. ``validation`` is how many of the new examples come first as validation; the rest are the test examples. Full
     batches under squared loss follow the filter; mini-batches, the very draws of training with this ``seed``, and
-    cross-entropy are replayed on the kernel step by step, and so is AdamW on a kernel of formula adam, its weight decay
-    left out. Empty under AdamW with another kernel, which does not give its steps.
+    cross-entropy are replayed on the kernel step by step, and so is AdamW on a kernel of formula adam, with the
+    clipping and the weight decay that the settings name. Empty under AdamW with another kernel, which does not give its
+    steps.
     """
     if not settings.has_path:
         return {}
     filter, steps = settings.filter(step_eigenvalue(spec, settings.batch_size)), settings.steps
     cut, residual = validation * kernel.columns, objective.targets - kernel.outputs
+    if settings.follows_schedule:
+        return _scheduled_paths(kernel, spec, objective, settings, cut, seed)
     if settings.follows_filter(spec.examples):
         train = train_path(spec, residual, filter, steps)
         new = linearized_path(spec, residual, kernel.new, filter, steps)
@@ -111,6 +149,38 @@ def predicted_paths(
     paths = {"train": train, "validation": new[:, :cut], "test": new[:, cut:]}
     # The norm in the RKHS is that of theta_t - theta_0 under the plain kernel; Adam's measures with the metric 1/D.
     return paths if settings.formula == "adam" else paths | {"distance": np.sqrt(np.maximum(squared, 0.0))}
+
+
+def _scheduled_paths(
+    kernel: AssembledKernel,
+    spec: Spectrum,
+    objective: Objective,
+    settings: FinetuneSettings,
+    cut: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Return the paths of ``predicted_paths`` under clipping or weight decay; ``distance`` under neither AdamW."""
+    lambda_1 = step_eigenvalue(spec, settings.batch_size)
+    shift: float | np.ndarray = 0.0
+    if settings.objective == "squared" and settings.intercept == "fitted":
+        objective = objective.with_intercept(objective.fitted_intercept(kernel.outputs))
+        shift = objective.intercept
+    batches = draw_batches(spec.examples, settings.batch_size, settings.steps, seed)
+    schedule = training_schedule(settings, lambda_1, batches)
+    net = Linearised(kernel.train, kernel.outputs, _plain(kernel, settings), kernel.weights_move)
+    whole = [np.arange(spec.examples)]
+    moves = [(c[0].copy(), fixed.ravel()) for c, fixed in replayed_moves(net, objective, schedule, whole, False)]
+    weights, fixed = (np.stack(part) for part in zip(*moves, strict=True))
+    train, new = weights @ kernel.train + fixed, weights @ kernel.new.T
+    if kernel.weights_move_new is not None:
+        faded = np.concatenate([[1.0], np.cumprod(schedule.decay)])
+        new = new + (faded - 1)[:, None] * kernel.weights_move_new.ravel()
+    train, new = ((path.reshape(len(path), -1, kernel.columns) + shift).reshape(len(path), -1) for path in (train, new))
+    paths = {"train": train, "validation": new[:, :cut], "test": new[:, cut:]}
+    if settings.formula != "sgd":
+        return paths
+    squared = np.sum(weights * (weights @ kernel.train), axis=1)
+    return paths | {"distance": np.sqrt(np.maximum(squared, 0.0))}
 
 
 def _gradient_of_moves(objective: Objective, start: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

@@ -41,7 +41,8 @@ class FinetuneSettings:
     ``formula`` adam; ``learning_rate`` is absolute and, when given, used instead: AdamW with another kernel needs it.
     ``evaluate_every`` is in steps from 1 on and a fraction of an epoch below 1. ``stop`` is none, holdout or a kernel
     rule, whose predicted step is ``stop_at``. ``tokens_per_batch`` bounds the padded tokens of one pass: a larger batch
-    accumulates its gradient, with the same result. ``tangent`` trains the model linearised at its start. Raises
+    accumulates its gradient, with the same result. ``clip_norm``: the norm that a step's gradient is cut down to, over
+    all trained parameters. ``tangent`` trains the model linearised at its start. Raises
     ValueError naming the key of a wrong value.
     """
 
@@ -51,6 +52,7 @@ class FinetuneSettings:
     step_size: float = 1.0
     learning_rate: float | None = None
     weight_decay: float = 0.0
+    clip_norm: float | None = None
     schedule: str = "constant"
     warmup: int = 0
     steps: int = 12
@@ -109,6 +111,8 @@ class FinetuneSettings:
                 raise ValueError(f"finetune.{key}: {getattr(self, key)!r} is not one of {', '.join(map(str, allowed))}")
         if self.objective == "squared" and self.outputs == "logits":
             raise ValueError("finetune.objective: squared loss on outputs 'logits' has singular noise; use 'contrast'")
+        if self.objective == "squared" and self.outputs == "vocabulary":
+            raise ValueError("finetune.objective: outputs 'vocabulary' are for cross_entropy, not squared loss")
         if self.tangent and (self.parameters == "lora" or isinstance(self.parameters, Mapping)):
             raise ValueError("finetune.tangent: adapters (lora) have no tangent training; choose other parameters")
         if self.optimizer == "adamw" and self.formula != "adam" and self.learning_rate is None:
@@ -125,6 +129,10 @@ class FinetuneSettings:
             "weight_decay": (
                 self.weight_decay >= 0 and (not self.weight_decay or self.optimizer == "adamw"),
                 "0 or more, and 0 for an optimizer that is not adamw",
+            ),
+            "clip_norm": (
+                self.clip_norm is None or (self.clip_norm > 0 and self.optimizer != "nesterov"),
+                "greater than 0, and absent for nesterov",
             ),
             "warmup": (
                 self.warmup >= 0 and (not self.warmup or self.schedule != "constant"),
@@ -155,8 +163,8 @@ class FinetuneSettings:
 
     @property
     def follows_theory(self) -> bool:
-        """Whether the rules' theory covers this training: squared loss and no AdamW; elsewhere they are heuristics."""
-        return self.objective == "squared" and self.optimizer != "adamw"
+        """Whether the rules' theory covers this training: squared loss, no AdamW, no clipping; else heuristics."""
+        return self.objective == "squared" and self.optimizer != "adamw" and self.clip_norm is None
 
     @property
     def replays_rules(self) -> bool:
@@ -192,9 +200,16 @@ class FinetuneSettings:
         """Whether the kernel gives the linearised steps of this training: AdamW's only from its own kernel."""
         return self.optimizer != "adamw" or self.formula == "adam"
 
-    def step_sizes(self, lambda_1: float | None = None) -> np.ndarray:
+    @property
+    def follows_schedule(self) -> bool:
+        """Whether the path is replayed with what no filter has: clipped gradients or decayed weights."""
+        return self.has_path and (self.clip_norm is not None or self.weight_decay > 0)
+
+    def step_sizes(self, lambda_1: float | None = None, steps: int | None = None) -> np.ndarray:
         """Return the step size of every step, c/lambda_1 (or ``learning_rate``) by the schedule; float64 [steps]."""
-        return GradientDescent(self._alpha(lambda_1), self._schedule()).step_sizes(self.steps)
+        return GradientDescent(self._alpha(lambda_1), self._schedule()).step_sizes(
+            self.steps if steps is None else steps
+        )
 
     def filter(self, lambda_1: float | None = None) -> Filter:
         """Return the spectral filter of this training: step size c/lambda_1 (or ``learning_rate``), momentum, schedule.

@@ -18,7 +18,7 @@ from stopwise.advice.held_out import Problem
 from stopwise.advice.rule import Decision
 from stopwise.advice.text import document, follow_up, headline, number, points, several
 from stopwise.advice.verdict import verdict_of
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 from stopwise.linearized.filters import GradientDescent, HeavyBall
 from stopwise.linearized.replay import batch_lambda_max
 from stopwise.network.pico import pico_tokenizer

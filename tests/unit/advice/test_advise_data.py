@@ -8,7 +8,7 @@ import pytest
 
 from stopwise.advice.data import AdviceError, default_template, given_words, in_options, make_task, read_file
 from stopwise.network.pico import pico_tokenizer
-from stopwise.tasks.prompts import Encoder
+from stopwise.tasks.prompts import Encoder, PromptError
 
 WORDS = "rose fire ruby brick cherry sea sky ocean ink denim"
 TEXTS = [f"we saw the {word} in the day" for word in WORDS.split()]
@@ -71,14 +71,17 @@ def test_files_that_cannot_be_used_are_one_line_that_names_the_option(tmp_path, 
     latin.write_bytes("text,label\ncafé,good\n".encode("latin-1"))
     cases = [
         ((tmp_path / "none.csv", ["text"], "label"), r"^--data: there is no file"),
-        ((tmp_path / "d.xlsx", ["text"], "label"), r"^--data: .*\.csv, \.tsv, \.jsonl, \.parquet"),
+        (
+            (tmp_path / "d.xlsx", ["text"], "label"),
+            r"^--data: .*does not end in \.csv, \.txt, \.tsv, .*save the sheet as CSV",
+        ),
         ((good, ["txt"], "label"), r"^--data: there is no column 'txt'; found: text, label"),
         ((good, ["text"], "class"), r"^--data: there is no column 'class'"),
-        ((latin, ["text"], "label"), r"^--data: latin\.csv is not utf-8: .*give --encoding"),
+        ((latin, ["text"], "label", "utf-8"), r"^--data: latin\.csv is not utf-8: .*give --encoding"),
         ((one, ["text"], "label"), r"^--label: column 'label' holds one label only, 'good'"),
-        ((many, ["text"], "label"), r"^--label: column 'label' holds 30 different values"),
+        ((many, ["text"], "label"), r"^--label: column 'label' holds 30 labels .*, fewer than 2 of which have 2 texts"),
         ((few, ["text"], "label"), r"^--data: .* 6 distinct labelled texts; needs 8"),
-        ((lonely, ["text"], "label"), r"^--data: .* a label with one text only"),
+        ((lonely, ["text"], "label"), r"^--label: column 'label' holds 2 labels .* is it the label column\?"),
     ]
     for arguments, message in cases:
         with pytest.raises(ValueError, match=r"\S") as caught:
@@ -90,25 +93,21 @@ def test_files_that_cannot_be_used_are_one_line_that_names_the_option(tmp_path, 
 
 def test_an_encoding_makes_another_file_readable(tmp_path):
     path = tmp_path / "latin.csv"
-    path.write_bytes("text,label\ncafé,good\nthé,bad\n".encode("latin-1"))
-    assert read_file(path, ["text"], "label", "latin-1").rows == 2
+    rows = [f"café {i},good\nthé {i},bad\n" for i in range(4)]
+    path.write_bytes(("text,label\n" + "".join(rows)).encode("latin-1"))
+    assert read_file(path, ["text"], "label", "latin-1").rows == 8
 
 
-def test_a_label_of_several_tokens_is_refused_with_words_that_work(tmp_path, tokenizer):
+def test_a_word_of_several_tokens_is_refused_with_words_that_work(tmp_path, tokenizer):
     rows = labelled("very good", "bad day indeed")
     file = read_file(write(tmp_path / "d.csv", rows), ["text"], "label")
     with pytest.raises(AdviceError, match="one token of the model") as caught:
-        make_task(file, tokenizer)
+        make_task(file, tokenizer, verbalizers=["very good=wonderful,bad day indeed=terrible"])
     hint = str(caught.value).split('--verbalizers "')[1].split('"')[0]
-    assert hint == "bad day indeed=bad,very good=very"  # the first single-token word of each
+    assert hint == "very good=very,bad day indeed=bad"  # the first single-token word of each
     task = make_task(file, tokenizer, verbalizers=[hint])  # what it proposes is accepted
-    assert dict(task.verbalizers) == {"bad day indeed": " bad", "very good": " very"}
-
-
-def test_labels_without_a_meaning_are_offered_opposites(tmp_path, tokenizer):
-    file = read_file(write(tmp_path / "d.csv", labelled("17", "23")), ["text"], "label")
-    with pytest.raises(AdviceError, match='--verbalizers "17=bad,23=good"'):
-        make_task(file, tokenizer)
+    assert list(task.verbalizers.items()) == [("very good", " very"), ("bad day indeed", " bad")]
+    assert {task.examples[0].label: "very good"} == {0: rows[0][1]}  # classes are numbered in the order of the words
 
 
 def test_words_come_in_pairs_for_every_label():
@@ -119,10 +118,10 @@ def test_words_come_in_pairs_for_every_label():
         (["0"], "is not label=word"),
         (["0="], "is not label=word"),
         (["0=bad"], "no word for '1'"),
-        (["0=bad,2=good"], "'2' is no label of the data; found: 0, 1"),
+        (["0=bad,2=good"], "'2' is no label of the data; found: '0', '1'"),
         (["0=bad,0=good"], "'0' is given twice"),
     ]:
-        with pytest.raises(AdviceError, match=message):
+        with pytest.raises(PromptError, match=message):
             given_words(pairs, shares)
 
 

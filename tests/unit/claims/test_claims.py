@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.gram import AssembledKernel
 from stopwise.artifacts.sample import Sample
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.claims import verdicts as claims
 from stopwise.claims.measures import ridge_rows
 from stopwise.claims.paper import CLAIMS, FEW_EPOCHS, RATE_MARGIN
 from stopwise.claims.verdicts import FAILED, HELD, UNDECIDED, UNTESTED, Evidence, interval, verdict
-from stopwise.claims.verdicts import verdicts as claims
 from stopwise.linearized.coding import squared_loss
 from stopwise.linearized.paths import kernel_regression
 from stopwise.linearized.spectrum import Spectrum
@@ -299,4 +299,4 @@ def test_the_pipeline_writes_its_verdicts(finished_pipeline):
         assert rows[name]["verdict"] == UNTESTED
     text = (folder / "claims.md").read_text(encoding="utf-8")
     assert "colours, moods" in text
-    assert str(finished_pipeline[0]) not in text
+    assert finished_pipeline[1].folder not in text

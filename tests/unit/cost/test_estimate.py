@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import pages
 from kernel_reference import pico, prompts
 from stopwise.cost.estimate import (
     DEVICES,
@@ -67,5 +66,5 @@ def test_this_machine_is_measured():
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_the_readme_prints_the_cost_table_as_it_is():
-    assert cost_text() in Path("README.md").read_text(encoding="utf-8")
+def test_the_page_of_costs_prints_the_cost_table_as_it_is():
+    assert cost_text() in pages.text("docs/results/cost.md")

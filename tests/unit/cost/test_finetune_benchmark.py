@@ -2,7 +2,7 @@
 
 import pytest
 
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 from stopwise.cost import figure as benchmark
 from stopwise.cost.training_benchmark import against_stock_trainer, merging_memory
 from stopwise.network.pico import pico_model

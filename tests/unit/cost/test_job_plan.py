@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from pipeline import checkout, snakemake
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 from stopwise.cost.estimate import DEVICES, Counts
 from stopwise.cost.jobs import arithmetic_operations, finetune_operations, job_counts, job_rows, markdown, storage_gb
 from stopwise.pipeline.config import start_tasks, validated

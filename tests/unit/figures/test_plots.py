@@ -15,7 +15,7 @@ from matplotlib.text import Text
 
 import made_up_tables as made_up
 from stopwise import stats
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 from stopwise.figures import registry, style, tables
 from stopwise.report import interactive
 
@@ -163,6 +163,16 @@ def test_f2_keeps_every_measured_loss_and_marks_every_rule():
     ax = registry.figure("F2").draw(table).axes[0]
     marks = [line for line in ax.lines if line.get_marker() not in ("None", None)]
     assert len(marks) == len(made_up.RULES)
+
+
+@pytest.mark.parametrize(
+    ("objective", "loss"), [(None, "squared loss"), ("squared", "squared loss"), ("cross_entropy", "cross-entropy")]
+)
+def test_f2_names_the_loss_that_was_minimised(objective, loss):
+    runs, evaluations = made_up.runs(tasks=1, seeds=1, sizes=(16,))
+    known = [({**wildcards, "objective": objective}, run) for wildcards, run in runs]
+    figure = registry.figure("F2").draw(registry.figure("F2").table(known, evaluations))
+    assert figure.axes[0].get_ylabel().splitlines()[-1] == loss
 
 
 def test_f2_marks_of_one_step_do_not_cover_each_other():

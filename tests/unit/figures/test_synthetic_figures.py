@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 from stopwise.figures import f05_ridge as f5
 from stopwise.figures import f10_known_truth as f10
 from stopwise.figures import style

@@ -154,7 +154,8 @@ def test_the_path_is_that_of_linearised_training_on_the_batches_drawn(kind, sett
         for name, p in model.named_parameters():
             p.copy_(before[name])
     _, objective, schedule, net, flags = reader.read
-    assert flags == (("clipped",) if settings == "everything" else ()) + ("second_order_left_out",) * ("lora" in kind)
+    known = ("clipped",) * (settings == "everything") + ("head_moves",) * ("words" not in kind)
+    assert flags == known + ("second_order_left_out",) * ("lora" in kind)
     assert [sorted(np.concatenate(micro)) for micro in drawn] == [sorted(batch) for batch in schedule.batches]
     # These heads' losses ignore the number of items, and the Trainer leaves accumulated means undivided.
     means = trainer.args.gradient_accumulation_steps > 1 and "words" not in kind
@@ -356,6 +357,13 @@ def test_another_loss_is_noticed(tmp_path):
     )
     twice.compute_loss_func = lambda outputs, labels, **_: 2 * torch.nn.functional.cross_entropy(outputs.logits, labels)
     assert ["other_loss" in preview(trainer).flags for trainer in (smoothed, twice, own)] == [True, True, False]
+
+
+@pytest.mark.parametrize(("rate", "flagged"), [(1e-4, False), (1e-3, True)])
+def test_a_head_that_moves_far_is_noticed(rate, flagged, tmp_path):
+    """Twelve steps of 1e-3 against weights of standard deviation 0.02: more than half; of 1e-4: six per cent."""
+    found = preview(make("bert", tmp_path, learning_rate=rate, lr_scheduler_type="constant"))
+    assert ("head_moves" in found.flags) == flagged
 
 
 def test_the_answer_is_in_the_checkpoint_and_label_names_are_kept(tmp_path):

@@ -151,8 +151,9 @@ def test_encoder_decoders_are_refused():
     from transformers import T5Config, T5ForSequenceClassification
 
     model = T5ForSequenceClassification(T5Config(vocab_size=97, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
-    with pytest.raises(ValueError, match="encoder-decoder"):
-        class_outputs(model, sample())
+    for use in (class_outputs, empirical_ntk):
+        with pytest.raises(ValueError, match="encoder-decoder"):
+            use(model, sample())
 
 
 def test_a_model_that_classifies_tokens_is_refused():

@@ -93,7 +93,7 @@ def test_adam_weighs_what_no_formula_covers_too(arch, monkeypatch):
     """Whole gradients by autograd come in the parameter's own layout, also where it is stored transposed."""
     model, batch = pico(arch), prompts(LENGTHS)
     chosen, weights, diagonal = adam_weights(model)
-    monkeypatch.setattr(engine, "probe", lambda run, group: Probe(broken=list(run.terms[:3])))
+    monkeypatch.setattr(engine, "probe", lambda run, group, examples=2: Probe(broken=list(run.terms[:3])))
     found = empirical_ntk(model, batch, parameters="all", formula="adam", preconditioner=weights)
     left = plain_jacobian(model, batch, list(chosen))
     assert relative(found.matrix, (left * diagonal @ left.T).numpy()) < ISLANDS

@@ -216,13 +216,21 @@ def test_an_optimizer_without_squares_is_named():
         preconditioner_from_optimizer(model, optimizer)
 
 
-def test_dropout_is_off_while_the_preconditioner_is_read():
+def test_reading_leaves_a_running_training_as_it_is():
+    """Dropout is off while the kernel and D are read; modes, gradients, flags and the generator are as they were."""
     model, batch = shaken(pico_classifier("bert", 3)).requires_grad_(True), sample()
     still = adam_preconditioner(model, batch, settings())
     model.train()
+    model(**batch).loss.backward()
+    held = {name: p.grad.clone() for name, p in model.named_parameters()}
+    before = torch.get_rng_state()
     found = adam_preconditioner(model, batch, settings())
+    empirical_ntk(model, batch, parameters="trainable", formula="adam", preconditioner=found)
     assert all(torch.equal(found[name], still[name]) for name in still)
     assert all(module.training for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(p.grad, held[name]) for name, p in model.named_parameters())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_learner_trains_an_adapter_by_its_true_gradient():

@@ -1,4 +1,4 @@
-"""The five lines of the README work on any model folder and its tokenizer."""
+"""The five lines of the Python tutorial work on any model folder and its tokenizer."""
 
 from __future__ import annotations
 

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stopwise.assets.wheels import AssetError, hub
-from stopwise.assets.wheels import wheels as assets_module
+from stopwise.assets import hub
+from stopwise.assets import wheels as assets_module
+from stopwise.assets.wheels import AssetError
 from stopwise.network.loading import (
     PICO,
     ModelError,

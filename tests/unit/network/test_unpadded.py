@@ -57,6 +57,13 @@ def test_output_positions_inside_a_prompt_are_kept():
     assert relative(found, wanted) < 2e-6
 
 
+def test_a_token_that_the_model_does_not_know_is_named():
+    packed = pack(prompts(LENGTHS))
+    packed.ids[1, 2] = 400
+    with pytest.raises(ValueError, match="token id 400 is not among the 97 rows"):
+        unpadded_outputs(pico("llama"), packed, TOKENS, "logits")
+
+
 def test_a_sliding_window_shorter_than_the_prompts_is_kept():
     packed, found = pack(prompts(LENGTHS)), {}
     for window in (4, 64):

@@ -19,9 +19,10 @@ from stopwise.linearized import coding as outputs
 from stopwise.pipeline.config import ConfigError, validated
 from stopwise.pipeline.config_messages import schema
 from stopwise.pipeline.config_models import LEFT_OUT, SECTIONS, Config, Data, Finetune, Kernel, Model, Stopping, Task
-from stopwise.pipeline.config_reference import SCHEMA_FILE, page, schema_text
+from stopwise.pipeline.config_reference import SCHEMA_FILE, key_table, page, schema_text
 from stopwise.stopping.in_training import make_stop_rule
-from stopwise.tasks.task import task as tasks
+from stopwise.tasks import definition
+from stopwise.tasks import task as tasks
 from stopwise.training import settings as finetune_settings
 from stopwise.training.settings import FinetuneSettings
 
@@ -41,6 +42,8 @@ def test_the_schema_that_editors_read_is_up_to_date():
 
 def test_the_page_of_the_configuration_is_up_to_date():
     assert PAGE.read_text(encoding="utf-8") == page(), "`make schema` writes it anew"
+    beside = ROOT / "config" / "README.md"
+    assert beside.read_text(encoding="utf-8") == key_table(), "`make schema` writes it anew"
 
 
 def test_the_schema_that_editors_read_is_named_in_config_yaml():
@@ -101,7 +104,7 @@ def test_a_study_is_planned_from_its_base_and_its_overlay(tmp_path):
 
 def test_a_key_left_out_of_the_completed_configuration_appears_when_it_is_given():
     left_out = [key for key, field in Finetune.model_fields.items() if LEFT_OUT in field.metadata]
-    assert left_out == ["schedule", "warmup", "weight_decay", "tokens_per_batch", "tangent"]
+    assert left_out == ["schedule", "warmup", "weight_decay", "clip_norm", "tokens_per_batch", "tangent"]
     assert not set(left_out) & set(validated(OURS)["finetune"])
     config = OURS | {"finetune": {"schedule": "linear", "warmup": 2}}
     assert {"schedule", "warmup"} <= set(validated(config)["finetune"])
@@ -120,8 +123,8 @@ def test_settings_of_fine_tuning_have_the_defaults_of_the_configuration():
 
 
 def test_a_task_made_in_python_has_the_sizes_of_the_configuration():
-    sizes = {key: field.default for key, field in Data.model_fields.items()}
-    assert sizes | {"train": max(default(Config, "sizes"))} == tasks._DEFAULTS
+    sizes = {key: field.default for key, field in Data.model_fields.items() if LEFT_OUT not in field.metadata}
+    assert sizes | {"train": max(default(Config, "sizes"))} == definition.DEFAULTS
     assert set(Task.model_fields) | {"name"} == set(tasks._KEYS)
 
 

@@ -17,9 +17,9 @@ import pytest
 
 import made_up_tables as made_up
 from pipeline import snakemake
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
+from stopwise.claims import verdicts as claims
 from stopwise.claims.paper import CLAIMS
-from stopwise.claims.verdicts import verdicts as claims
 from stopwise.figures import registry, style
 from stopwise.report import interactive, page
 
@@ -197,11 +197,12 @@ class Browser:
         self.driver.wait(timeout=20)
 
 
-@pytest.fixture
-def browser(tmp_path):
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """One browser for all tests: each opens a page of its own, and reading the console empties it."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("needs the Debian packages chromium and chromium-driver")
-    started = Browser(tmp_path / "profile")
+    started = Browser(tmp_path_factory.mktemp("browser") / "profile")
     yield started
     started.close()
 

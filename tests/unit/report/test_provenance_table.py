@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
 from stopwise.report.provenance import provenance_rows
 from tracking_runs import SVG, small_run
 

@@ -98,8 +98,8 @@ def test_opening_tokens_of_a_tokenizer_are_kept_and_closing_ones_left_out():
     [
         ("Review: {txt}", ["text"], "{txt} is not a text column of the task; allowed: {text}"),
         ("Review: {body.__class__}", ["body"], "is not a text column"),
-        ("Review: {body!r}", ["body"], "{body} is not a text column"),
-        ("Review: {body:>5}", ["body"], "{body} is not a text column"),
+        ("Review: {body!r}", ["body"], "{body!r} is not a text column"),
+        ("Review: {body:>5}", ["body"], "{body:>5} is not a text column"),
         ("Review: {}", ["body"], "{} is not a text column"),
         ("Review:", ["body"], "must name each of body once, found none"),
         ("{text} {text}", ["text"], "must name each of text once"),

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stopwise.assets.wheels import AssetError, hub
+from stopwise.assets import hub
+from stopwise.assets.wheels import AssetError
 from stopwise.tasks.sources import SourceError, read_rows
 
 ROWS = [
@@ -49,16 +50,17 @@ def test_another_encoding_is_read_when_it_is_named(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_bytes("text,label\ncafé,a\n".encode("latin-1"))
     assert read_rows({"csv": str(path), "encoding": "latin-1"}, ["text"]) == [{"text": "café"}]
-    with pytest.raises(SourceError, match=r"rows.csv is not utf-8: byte 0xe9 in line 2; set 'encoding'"):
-        read_rows({"csv": str(path)}, ["text"], key="tasks.mine.source")
+    for options in ({"encoding": "utf-8"}, {"strict": True}):
+        with pytest.raises(SourceError, match=r"rows.csv is not utf-8: byte 0xe9 in line 2; set 'encoding'"):
+            read_rows({"csv": str(path), **options}, ["text"], key="tasks.mine.source")
 
 
 BAD = {
-    "unknown kind": ({"xlsx": "a"}, None, "found keys xlsx; needs one of csv, tsv, jsonl"),
+    "unknown kind": ({"xlsx": "a"}, None, "found keys xlsx; needs one of csv, tsv, json, jsonl"),
     "no kind": ({}, None, "found keys none; needs one of"),
     "two kinds": ({"csv": "a", "tsv": "b"}, None, "found keys csv, tsv; needs one of"),
     "not a mapping": ("a.csv", None, "'a.csv' is not a mapping"),
-    "unknown key": ({"csv": "a", "sheet": 1}, None, "unknown key sheet; allowed: csv, encoding"),
+    "unknown key": ({"csv": "a", "sheet": 1}, None, "unknown key sheet; allowed: csv, delimiter, encoding, header"),
     "path is not text": ({"csv": 3}, None, "\\.csv: 3 is not text"),
     "missing file": ({"csv": "no/such.csv"}, None, "\\.csv: there is no file 'no/such.csv'"),
     "unknown encoding": ({"csv": "FILE", "encoding": "utf-9"}, b"text,label\na,b\n", "encoding 'utf-9' is unknown"),

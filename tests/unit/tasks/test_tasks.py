@@ -205,7 +205,7 @@ def test_a_split_or_size_that_is_not_there_is_named(split, n):
 
 
 def test_targets_are_exported_beside_tasks():
-    from stopwise.tasks.task import task as tasks
+    from stopwise.tasks import task as tasks
 
     assert tasks.targets is targets
 
@@ -221,7 +221,7 @@ BAD = {
     "unsafe name": ({"name": "../x"}, {}, "tasks: '../x' is not a safe name"),
     "no test rows": ({}, {"test": 0}, "data.test: 0 is not an integer >= 1"),
     "validation not a number": ({}, {"validation": "8"}, "data.validation: '8' is not an integer"),
-    "text not a column": ({"text": 3}, {}, "tasks.mine.text: 3 is not a column name"),
+    "text not a column": ({"text": 3.5}, {}, "tasks.mine.text: 3.5 is not a column name"),
     "text column twice": (
         {"text": ["text", "text"]},
         {},

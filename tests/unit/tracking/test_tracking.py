@@ -9,10 +9,10 @@ from contextlib import closing
 
 import pytest
 
-from stopwise.artifacts.tables import tables as artifacts
+from stopwise.artifacts import tables as artifacts
+from stopwise.tracking import ingest as tracking
+from stopwise.tracking import store as tracking_store
 from stopwise.tracking.fields import ARTIFACT, COMMIT, DIGEST, PARENT, SUPERSEDED, flatten, safe_key
-from stopwise.tracking.ingest import ingest as tracking
-from stopwise.tracking.ingest import store as tracking_store
 from tracking_runs import SVG, decay, small_run, trajectory
 
 

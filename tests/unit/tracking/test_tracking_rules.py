@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.tables import read_table
-from stopwise.artifacts.tables import tables as artifacts
 from tracking_runs import decay, small_run
 
 RULES = Path(__file__).resolve().parents[3] / "workflow" / "rules" / "tracking.smk"

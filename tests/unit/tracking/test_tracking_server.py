@@ -10,9 +10,9 @@ import urllib.request
 
 import pytest
 
+from stopwise.tracking import ingest as tracking
+from stopwise.tracking import store as tracking_store
 from stopwise.tracking.fields import PARENT, SUPERSEDED
-from stopwise.tracking.ingest import ingest as tracking
-from stopwise.tracking.ingest import store as tracking_store
 from tracking_runs import decay, small_run
 
 

@@ -21,6 +21,7 @@ from training_reference import made_up_batch
 CONFIGS = {
     "holdout": {"optimizer": "heavy_ball", "stop": "holdout", "patience": 2, "continue_after_stop": True},
     "adamw": {"optimizer": "adamw", "learning_rate": 0.01, "batch_size": 5, "schedule": "cosine", "warmup": 2},
+    "clipped": {"optimizer": "adamw", "learning_rate": 0.01, "batch_size": 5, "weight_decay": 0.1, "clip_norm": 0.05},
     "nesterov": {"optimizer": "nesterov", "batch_size": 7, "momentum": 0.5, "evaluate_every": 0.5},
     "lora": {"optimizer": "heavy_ball", "parameters": {"lora": {"rank": 2, "seed": 1}}},
     "tangent": {"optimizer": "gradient_descent", "tangent": True},

@@ -1,0 +1,48 @@
+"""The continuous integration leaves nothing out: its parts, the forge's workflow and the make targets name the same."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+FORGE = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+
+
+def parts():
+    """The parts that .ci/run says it has."""
+    return set(re.search(r"is no part; parts: ([a-z, ]+)", SCRIPT)[1].split(", "))
+
+
+def test_a_run_without_a_part_runs_all_of_them():
+    calls = re.findall(r"^    beside (.*)$", SCRIPT, re.MULTILINE)
+    assert set(" ".join(calls).replace('"', "").split()) == parts()
+
+
+def test_a_part_that_does_not_exist_is_an_error_that_names_the_parts():
+    done = subprocess.run([ROOT / ".ci" / "run", "tset"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(".ci/run: 'tset' is no part; parts: ")
+    assert all(part in done.stderr for part in parts())
+
+
+def test_the_forge_runs_every_part():
+    job = FORGE["jobs"]["part"]
+    called = " ".join(step.get("run", "") for step in job["steps"])
+    named = set(re.findall(r"\.ci/run (\w+)", called)) | set(job["strategy"]["matrix"]["part"])
+    assert ".ci/run ${{ matrix.part }}" in called
+    assert named == parts()
+
+
+def test_the_make_targets_of_the_parts_select_every_test_once():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target, selected in (
+        ("test", '"not wheel and not slurm and not faults"'),
+        ("test-wheel", "wheel"),
+        ("test-slurm", "slurm"),
+        ("test-faults", "faults"),
+    ):
+        recipe = re.search(rf"^{target}: .*\n\t(.*)$", text, re.MULTILINE)[1]
+        assert re.search(r" -m (\"[^\"]*\"|\w+)", recipe.replace("python -m pytest", ""))[1] == selected, target
