@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from stopwise.advice.door import check_model
 from stopwise.advice.settings import AdviceError
 
 OBJECTIVES = ("cross_entropy", "squared")
@@ -47,6 +48,7 @@ def _made_for_head(model: str, revision: str | None, assets: str | None) -> bool
     known = {"minilm": True, "pico-bert": True, "smollm2-135m": False}
     if model in known or model.startswith("pico-"):
         return known.get(model, False)
+    check_model(model, revision)
     from stopwise.network.loading import prepare_model
     from stopwise.network.model_cache import cached_model, takes_head
 

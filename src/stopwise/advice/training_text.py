@@ -82,9 +82,10 @@ def _what(advice: TrainingAdvice) -> str:
     if kind == "do_not_train":
         longest = _epochs(stop.steps[-1], advice)
         return f"Do not train the network: {start} does as well as any training of up to {longest}."
-    unclear = f"It is unclear whether training improves on {start}; if you train, do so for about"
+    about = "at least" if still_falling(advice) else "about"
+    unclear = f"It is unclear whether training improves on {start}; if you train, do so for {about}"
     return (
-        f"{'Train for about' if kind == 'train' else unclear} {several(round(stop.epochs, 1), 'epoch')} of the {n}"
+        f"{f'Train for {about}' if kind == 'train' else unclear} {several(round(stop.epochs, 1), 'epoch')} of the {n}"
         f" examples ({several(stop.t, 'step')}; {_how(advice)})."
     )
 
