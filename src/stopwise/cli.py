@@ -6,15 +6,27 @@ Only what the help needs is imported here: torch takes seconds.
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import stopwise as package
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 Assets = Annotated[str, typer.Option(help="where fetched models lie, or are put")]
+# The groups of options in the help of ``advise``.
+DATA, MODEL, TRAINING, SQUARED, ANSWER = (
+    "Your data",
+    "The model",
+    "The training (AdamW, cross-entropy)",
+    "The training on squared loss (words only)",
+    "The answer",
+)
+
+
+def _option(help: str, panel: str, *names: str, **options: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **options)
 
 
 def _version(wanted: bool) -> None:
@@ -34,53 +46,84 @@ def stopwise(
 
 @app.command()
 def advise(
-    data: Annotated[str, typer.Option(help="a .csv, .tsv, .txt, .json, .jsonl or .parquet file (.gz may follow)")],
-    text: Annotated[list[str], typer.Option(help="the column that holds the text, or its number (repeat for several)")],
-    label: Annotated[list[str], typer.Option(help="the column that holds the label, or its number")],
-    model: Annotated[str, typer.Option(help="built-in name, folder of safetensors, or hub id")] = "smollm2-135m",
-    revision: Annotated[str | None, typer.Option(help="a hub revision")] = None,
+    data: Annotated[str, _option("a .csv, .tsv, .txt, .json, .jsonl or .parquet file (.gz may follow)", DATA)],
+    text: Annotated[list[str], _option("the column that holds the text, or its number (repeat for several)", DATA)],
+    label: Annotated[list[str], _option("the column that holds the label, or its number", DATA)],
+    encoding: Annotated[str | None, _option("of a text file; default: recognised", DATA)] = None,
+    delimiter: Annotated[str | None, _option("of a text file; default: recognised", DATA)] = None,
+    header: Annotated[
+        bool | None, _option("whether the first row names the columns", DATA, "--header/--no-header")
+    ] = None,
+    strict: Annotated[bool, _option("refuse a file with a single bad row", DATA, "--strict")] = False,
+    max_examples: Annotated[int, _option("examples used; time grows with them", DATA)] = 64,
+    max_tokens: Annotated[int, _option("longest prompt; longer texts are cut", DATA)] = 64,
+    model: Annotated[str, _option("built-in name, folder of safetensors, or hub id", MODEL)] = "smollm2-135m",
+    revision: Annotated[str | None, _option("a hub revision", MODEL)] = None,
+    head: Annotated[
+        bool | None,
+        _option(
+            "a new classification head, or words of a language model; default: what the model is",
+            MODEL,
+            "--head/--no-head",
+        ),
+    ] = None,
+    head_start: Annotated[str | None, _option("of a new head: probe (logistic regression) or random", MODEL)] = None,
     template: Annotated[
-        str | None, typer.Option(help=r'the prompt, such as "Review: {text}\nSentiment:"; default: column names')
+        str | None,
+        _option(r'the prompt, such as "Review: {text}\nSentiment:"; default: column names', MODEL),
     ] = None,
     verbalizers: Annotated[
         list[str] | None,
-        typer.Option(
-            help="label=word pairs (0=bad,1=good), a JSON object, or @file of one; default: the labels, else A, B, …"
+        _option(
+            "label=word pairs (0=bad,1=good), a JSON object, or @file of one; default: the labels, else A, B, …", MODEL
         ),
     ] = None,
-    max_examples: Annotated[int, typer.Option(help="examples used; time grows with them")] = 64,
-    max_tokens: Annotated[int, typer.Option(help="longest prompt; longer texts are cut")] = 64,
+    objective: Annotated[
+        str | None,
+        _option("cross_entropy or squared; default: cross_entropy with a head, squared with words", TRAINING),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, _option("the largest of the schedule; default: 4/lambda_1 of the kernel", TRAINING)
+    ] = None,
+    schedule: Annotated[str | None, _option("linear, cosine or constant", TRAINING)] = None,
+    warmup: Annotated[
+        float | None, _option("share of the steps in which the rate rises; default 0.1", TRAINING)
+    ] = None,
+    epochs: Annotated[float | None, _option("that you plan; the answer compares them", TRAINING)] = None,
+    batch_size: Annotated[int, _option("mini-batch", TRAINING)] = 16,
+    weight_decay: Annotated[float | None, _option("of AdamW; default 0", TRAINING)] = None,
     parameters: Annotated[
-        str, typer.Option(help="what would be trained: attention, linear, all or lora")
-    ] = "attention",
-    optimizer: Annotated[str, typer.Option(help="heavy_ball, nesterov, gradient_descent or adamw")] = "heavy_ball",
-    momentum: Annotated[float, typer.Option(help="for the first two")] = 0.9,
+        str | None, _option("what would be trained: attention (default), linear, all or lora", SQUARED)
+    ] = None,
+    optimizer: Annotated[
+        str | None, _option("heavy_ball (default), nesterov, gradient_descent or adamw", SQUARED)
+    ] = None,
+    momentum: Annotated[float | None, _option("for the first two; default 0.9", SQUARED)] = None,
     steps: Annotated[
-        int | None, typer.Option(help="longest time considered; default 24, without momentum 240, adamw 96")
+        int | None, _option("longest time considered; default 24, without momentum 240, adamw 96", SQUARED)
     ] = None,
-    step_size: Annotated[float, typer.Option(help="learning rate as a share of the largest stable one")] = 1.0,
-    batch_size: Annotated[int, typer.Option(help="mini-batch that the answer speaks of beside full batches")] = 16,
+    step_size: Annotated[
+        float | None, _option("learning rate as a share of the largest stable one; default 1", SQUARED)
+    ] = None,
     target_scale: Annotated[
-        float | None, typer.Option(help="size of the regression targets; default: fitted to the model's outputs")
+        float | None, _option("size of the regression targets; default: fitted to the outputs", SQUARED)
     ] = None,
-    encoding: Annotated[str | None, typer.Option(help="of a text file; default: recognised")] = None,
-    delimiter: Annotated[str | None, typer.Option(help="of a text file; default: recognised")] = None,
-    header: Annotated[
-        bool | None, typer.Option("--header/--no-header", help="whether the first row names the columns")
+    seed: Annotated[int, _option("which examples are drawn, and how they are left out", ANSWER)] = 0,
+    device: Annotated[str, _option("auto, cpu or cuda", ANSWER)] = "auto",
+    assets: Annotated[
+        str | None, _option("where fetched models lie; default: where Hugging Face keeps them", ANSWER)
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="refuse a file with a single bad row")] = False,
-    seed: Annotated[int, typer.Option(help="which examples are drawn, and how they are left out")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    assets: Assets = "results/assets",
-    output: Annotated[str, typer.Option(help="a folder for the answer")] = "advice",
-    force: Annotated[bool, typer.Option("--force", help="replace the advice of other settings there")] = False,
+    output: Annotated[str, _option("a folder for the answer", ANSWER)] = "advice",
+    force: Annotated[bool, _option("replace the advice of other settings there", ANSWER, "--force")] = False,
 ) -> None:
-    r"""Say when to stop fine-tuning a model on your texts, before training: steps, learning rate, accuracy, how sure.
+    r"""Say when to stop fine-tuning a model on your texts, before training: how long, at which rate, how sure.
 
-    Example: stopwise advise --data reviews.csv --text text --label label
+    With a head:   stopwise advise --data tickets.csv --text text --label topic --model minilm --head
 
-    Writes advice.md, one figure and its tables into the output folder. Nothing is trained. About a minute or two on two
-    cores with the built-in model and 64 examples.
+    With words:    stopwise advise --data reviews.csv --text text --label label
+
+    Writes advice.md, one figure and its tables into the output folder, and with a head train.py, which trains. Nothing
+    is trained here. About a minute on two cores with a built-in model and 64 examples.
     """
     _say(f"reading {data}")
     from stopwise.advice.data import in_options
@@ -95,29 +138,62 @@ def advise(
         "verbalizers": tuple(verbalizers or ()),
         "max_examples": max_examples,
         "max_tokens": max_tokens,
-        "parameters": parameters,
         "seed": seed,
-        "optimizer": optimizer,
-        "momentum": momentum,
-        "steps": steps,
-        "step_size": step_size,
         "batch_size": batch_size,
-        "target_scale": target_scale,
         "encoding": encoding,
         "delimiter": delimiter.replace("\\t", "\t") if delimiter else delimiter,
         "header": header,
         "strict": strict,
         "revision": revision,
     }
+    scheduled = {
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "warmup": warmup,
+        "epochs": epochs,
+        "weight_decay": weight_decay,
+        "head_start": head_start,
+    }
+    squared = {
+        "parameters": parameters,
+        "optimizer": optimizer,
+        "momentum": momentum,
+        "steps": steps,
+        "step_size": step_size,
+        "target_scale": target_scale,
+    }
     try:
         if len(label) > 1:
             raise ValueError(f"--label: {', '.join(label)}: several label columns are not supported; {HOW_TO}")
-        _advise(options, assets=assets, device=device, output=output, force=force)
+        from stopwise.advice.choice import chosen
+
+        kind, more = chosen(options, scheduled, squared, head=head, objective=objective, assets=assets)
+        run = _advise_training if kind == "cross_entropy" else _advise
+        run({**options, **more}, assets=assets, device=device, output=output, force=force)
     except ValueError as error:
         raise ValueError(in_options(str(error))) from error
 
 
-def _advise(options: dict, *, assets: str, device: str, output: str, force: bool) -> None:
+def _advise_training(options: dict, *, assets: str | None, device: str, output: str, force: bool) -> None:
+    """Check the folder, compute, write, and print the answer for training under a schedule."""
+    from stopwise.advice.door import check_device, check_folder, check_model
+    from stopwise.advice.plan import Plan
+
+    plan = Plan(**options)
+    check_device(device)
+    check_model(plan.model, plan.revision)
+    check_folder(output, plan, force)
+    _say("loading libraries")
+    from stopwise.advice.training_text import headline
+    from stopwise.advice.under_schedule import advise_training
+
+    advice = advise_training(plan, assets=assets, device=device, say=_say)
+    folder = advice.write(output)
+    print("\n" + "\n".join(headline(advice)))
+    print(f"\nThe whole answer: {folder / 'advice.md'}; to train: python {folder / 'train.py'}")
+
+
+def _advise(options: dict, *, assets: str | None, device: str, output: str, force: bool) -> None:
     """Look at what can be looked at without torch, compute, write, and print the answer."""
     from stopwise.advice.door import look
     from stopwise.advice.settings import Settings
@@ -129,8 +205,9 @@ def _advise(options: dict, *, assets: str, device: str, output: str, force: bool
     from stopwise.advice.folder import write_advice
     from stopwise.advice.text import headline, preamble
     from stopwise.advice.verdict import verdict_of
+    from stopwise.network.model_cache import assets_of
 
-    bars = sys.stderr.isatty()
+    bars, assets = sys.stderr.isatty(), assets or str(assets_of(settings.model))
     advice = compute(settings, file=file, assets=assets, device=device, say=_say, progress=bars)
     verdict = verdict_of(advice)
     folder = write_advice(advice, verdict, output)

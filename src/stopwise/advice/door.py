@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from stopwise.advice.data import File, read_file, words_of
 from stopwise.advice.settings import AdviceError, Settings
@@ -62,7 +63,7 @@ def check_model(source: str, revision: str | None) -> None:
         raise AdviceError(f"--revision: {revision!r} given, but {source!r} is not a hub id; leave it out")
 
 
-def check_folder(folder: str | Path, settings: Settings, force: bool = False) -> None:
+def check_folder(folder: str | Path, settings: Any, force: bool = False) -> None:
     """Raise AdviceError when a folder holds something that this advice may not replace.
 
     Free are: an absent or empty folder, the advice of the very same settings, and, with ``force``, other advice. A

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ def write_advice(advice: Advice, verdict: Verdict, folder: str | Path) -> Path:
     The figure is drawn from advice.parquet alone. Advice that was there is replaced; call ``check_folder`` first.
     """
     path = Path(folder)
-    record = _record(advice)
+    record = record_of(advice.provenance)
     drawn = artifacts.table_of(_drawn(advice, verdict), "advice")
     tables: dict[str, pa.Table | list[Row]] = {
         "advice": drawn,
@@ -41,15 +43,23 @@ def write_advice(advice: Advice, verdict: Verdict, folder: str | Path) -> Path:
         "advice_recipes": [vars(recipe) for recipe in advice.findings.recipes],
         "advice_summary": [_summary(advice, verdict)],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{artifacts.TEMPORARY_PREFIX}{path.name}-", dir=path.parent) as temporary:
-        new, old = Path(temporary) / "new", Path(temporary) / "old"
-        new.mkdir()
+    with new_folder(path) as new:
         for kind, rows in tables.items():
             name = "advice" if kind == "advice" else kind.removeprefix("advice_")
             artifacts.write_table(new / f"{name}.parquet", rows, kind, record)
         style.save(figure.draw(drawn), new / "advice")
         (new / "advice.md").write_text(document(advice, verdict), encoding="utf-8")
+    return path
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of ``path``, whole, when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{artifacts.TEMPORARY_PREFIX}{path.name}-", dir=path.parent) as temporary:
+        new, old = Path(temporary) / "new", Path(temporary) / "old"
+        new.mkdir()
+        yield new
         if path.exists():
             path.rename(old)
         try:
@@ -58,14 +68,13 @@ def write_advice(advice: Advice, verdict: Verdict, folder: str | Path) -> Path:
             if old.exists():
                 old.rename(path)
             raise
-    return path
 
 
-def _record(advice: Advice) -> Row:
+def record_of(provenance: Row) -> Row:
     """Return the provenance that every table carries."""
     versions = {name: importlib.metadata.version(name) for name in VERSIONED} | {"stopwise": stopwise.__version__}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"rule": "advise", **advice.provenance, "versions": versions, "volatile": {"written": now}}
+    return {"rule": "advise", **provenance, "versions": versions, "volatile": {"written": now}}
 
 
 def _drawn(advice: Advice, verdict: Verdict) -> list[Row]:

@@ -131,6 +131,32 @@ def fetch_model(hub_id: str, revision: str | None, assets: Path, trust_remote_co
     return folder
 
 
+def snapshot(hub_id: str, revision: str | None = None) -> Path:
+    """Return the folder of a hub model in the hub's own cache, downloading its safetensors when they are not there.
+
+    What the cache holds of the revision is used without a network. Raises AssetError as ``fetch_model`` does.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    wanted = {"allow_patterns": _MODEL_FILES, "ignore_patterns": ["*/*"]}
+    try:
+        held = Path(snapshot_download(hub_id, revision=revision, local_files_only=True, **wanted))
+        if any(held.glob("*.safetensors")) and (held / "config.json").is_file():
+            return held
+    except (LocalEntryNotFoundError, ValueError):
+        pass
+    commit, files = resolve("model", hub_id, revision, "model.source")
+    if not any(name.endswith(".safetensors") and "/" not in name for name in files):
+        raise AssetError(
+            f"model.source: {hub_id!r} has no safetensors weights at {commit}; pickled weights are refused"
+        )
+    try:
+        return Path(snapshot_download(hub_id, revision=commit, **wanted))
+    except Exception as error:
+        raise AssetError(f"model.source: {hub_id!r} could not be downloaded ({_first_line(error)})") from error
+
+
 def _record(folder: Path, hub_id: str, revision: str | None, commit: str) -> None:
     record = {"id": hub_id, "revision": revision or "main", "commit": commit}
     (folder / RESOLVED).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

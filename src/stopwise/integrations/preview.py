@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import Trainer, TrainingArguments
@@ -21,18 +22,24 @@ def preview(
     does.
     """
     model: Any = trainer.model
+    with untouched(model), run_of(trainer) as run:
+        return read_stop(run, words=words, rule=rule, n_max=n_max)
+
+
+@contextmanager
+def run_of(trainer: Trainer) -> Iterator[TrainerRun]:
+    """Yield what a Trainer's run is made of before its first step; its optimizer and scheduler are dropped after."""
     before = trainer.optimizer, trainer.lr_scheduler, trainer._created_lr_scheduler
-    with untouched(model):
-        dataloader = trainer.get_train_dataloader()
-        max_steps = trainer.set_initial_training_values(trainer.args, dataloader)[-1]
-        try:
-            optimizer = trainer.create_optimizer()
-            scheduler = trainer.create_scheduler(num_training_steps=max_steps)
-        finally:
-            trainer.optimizer, trainer.lr_scheduler, trainer._created_lr_scheduler = before
-        processing_class = getattr(trainer, "processing_class", None)
-        parts = model, trainer.args, optimizer, scheduler, dataloader, max_steps, trainer, processing_class
-        return read_stop(TrainerRun(*parts), words=words, rule=rule, n_max=n_max)
+    dataloader = trainer.get_train_dataloader()
+    max_steps = trainer.set_initial_training_values(trainer.args, dataloader)[-1]
+    try:
+        optimizer = trainer.create_optimizer()
+        scheduler = trainer.create_scheduler(num_training_steps=max_steps)
+    finally:
+        trainer.optimizer, trainer.lr_scheduler, trainer._created_lr_scheduler = before
+    processing_class = getattr(trainer, "processing_class", None)
+    parts = trainer.model, trainer.args, optimizer, scheduler, dataloader, max_steps, trainer, processing_class
+    yield TrainerRun(*parts)
 
 
 def predict_stop(

@@ -74,7 +74,8 @@ class Linearised:
     ``matrix`` K [m, m] in the optimizer's metric, ``start`` f0 [n, columns], rows example-major. ``plain`` J J' gives
     the norms of gradients, needed where gradients are clipped. ``weights_move`` J theta_0 [n, columns] over the decayed
     weights, needed under weight decay; ``velocity_move`` J D v [n, columns] of a velocity v that training has already
-    gathered (zero at the start).
+    gathered (zero at the start). ``left_start`` [groups, n, columns]: the outputs at which training without a group of
+    ``leave_out_groups`` starts, where the start has seen the labels (a head fitted to them); None: at ``start``.
     """
 
     matrix: np.ndarray
@@ -82,10 +83,15 @@ class Linearised:
     plain: np.ndarray | None = None
     weights_move: np.ndarray | None = None
     velocity_move: np.ndarray | None = None
+    left_start: np.ndarray | None = None
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         """Return the kernel's rows of some examples, [rows, m]."""
         return self.matrix[batch_rows(index, self.start.shape[1])]
+
+    def starts(self, left_out: bool) -> np.ndarray:
+        """Return f0 of all examples along the path of each group left out, [groups or 1, n, columns]."""
+        return self.left_start if left_out and self.left_start is not None else self.start[None]
 
 
 def trained_path(net: Linearised, objective: Objective, schedule: Schedule, times: np.ndarray) -> np.ndarray:
@@ -122,14 +128,14 @@ def _outputs(
     wanted = {int(t): i for i, t in enumerate(times)}
     if wanted and not schedule.done <= min(wanted) <= max(wanted) <= schedule.last:
         raise ValueError(f"times must lie in {schedule.done}..{schedule.last}, found {min(wanted)}..{max(wanted)}")
-    out = np.empty((len(wanted), *net.start.shape))
+    out, starts = np.empty((len(wanted), *net.start.shape)), net.starts(left_out)
     for t, (weights, fixed) in enumerate(
         replayed_moves(net, objective, schedule, groups, left_out), start=schedule.done
     ):
         if t in wanted:
             for k, group in enumerate(groups):
                 moved = (net.rows(group) @ weights[k]).reshape(len(group), -1)
-                out[wanted[t], group] = net.start[group] + moved + fixed[group]
+                out[wanted[t], group] = starts[k % len(starts), group] + moved + fixed[group]
         if t == max(wanted, default=0):
             break
     return out
@@ -146,12 +152,12 @@ def replayed_moves(
     weights, velocity = np.zeros((len(groups), n * q)), np.zeros((len(groups), n * q))
     fixed, faded, coasting = np.zeros((n, q)), 1.0, np.zeros((n, q))
     early = 0.0 if net.velocity_move is None else net.velocity_move
-    sizes, kept = schedule.step_sizes, schedule.decay
+    sizes, kept, starts = schedule.step_sizes, schedule.decay, net.starts(left_out)
     for s, batch in enumerate(schedule.batches):
         yield weights, fixed
         rows = batch_rows(batch, q)
         moved = (weights @ net.matrix[:, rows]).reshape(len(groups), len(batch), q)
-        step = _gradient(net, objective, schedule, s, moved + fixed[batch], held, len(groups))
+        step = _gradient(net, objective, schedule, s, starts[:, batch] + moved + fixed[batch], held, len(groups))
         velocity *= schedule.momentum
         velocity[:, rows] += step
         weights *= kept[s]
@@ -163,11 +169,11 @@ def replayed_moves(
 
 
 def _gradient(
-    net: Linearised, objective: Objective, schedule: Schedule, s: int, moved: np.ndarray, held: np.ndarray, groups: int
+    net: Linearised, objective: Objective, schedule: Schedule, s: int, f: np.ndarray, held: np.ndarray, groups: int
 ) -> np.ndarray:
     """Return the gradient of step s in its outputs, clipped, [groups, rows of the batch]."""
     batch, share = schedule.batches[s], schedule.weights[s]
-    raw = objective.rows(batch).gradient(net.start[batch] + moved, np.arange(len(batch))) * len(batch)
+    raw = objective.rows(batch).gradient(f, np.arange(len(batch))) * len(batch)
     outside = held[batch] != np.arange(groups)[:, None]
     whole, left = share.sum(), outside @ share
     scale = np.where(left > 0, whole / np.where(left > 0, left, 1.0), 0.0)

@@ -113,9 +113,9 @@ def scheduled_stop(
     times = schedule.done + time_grid(len(schedule.batches))
     spec = Spectrum.of(net.matrix, q, intercept=True)
     outputs = left_out_path(net, objective, schedule, times, folds, seed)
-    found = _believed(rule, spec, net, objective, outputs, times - schedule.done)
+    found = believed(rule, spec, net, objective, outputs, times - schedule.done)
     facts: dict[str, Any] = {"rule": rule, "max_steps": schedule.last, "steps_per_epoch": schedule.epoch}
-    facts |= {"read_at": schedule.done, "examples": n, "of": of or n, "largest_step": _largest_step(net, schedule)}
+    facts |= {"read_at": schedule.done, "examples": n, "of": of or n, "largest_step": largest_step(net, schedule)}
     if found is None or not np.isfinite(found[0]).any():
         nothing: dict[str, Any] = dict.fromkeys(("epochs", "expected_loss", "loss_at_start", "loss_at_end"), np.nan)
         nothing |= dict.fromkeys(("expected_accuracy", "accuracy_at_start", "accuracy_at_end"), np.nan)
@@ -148,7 +148,7 @@ def _least(
     )
 
 
-def _believed(
+def believed(
     rule: str, spec: Spectrum, net: Linearised, objective: Objective, outputs: np.ndarray, times: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the predicted (loss, accuracy) at each time, or None when the labels say nothing."""
@@ -156,7 +156,8 @@ def _believed(
         given = np.eye(objective.classes)[objective.labels]
         return loo_log_loss(objective, outputs), _accuracy(objective, outputs, given)
     words, fold = among_words(objective)
-    start, spec = net.start @ fold.T, folded(spec, fold)
+    start = net.start if net.left_start is None else outputs[0]  # a start that has not seen the example's own label
+    start, spec = start @ fold.T, folded(spec, fold)
     known = label_probabilities(spec, words, start)
     if known is None or task_posterior(spec, words.targets, start) is None:
         return None
@@ -185,7 +186,7 @@ def _near(curve: np.ndarray, best: int) -> tuple[int, int]:
     return low, high
 
 
-def _largest_step(net: Linearised, schedule: Schedule) -> float:
+def largest_step(net: Linearised, schedule: Schedule) -> float:
     """Return the largest learning rate times the largest eigenvalue of K_BB/m_B over the batches of an epoch."""
     q, top = net.start.shape[1], 0.0
     for batch in schedule.batches[: max(1, int(np.ceil(schedule.epoch)))]:
