@@ -21,6 +21,7 @@ from stopwise.pipeline.config_messages import schema
 from stopwise.pipeline.config_models import LEFT_OUT, SECTIONS, Config, Data, Finetune, Kernel, Model, Stopping, Task
 from stopwise.pipeline.config_reference import SCHEMA_FILE, page, schema_text
 from stopwise.stopping.in_training import make_stop_rule
+from stopwise.tasks import definition
 from stopwise.tasks import task as tasks
 from stopwise.training import settings as finetune_settings
 from stopwise.training.settings import FinetuneSettings
@@ -121,7 +122,7 @@ def test_settings_of_fine_tuning_have_the_defaults_of_the_configuration():
 
 def test_a_task_made_in_python_has_the_sizes_of_the_configuration():
     sizes = {key: field.default for key, field in Data.model_fields.items() if LEFT_OUT not in field.metadata}
-    assert sizes | {"train": max(default(Config, "sizes"))} == tasks._DEFAULTS
+    assert sizes | {"train": max(default(Config, "sizes"))} == definition.DEFAULTS
     assert set(Task.model_fields) | {"name"} == set(tasks._KEYS)
 
 
