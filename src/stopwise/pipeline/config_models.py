@@ -354,7 +354,7 @@ class Mlflow(Section):
 
     tracking_uri: str | None = _key(
         None,
-        "an http(s) address of an MLflow server, env for that of MLFLOW_TRACKING_URI, or null for sqlite under results/mlflow",
+        "an http(s) address of an MLflow server, env (MLFLOW_TRACKING_URI), or null for sqlite under results/mlflow",
         "where MLflow writes",
     )
 
