@@ -42,8 +42,8 @@ docs: env        ## Check the generated parts of the documentation and build it 
 	python tools/docs.py --check
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
-schema: env      ## Write the configuration's JSON schema and its page in docs/reference anew
-	python -m stopwise.pipeline.config_reference docs/reference/configuration.md
+schema: env      ## Write the configuration's JSON schema and its pages anew
+	python -m stopwise.pipeline.config_reference docs/reference/configuration.md config/README.md
 
 check: lint      ## Lint, and the tests of the library: a few minutes
 	$(PYTEST) -m "not pipeline" tests/unit

@@ -53,7 +53,7 @@ CONFIG: list[tuple[str, Any, str]] = [
     ("tasks.colours.verbalizers", {"red": " red", "blue": 2}, "is not of type 'string'"),
     ("tasks.colours.verbalizers", "letters", "or auto"),
     ("tasks.colours.other_labels", "drop", "error or leave_out"),
-    ("tasks.colours.group", [3], "a column name or"),
+    ("tasks.colours.group", 3.5, "a column name (or its number) or null"),
     ("tasks.colours.minimum_abs_score", -1, "less than the minimum"),
     ("data", 3, "is not of type 'object'"),
     ("data.max_tokens", 0, "an integer >= 4"),

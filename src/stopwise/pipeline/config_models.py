@@ -157,7 +157,7 @@ class Task(Section):
         None, "error or leave_out", "what becomes of rows whose label has no verbalizer"
     )
     group: Annotated[Column | None, LEFT_OUT] = _key(
-        None, "a column name or null", "rows of one group never lie in two splits"
+        None, "a column name (or its number) or null", "rows of one group never lie in two splits"
     )
     minimum_abs_score: Annotated[float, LEFT_OUT] = _key(
         None, "a number >= 0", "makes the sign of a score the label and leaves rows of smaller scores out", ge=0

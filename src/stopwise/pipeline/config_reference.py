@@ -1,6 +1,6 @@
-"""The configuration as a reference page and as a JSON schema for editors, both written from the models.
+"""The configuration as a reference page, as a table beside the ready ones, and as a JSON schema for editors.
 
-`python -m stopwise.pipeline.config_reference PAGE` writes the page, and the schema that lies in the package.
+`python -m stopwise.pipeline.config_reference PAGE TABLE` writes all three from the models.
 """
 
 from __future__ import annotations
@@ -30,6 +30,17 @@ An unknown key is an error.
 Several files may be given after one `--configfile`. Later files then add to earlier ones and overrule them.
 """
 
+_BESIDE = """# Configurations
+
+Written by `make schema` from the models that check every configuration.
+
+`snakemake --cores 2 --configfile config/FILE` runs one of the files here instead of `config.yaml`.
+The studies of `config/studies` are a base and an overlay each: `--configfile config/studies/base.yaml OVERLAY`.
+A configuration of your own needs a `name` and `tasks`. Every other key has the default below.
+`docs/reference/configuration.md` says what is allowed for each.
+
+"""
+
 
 def schema_text() -> str:
     """Return the JSON schema as the text of its file."""
@@ -44,6 +55,18 @@ def page() -> str:
     for name, section in sections.items():
         parts += [f"## {name}\n", f"{_text(section)}\n", _table(section.model_fields)]
     return "\n".join(parts)
+
+
+def key_table() -> str:
+    """Return the page that lies beside the ready configurations: each key with its default, in one table."""
+    rows = ["| Key | Default | Meaning |", "|---|---|---|"]
+    own = {key: field for key, field in Config.model_fields.items() if key not in SECTIONS}
+    sections: dict[str, type[Section]] = {"tasks.NAME": Task, **SECTIONS}
+    named = {**own, **{f"{name}.{key}": f for name, s in sections.items() for key, f in s.model_fields.items()}}
+    for key, field in named.items():
+        meaning = (field.description or "").rpartition(": ")[2]
+        rows.append(f"| `{key}` | {_default(field)} | {meaning} |".replace("\\|", "|"))
+    return _BESIDE + "\n".join(rows) + "\n"
 
 
 def _text(section: type[Section]) -> str:
@@ -80,3 +103,4 @@ def write(path: Path, text: str) -> None:
 if __name__ == "__main__":
     write(SCHEMA_FILE, schema_text())
     write(Path(sys.argv[1]), page())
+    write(Path(sys.argv[2]), key_table())

@@ -87,7 +87,7 @@ BAD = [
     (("finetune", "momentum"), 1.0, "finetune.momentum"),
     (("arithmetic", "coefficients"), [0], "arithmetic.coefficients"),
     (("mlflow", "tracking_uri"), 3, "mlflow.tracking_uri"),
-    (("kernel",), {"outputs": "head"}, "kernel.outputs: 'head' needs a new head on the model"),
+    (("kernel",), {"outputs": "head"}, "kernel.outputs: 'head' needs a head on the model"),
     (("kernel",), {"outputs": "logits"}, "kernel.outputs: 'logits' has singular noise"),
     (("arithmetic",), {"seeds": [7]}, "arithmetic.seeds: 7 is not among seeds"),
     (("arithmetic",), {"size": 5}, "arithmetic.size: 5 is not among sizes"),

@@ -19,7 +19,7 @@ from stopwise.linearized import coding as outputs
 from stopwise.pipeline.config import ConfigError, validated
 from stopwise.pipeline.config_messages import schema
 from stopwise.pipeline.config_models import LEFT_OUT, SECTIONS, Config, Data, Finetune, Kernel, Model, Stopping, Task
-from stopwise.pipeline.config_reference import SCHEMA_FILE, page, schema_text
+from stopwise.pipeline.config_reference import SCHEMA_FILE, key_table, page, schema_text
 from stopwise.stopping.in_training import make_stop_rule
 from stopwise.tasks import definition
 from stopwise.tasks import task as tasks
@@ -42,6 +42,8 @@ def test_the_schema_that_editors_read_is_up_to_date():
 
 def test_the_page_of_the_configuration_is_up_to_date():
     assert PAGE.read_text(encoding="utf-8") == page(), "`make schema` writes it anew"
+    beside = ROOT / "config" / "README.md"
+    assert beside.read_text(encoding="utf-8") == key_table(), "`make schema` writes it anew"
 
 
 def test_the_schema_that_editors_read_is_named_in_config_yaml():
