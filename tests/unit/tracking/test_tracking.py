@@ -120,7 +120,8 @@ def test_mlflow_reads_a_data_set_back(tmp_path, uri):
     read.write_bytes(b"rows")
     decay(results / "one.parquet", wildcards={"seed": "0"}, data="f" * 16, inputs={str(read): "f" * 16})
     assert not ingest(results, uri).pending
-    (given,) = children(uri)["one.parquet"].inputs.dataset_inputs
+    inputs = children(uri)["one.parquet"].inputs.dataset_inputs
+    given = next(one for one in inputs if one.tags[0].value == "data")
     source = mlflow.data.get_source(given)
     assert Path(source.load()).read_bytes() == b"rows"
 
