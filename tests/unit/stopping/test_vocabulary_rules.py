@@ -1,4 +1,4 @@
-"""The rules that replay training, on outputs of the whole vocabulary: believed among the words, charged for the rest."""
+"""The rules that replay training, on outputs of the vocabulary: believed among the words, charged for the rest."""
 
 import numpy as np
 import pytest
