@@ -11,7 +11,7 @@ from stopwise.network.pico import pico_tokenizer
 from stopwise.training.adam_preconditioner import SECOND_ORDER
 from trainer_runs import Collate, network, rows_of
 
-PAGE = (Path(__file__).parents[1] / "docs/how-to/stop-a-trainer.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/how-to/stop-a-trainer.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
@@ -40,8 +40,10 @@ def test_its_code_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_it_names_every_option_and_flag():
-    library = Path(__file__).parents[1] / "workflow/stopwise"
-    sources = "".join(p.read_text() for p in [*library.glob("integrations/*.py"), library / "scheduled.py"])
+    library = Path(__file__).parents[2] / "src/stopwise"
+    sources = "".join(
+        p.read_text() for p in [*library.glob("integrations/*.py"), library / "stopping" / "scheduled.py"]
+    )
     parts = re.findall(r"## (.*?)\n(.*?)(?=\n## |$)", PAGE, re.S)
     told = {title: set(re.findall(r"^\| `([a-z_]+)` \|", part, re.M)) for title, part in parts}
     assert told["Options"] == set(inspect.signature(StopwiseCallback).parameters)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 import make_data
 
-FOLDER = Path(__file__).parent / "data" / "door"
+FOLDER = Path(__file__).parents[1] / "data" / "door"
 ROWS = 40
 INTENTS = 24
 MOODS = ("positive", "negative")

@@ -7,7 +7,7 @@ import hashlib
 import io
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "data"
+FOLDER = Path(__file__).parents[1] / "data"
 ROWS = 400
 NEUTRAL = ("the", "a", "this", "that", "one", "very")
 FRAMES = (

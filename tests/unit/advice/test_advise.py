@@ -24,7 +24,7 @@ from stopwise.linearized.replay import batch_lambda_max
 from stopwise.network.pico import pico_tokenizer
 from stopwise.pipeline.config import validated
 
-MOODS = Path(__file__).parent / "data" / "moods.csv"
+MOODS = Path(__file__).parents[2] / "data" / "moods.csv"
 
 
 NOUNS, JOINTS = (

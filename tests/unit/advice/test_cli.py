@@ -1,14 +1,14 @@
 """The console script: help at once, the doctor's report, advice in words, one clear line for what cannot be used."""
 
-import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
-MOODS = os.path.join(os.path.dirname(__file__), "data", "moods.csv")
+MOODS = str(Path(__file__).parents[2] / "data" / "moods.csv")
 
 
 def stopwise(*arguments, **options):

@@ -483,7 +483,7 @@ def test_the_answer_reaches_mlflow(tmp_path, monkeypatch):
 def test_one_rank_reads_for_all(tmp_path):
     """Two processes: the second is told the answer, and the batches are those that both of them drew together."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    script = Path(__file__).with_name("trainer_ranks.py")
+    script = Path(__file__).parents[2] / "helpers" / "trainer_ranks.py"
     found = subprocess.run([*command, script, tmp_path], capture_output=True, text=True, check=False, timeout=300)
     assert found.returncode == 0, found.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))

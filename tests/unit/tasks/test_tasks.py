@@ -22,7 +22,7 @@ from stopwise.tasks.prompts import PromptError
 from stopwise.tasks.sources import SourceError
 from stopwise.tasks.task import SAMPLE_SCHEMA, Task, TaskError
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[2] / "data"
 TOKENIZER = pico_tokenizer()
 SIZES = {"max_tokens": 24, "validation": 8, "test": 24, "train": 16}
 MOODS = {

@@ -80,7 +80,7 @@ def test_an_interrupted_run_gives_the_same_numbers(tmp_path, name):
 # A server that has imported everything once and forks one child per request: a kill costs a second, not an import.
 SERVER = """
 import os, signal, sys, time
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 import torch
 torch.set_num_threads(1)
 import stopwise.training.checkpoint as checkpoint
@@ -123,7 +123,8 @@ class Server:
     """Runs the training of this file in children that can be killed."""
 
     def __init__(self):
-        command = [sys.executable, "-c", SERVER, str(Path(__file__).parent)]
+        here = Path(__file__).parent
+        command = [sys.executable, "-c", SERVER, str(here), str(here.parents[1] / "helpers")]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes)
 
