@@ -83,7 +83,7 @@ def artifacts() -> str:
         rows = []
         for column, declared in entry["columns"].items():
             about = declared if isinstance(declared, dict) else {"type": declared}
-            empty = "yes" if about.get("nullable") else ""
+            empty = "yes" if about.get("nullable") or about.get("optional") else ""
             rows.append([f"`{column}`", f"`{about['type']}`", empty, comments.get((kind, column), "")])
         columns = table(["column", "type", "may be empty", "what"], rows)
         out.append(f"## {kind}\n\n{sentences(entry['description'])}\n\n{columns}")

@@ -369,6 +369,9 @@ def machine_cases() -> list[Case]:
 
     return [
         Case("device", "cuda where torch sees no device", without_device, "torch sees no CUDA device"),
+        Case(
+            "record", "an address that is not set", lambda d: resolve_uri("env", d), "MLFLOW_TRACKING_URI, which is not"
+        ),
         Case("record", "an address of unknown kind", lambda d: resolve_uri("ftp://x", d), "is not an address of"),
     ]
 

@@ -19,11 +19,11 @@ rule jacobian:
         runtime=120,
         gpu=gpus_per_job(),
     params:
+        **({"scheduled": scheduled_section()} if scheduled_section() else {}),
         code=library("jacobian"),
         model=lambda w: model_section(w.start),
         kernel=kernel_section(),
         adam=adam_section(),
-        **({"scheduled": scheduled_section()} if scheduled_section() else {}),
         device=config["device"],
         packages=installed("torch", "transformers"),
     message:

@@ -353,7 +353,9 @@ class Mlflow(Section):
     """Where the record of the run goes."""
 
     tracking_uri: str | None = _key(
-        None, "an http(s) address of an MLflow server, or null for sqlite under results/mlflow", "where MLflow writes"
+        None,
+        "an http(s) address of an MLflow server, env (MLFLOW_TRACKING_URI), or null for sqlite under results/mlflow",
+        "where MLflow writes",
     )
 
 

@@ -146,7 +146,10 @@ def curves_of(step: Step, run: Any) -> list[Any]:
 
 
 def inputs_of(step: Step) -> list[Any]:
-    """Return the data and model fingerprints as dataset inputs (MLflow keeps 36 letters; the source holds all)."""
+    """Return the data and model fingerprints as dataset inputs (MLflow keeps 36 letters; the source holds all).
+
+    ``mlflow.data.get_source`` reads them back: the file of each, as its path from the folder that the run was made in.
+    """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     task = str((step.provenance.get("wildcards") or {}).get("task", "data"))
@@ -157,10 +160,20 @@ def inputs_of(step: Step) -> list[Any]:
         ("model", step.provenance.get("model"), "model"),
     ):
         for name, fingerprint in _fingerprints(value, default):
-            source = json.dumps({"fingerprint": fingerprint, "of": context})
-            dataset = Dataset(cut(name, NAME_LENGTH), fingerprint[:FINGERPRINT_LENGTH], "stopwise", source)
+            source = json.dumps(
+                {"uri": _file_of(step, context, fingerprint), "fingerprint": fingerprint, "of": context}
+            )
+            dataset = Dataset(cut(name, NAME_LENGTH), fingerprint[:FINGERPRINT_LENGTH], "local", source)
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
     return inputs
+
+
+def _file_of(step: Step, context: str, fingerprint: str) -> str:
+    """Return the file of a data set or model among the inputs of a step, or the step's own where it has none such."""
+    known = step.provenance.get("inputs") or {}
+    exact = [path for path, value in known.items() if value == fingerprint]
+    part = "/data/" if context == "data" else "/models/"
+    return next(iter([*exact, *(path for path in known if part in path)]), str(step.path))
 
 
 def _fingerprints(value: Any, name: str) -> list[tuple[str, str]]:

@@ -63,10 +63,18 @@ class Store:
 def resolve_uri(configured: str | None, folder: str | os.PathLike) -> str:
     """Return the tracking address: the configured one, or the sqlite database of ``folder`` when it is null.
 
+    ``env`` is what the environment variable MLFLOW_TRACKING_URI holds.
+
     Raises ValueError for an address of another kind (MLflow's file store raises on its own in this version).
     """
     if configured is None:
         return SQLITE + str(Path(folder).resolve() / DATABASE)
+    if configured == "env":
+        configured = os.environ.get("MLFLOW_TRACKING_URI")
+        if not configured:
+            raise ValueError(
+                "mlflow.tracking_uri: 'env' asks for MLFLOW_TRACKING_URI, which is not set; allowed: export it, or null"
+            )
     scheme = urlsplit(str(configured)).scheme.partition("+")[0]
     if scheme not in SCHEMES:
         raise ValueError(

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -107,6 +108,30 @@ def test_every_one_of_several_fingerprints_is_an_input(tmp_path, uri):
     assert not ingest(results, uri).pending
     inputs = children(uri)["pairs.parquet"].inputs.dataset_inputs
     assert {i.dataset.digest for i in inputs if i.dataset.name == "data"} == set(several)
+
+
+def test_mlflow_reads_a_data_set_back(tmp_path, uri):
+    """The source of an input is the file that the step read, which MLflow finds without knowing of this project."""
+    import mlflow
+
+    results = tmp_path / "results" / "demo"
+    read = tmp_path / "elsewhere" / "seed0.parquet"
+    read.parent.mkdir(parents=True)
+    read.write_bytes(b"rows")
+    decay(results / "one.parquet", wildcards={"seed": "0"}, data="f" * 16, inputs={str(read): "f" * 16})
+    assert not ingest(results, uri).pending
+    inputs = children(uri)["one.parquet"].inputs.dataset_inputs
+    given = next(one for one in inputs if one.tags[0].value == "data")
+    source = mlflow.data.get_source(given)
+    assert Path(source.load()).read_bytes() == b"rows"
+
+
+def test_the_address_may_be_that_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000/")
+    assert tracking_store.resolve_uri("env", tmp_path) == "http://127.0.0.1:5000"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_URI, which is not set"):
+        tracking_store.resolve_uri("env", tmp_path)
 
 
 def test_small_files_go_to_mlflow_and_weights_stay_on_disk(results, uri, monkeypatch):
