@@ -27,14 +27,14 @@ class ChatTask(Task):
     before: str = ""
     after: str = ""
 
-    def resolved(self, tokenizer: PreTrainedTokenizerBase) -> Task:
+    def resolved(self, tokenizer: PreTrainedTokenizerBase, positions: int | None = None) -> Task:
         """Return the task with its words chosen and the chat's text around its template.
 
         The chat's tokens are not taken from the texts' budget ``max_tokens``. Words lose their leading space where the
         answer begins a line and they are single tokens without it. Raises TaskError for a tokenizer without a chat
         template.
         """
-        task = super().resolved(tokenizer)
+        task = super().resolved(tokenizer, positions)
         if self.before or self.after:
             return task
         before, after = chat_texts(tokenizer)
@@ -78,7 +78,7 @@ def chat_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         raise TaskError(
             "data.chat_template: the model's tokenizer has no chat template; allowed: false, or an instruct model"
         )
-    message: list[Mapping[str, str]] = [{"role": "user", "content": _MESSAGE}]
+    message: list[dict[str, str]] = [{"role": "user", "content": _MESSAGE}]
     text = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
     before, found, after = text.partition(_MESSAGE)
     if not found:
