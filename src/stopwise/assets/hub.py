@@ -139,7 +139,7 @@ def snapshot(hub_id: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    wanted = {"allow_patterns": _MODEL_FILES, "ignore_patterns": ["*/*"]}
+    wanted: dict[str, Any] = {"allow_patterns": _MODEL_FILES, "ignore_patterns": ["*/*"]}
     try:
         held = Path(snapshot_download(hub_id, revision=revision, local_files_only=True, **wanted))
         if any(held.glob("*.safetensors")) and (held / "config.json").is_file():
