@@ -178,7 +178,7 @@ def test_a_changed_prompt_reruns_its_task_and_nothing_of_the_other(copy):
 
 
 def test_a_changed_formula_of_the_kernel_reruns_the_shards_and_what_follows_from_them(copy):
-    with (copy.folder / "workflow" / "stopwise" / "layer_formulas.py").open("a", encoding="utf-8") as file:
+    with (copy.folder / "src" / "stopwise" / "kernel" / "formulas.py").open("a", encoding="utf-8") as file:
         file.write("\nEDITED = True\n")
     jobs = rerun(copy)
     assert jobs["jacobian"] == 4

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from stopwise.pipeline.config_messages import message
 from stopwise.pipeline.config_models import LEFT_OUT, SECTIONS, Config, Section
+from stopwise.tasks.names import names_of
 
 # Built-in models without a language-model head.
 ENCODERS = ("minilm", "pico-bert")
@@ -42,6 +43,11 @@ def validated(config: Mapping[str, Any]) -> dict[str, Any]:
     a name that could leave the results folder, or sections that contradict each other.
     """
     completed: dict[str, Any] = copy.deepcopy(dict(config))
+    if isinstance(completed.get("tasks"), Mapping):
+        try:
+            completed["tasks"] = names_of(completed["tasks"])
+        except ValueError as error:
+            raise ConfigError(f"config key tasks: {error}") from None
     try:
         Config.model_validate(completed)
     except ValidationError as error:

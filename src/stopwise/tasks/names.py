@@ -13,8 +13,7 @@ CHOSEN = {True: "yes", False: "no", None: "null"}
 def name_of(key: Any) -> str:
     """Return a key of a YAML mapping as a name: ``no`` for false, ``yes`` for true, ``null`` for null, else its text.
 
-    Which of several spellings a person wrote (``no``, ``off``, ``false``) is gone when YAML has been read; read with
-    ``names_kept`` to keep it.
+    Which of several spellings a person wrote (``no``, ``off``, ``false``) is gone when YAML has been read.
     """
     return CHOSEN[key] if key is None or isinstance(key, bool) else str(key)
 
@@ -40,19 +39,3 @@ def spelled(value: str, keys: Iterable[str]) -> str | None:
         if str(read) in known and value.strip().lower() in spellings:
             return str(read)
     return None
-
-
-def names_kept(text: str) -> Any:
-    """Return what a YAML text holds, as ``yaml.safe_load`` does, but with every key as the text that was written."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-            if isinstance(node, yaml.MappingNode):
-                self.flatten_mapping(node)
-                for key, _ in node.value:
-                    if isinstance(key, yaml.ScalarNode):
-                        key.tag = "tag:yaml.org,2002:str"
-            return super().construct_mapping(node, deep)
-
-    return yaml.load(text, Loader)  # noqa: S506 - a SafeLoader, but for its keys

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
 
@@ -189,3 +190,12 @@ def test_the_kernel_of_adamw_gives_its_learning_rate():
 def test_what_the_kernel_of_adamw_does_not_describe_is_refused(changed, message):
     with pytest.raises(ConfigError, match=message):
         validated(MINIMAL | ADAM | changed)
+
+
+def test_names_of_tasks_are_names_whatever_yaml_makes_of_them():
+    tasks = yaml.safe_load("no: {}\non: {}\n2: {}\n")
+    definition = {"source": {"csv": "x.csv"}, "text": "text", "label": "label"}
+    completed = validated({"name": "x", "tasks": dict.fromkeys(tasks, definition)})
+    assert list(completed["tasks"]) == ["no", "yes", "2"]
+    with pytest.raises(ConfigError, match=r"config key tasks: the name 'yes' is given twice"):
+        validated({"name": "x", "tasks": {True: definition, "yes": definition}})

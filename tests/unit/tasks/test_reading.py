@@ -9,7 +9,7 @@ from stopwise.network.pico import pico_tokenizer
 from stopwise.tasks.answers import choose_answers, given_words
 from stopwise.tasks.delimited import cannot_be_header, read_delimited
 from stopwise.tasks.labels import choose_classes, several_labels
-from stopwise.tasks.names import name_of, names_kept, names_of, spelled
+from stopwise.tasks.names import name_of, names_of, spelled
 from stopwise.tasks.prompts import Encoder, PromptError, Template, default_template
 from stopwise.tasks.reading import detected, without_strays
 from stopwise.tasks.sources import SourceError, read_rows, read_table
@@ -186,8 +186,6 @@ def test_words_are_given_as_pairs_an_object_or_a_file(tmp_path):
 def test_keys_are_names_whatever_yaml_makes_of_them():
     text = "tasks:\n  no: {}\n  on: {}\n  2: {}\n  null: {}\n"
     assert names_of(yaml.safe_load(text)["tasks"]) == {"no": {}, "yes": {}, "2": {}, "null": {}}
-    assert list(names_kept(text)["tasks"]) == ["no", "on", "2", "null"]
-    assert names_kept("a: &x {on: 1}\nb: {<<: *x, y: 2}") == {"a": {"on": 1}, "b": {"on": 1, "y": 2}}
     assert name_of(1.5) == "1.5"
     with pytest.raises(ValueError, match="given twice"):
         names_of({True: 1, "yes": 2})
