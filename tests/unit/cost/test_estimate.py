@@ -26,6 +26,7 @@ from stopwise.network.parameters import select_parameters
 def test_forward_operations_are_counted(arch):
     model = pico(arch)
     n, tokens = 4, 12
+    class_outputs(model, prompts([tokens]))  # what attends to what is tried once for each model
     with FlopCounterMode(display=False) as counter:
         class_outputs(model, prompts([tokens] * n))
     counts = count(model)
