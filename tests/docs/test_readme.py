@@ -24,9 +24,9 @@ def test_the_first_screen_has_install_one_command_its_answer_and_its_figure():
 
 
 def test_the_readme_says_what_the_built_in_model_is():
-    from stopwise.network import loading as models
+    from stopwise.network import folders
 
-    member = models._GGUF_MEMBER
+    member = folders._GGUF_MEMBER
     assert "Instruct" in member
     assert "Q4_1" in member
     assert "SmolLM2-135M-*Instruct*" in pages.text(README)

@@ -37,7 +37,8 @@ def jobs_of(reference: Workshop) -> list[JobFiles]:
         raise ValueError(f"no summary of the reference run:\n{outcome.text[-2000:]}")
     jobs: dict[tuple[str, str], JobFiles] = {}
     for row in csv.DictReader(lines[begin:], delimiter="\t"):
-        if (ROOT / "workflow" / "scripts" / f"{row['rule']}.py").is_file():
+        script = "figure" if row["rule"].startswith("figure_") else row["rule"]
+        if (ROOT / "workflow" / "scripts" / f"{script}.py").is_file():
             job = jobs.setdefault((row["rule"], row["log-file(s)"]), JobFiles(row["rule"]))
             job.outputs.append(row["output_file"])
             job.inputs |= set(row["input-file(s)"].split(","))

@@ -24,7 +24,8 @@ _INTRODUCTION = """# Configuration
 Written by `make schema` from the models that check every configuration.
 
 A configuration is a YAML file. `config.yaml` is the one that runs when no other is given, and its comments say how to
-choose a value. `snakemake --configfile FILE` runs another one in its place.
+choose a value. `snakemake --cores 2 --configfile config/test.yaml` runs
+another one in its place.
 Only `name` and `tasks` have to be given: every other key has the default below, which is what `config.yaml` says.
 An unknown key is an error.
 Several files may be given after one `--configfile`. Later files then add to earlier ones and overrule them.
@@ -34,7 +35,7 @@ _BESIDE = """# Configurations
 
 Written by `make schema` from the models that check every configuration.
 
-`snakemake --cores 2 --configfile config/FILE` runs one of the files here instead of `config.yaml`.
+`snakemake --cores 2 --configfile config/test.yaml` runs one of the files here instead of `config.yaml`.
 The studies of `config/studies` are a base and an overlay each: `--configfile config/studies/base.yaml OVERLAY`.
 A configuration of your own needs a `name` and `tasks`. Every other key has the default below.
 `docs/reference/configuration.md` says what is allowed for each.

@@ -142,9 +142,15 @@ def test_a_model_that_mixes_neighbours_outside_attention_runs_padded():
 
 def test_the_attention_function_is_put_back_after_an_error():
     model = pico("llama")
-    packed = pack(prompts([4, 6]) | {"input_ids": torch.full((2, 6), 10_000)})
-    with pytest.raises(IndexError):
+    packed = pack(prompts([4, 6]))
+
+    def fails(*args):
+        raise IndexError("in the middle of a pass")
+
+    handle = model.model.norm.register_forward_hook(fails)
+    with pytest.raises(IndexError, match="in the middle"):
         unpadded_outputs(model, packed, TOKENS, "logits")
+    handle.remove()
     assert model.config._attn_implementation == "sdpa"
     assert "forward" not in model.lm_head.__dict__
 
