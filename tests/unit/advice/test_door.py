@@ -10,7 +10,8 @@ import pytest
 import door_files
 from door import CASES, answer, document
 from door_files import FOLDER
-from stopwise.advice.data import in_options, make_task, read_file
+from stopwise.advice.data import AdviceError, in_options, make_task, read_file
+from stopwise.advice.door import check_present
 from stopwise.network.pico import pico_tokenizer
 from stopwise.tasks.sources import source_of
 from stopwise.tasks.task import Task
@@ -102,3 +103,16 @@ def test_a_configuration_reads_the_same_rows_and_chooses_the_same_words(case, mo
     assert [note for note in task.notes if "--max-tokens" not in note] == list(task.notes)
     sample = task.sample(TOKENIZER)
     assert set(sample["label_name"].to_pylist()) <= set(task.verbalizers)
+
+
+@pytest.mark.parametrize(("device", "there", "sees"), [("cuda", 0, "no CUDA device"), ("cuda:2", 1, "1 CUDA device")])
+def test_a_device_that_is_not_there_is_refused_in_one_line(device, there, sees, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: there)
+    with pytest.raises(AdviceError, match=rf"^--device: '{device}' is asked for, and torch sees {sees}; allowed: auto"):
+        check_present(device)
+
+
+def test_a_device_that_is_there_is_accepted(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    check_present("cuda:2")
+    check_present("cpu")

@@ -9,7 +9,7 @@ import transformers as tf
 from kernel_reference import pico, plain_jacobian, prompts, relative, shaken
 from stopwise.kernel.doctor import doctor, sample_batch, shortest
 from stopwise.kernel.ntk import empirical_ntk
-from stopwise.network.heads import sees_later_tokens
+from stopwise.network.heads import check_fits, sees_later_tokens
 from stopwise.network.parameters import select_parameters, subset_note
 from stopwise.network.pico import CLASSIFIERS, pico_classifier, pico_tokenizer
 
@@ -49,6 +49,15 @@ def test_classifiers_are_told_apart(arch):
     model = pico_classifier(arch).train()
     assert sees_later_tokens(model) == (arch not in ("gpt2", "llama"))
     assert model.training
+
+
+def test_a_tokenizer_with_more_entries_than_the_model_is_refused_in_one_line():
+    model, batch = pico("gpt2"), prompts(LENGTHS)
+    batch["input_ids"][1, 0] = 97  # the first id without a row
+    with pytest.raises(ValueError, match=r"^batch: token id 97 is not among the 97 rows.*resize_token_embeddings$"):
+        empirical_ntk(model, batch)
+    with pytest.raises(ValueError, match=r"^batch: token id 97"):
+        check_fits(model, batch["input_ids"])
 
 
 def test_a_model_without_memory_is_asked_for_its_configuration():
