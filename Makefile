@@ -19,7 +19,7 @@ env: $(READY)    ## Create the virtual environment and install what is pinned in
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("stopwise needs Python 3.11 or newer, found " + sys.version) if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-compile -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $(READY)
 
@@ -52,13 +52,13 @@ test: env        ## Run the whole test suite, two files at a time (but what the 
 	$(PYTEST) -m "not wheel and not slurm and not faults"
 
 test-wheel: env  ## Build the wheel, install it into an empty environment and use it there
-	python -m pytest -m wheel tests
+	python -m pytest -m wheel tests/wheel
 
 test-slurm: env  ## Run the pipeline on a real one-node Slurm (root; Debian's slurm-wlm and munge)
-	python -m pytest -m slurm tests
+	python -m pytest -m slurm tests/cluster
 
 test-faults: env ## Kill and damage a running pipeline many times (long)
-	STOPWISE_FAULTS=$${STOPWISE_FAULTS:-40} $(PYTEST) --dist worksteal -m faults tests
+	STOPWISE_FAULTS=$${STOPWISE_FAULTS:-40} $(PYTEST) --dist worksteal -m faults tests/faults
 
 lint: env        ## Check style, types and the workflow
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint-types lint-workflow lint-style

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from pipeline import finished_run
+from pipeline import SMALL_CONFIG, TEST_CONFIG, finished_run
 
 settings.register_profile("stopwise", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("stopwise")
@@ -30,7 +30,18 @@ def finished_pipeline(tmp_path_factory):
     All processes of one call of pytest share one run, and so do all calls that name the same folder in STOPWISE_SHARED;
     each process has a copy of its own.
     """
+    return finished(tmp_path_factory, TEST_CONFIG)
+
+
+@pytest.fixture(scope="session")
+def finished_small(tmp_path_factory):
+    """As ``finished_pipeline``, of the smaller configuration tests/data/small.yaml."""
+    return finished(tmp_path_factory, SMALL_CONFIG)
+
+
+def finished(tmp_path_factory, config):
+    """Return (folder, run) of a configuration, run once for all who share the folder of STOPWISE_SHARED."""
     here = tmp_path_factory.getbasetemp()
     shared = os.environ.get("STOPWISE_SHARED") or (here.parent if "PYTEST_XDIST_WORKER" in os.environ else here)
     folder = tmp_path_factory.mktemp("pipeline") / "checkout"
-    return folder, finished_run(Path(shared) / "finished", folder)
+    return folder, finished_run(Path(shared) / "finished", folder, config)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import faults
+from pipeline import SMALL_CONFIG, TEST_CONFIG
 from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.leftovers import leftovers, remove_leftovers
 from workshop import Outcome, Workshop
@@ -35,7 +36,10 @@ def copy(reference, tmp_path):
 
 
 @pytest.mark.timeout(14400)
-def test_after_each_kill_the_same_command_ends_with_the_artifacts_of_an_undisturbed_run(reference, tmp_path):
+def test_after_each_kill_the_same_command_ends_with_the_artifacts_of_an_undisturbed_run(request, tmp_path):
+    small = os.environ.get("STOPWISE_FAULTS_PIPELINE") == "small"
+    folder = request.getfixturevalue("finished_small" if small else "finished_pipeline")[0]
+    reference = Workshop(folder, SMALL_CONFIG if small else TEST_CONFIG)
     count, seed = faults.asked_for(), int(os.environ.get("STOPWISE_FAULTS_SEED", "0"))
     record = Path(os.environ["STOPWISE_FAULTS_RECORD"]) if "STOPWISE_FAULTS_RECORD" in os.environ else None
     kills = faults.Campaign(reference, tmp_path, seed).run(count, record)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -15,9 +14,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from warm import run_snakemake
+
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("Snakefile", "config.yaml", "config", "profiles", "workflow", "src", "envs", "tests/data")
 TEST_CONFIG = "config/test.yaml"
+SMALL_CONFIG = "tests/data/small.yaml"
 
 
 @dataclass
@@ -59,29 +61,11 @@ def snakemake(folder: Path, *arguments: str, config: str = TEST_CONFIG, timeout:
 
     ``config`` names its file, or several with blanks between.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--configfile",
-        *config.split(),
-        "--cores",
-        "4",
-        *arguments,
-    ]  # mostly imports
     kept = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "PYTEST_CURRENT_TEST")}
     started = time.monotonic()
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=kept,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=timeout,
-    )
-    return Run(done.returncode, done.stdout, time.monotonic() - started, str(folder))
+    options = ["--configfile", *config.split(), "--cores", "4"]  # jobs mostly import
+    code, said = run_snakemake([*options, *arguments], folder, kept, timeout)
+    return Run(code, said, time.monotonic() - started, str(folder))
 
 
 def sources_digest() -> str:
@@ -95,18 +79,18 @@ def sources_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def finished_run(shared: Path, folder: Path) -> Run:
-    """Copy a checkout in which the pico pipeline has run once from nothing to `folder`, and return what that run said.
+def finished_run(shared: Path, folder: Path, config: str = TEST_CONFIG) -> Run:
+    """Copy a checkout in which a configuration has run once from nothing to `folder`, and return what that run said.
 
     It runs once for all processes that name the same `shared` folder and have the same sources; the others wait for it.
     A run that failed is not kept.
     """
-    kept = shared / sources_digest()
+    kept = shared / f"{sources_digest()}-{Path(config).stem}"
     shared.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{kept}.lock"):
         if not (kept / "run.json").is_file():
             shutil.rmtree(kept, ignore_errors=True)
-            run = snakemake(checkout(kept / "checkout"))
+            run = snakemake(checkout(kept / "checkout"), config=config)
             assert run.code == 0, run.output[-6000:]
             (kept / "run.part").write_text(json.dumps(asdict(run)), encoding="utf-8")
             (kept / "run.part").rename(kept / "run.json")

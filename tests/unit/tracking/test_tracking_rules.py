@@ -2,13 +2,12 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.tables import read_table
 from tracking_runs import decay, small_run
+from warm import run_snakemake
 
 RULES = Path(__file__).resolve().parents[3] / "workflow" / "rules" / "tracking.smk"
 
@@ -38,9 +37,8 @@ include: {str(RULES)!r}
 
 
 def snakemake(folder, *targets):
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", *targets]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return run_snakemake(["--cores", "1", *targets], folder, environment, timeout=300)
 
 
 def test_what_is_pending_is_tried_by_every_run_until_it_is_recorded_and_not_once_more(tmp_path):
@@ -56,8 +54,8 @@ def test_what_is_pending_is_tried_by_every_run_until_it_is_recorded_and_not_once
     def statuses():
         return read_table(table, "tracking").column("status").to_pylist()
 
-    first = snakemake(tmp_path, "track", "provenance")
-    assert first.returncode == 0, first.stderr
+    code, said = snakemake(tmp_path, "track", "provenance")
+    assert code == 0, said
     assert statuses() == ["recorded"] * 8
     assert (tmp_path / "results/mlflow/database.json").is_file()
     provenance = read_table(tmp_path / "results/demo/provenance.parquet", "provenance")
@@ -69,16 +67,15 @@ def test_what_is_pending_is_tried_by_every_run_until_it_is_recorded_and_not_once
     decay(tmp_path / "results/demo/decay/pretrained/movie/seed0.parquet", trace=7.0)
     attempts = []
     for _ in range(2):
-        down = snakemake(tmp_path, "track")
-        assert down.returncode == 0, down.stderr
-        assert "8 of 8 artifacts are not recorded yet" in down.stderr
+        code, said = snakemake(tmp_path, "track")
+        assert code == 0, said
+        assert "8 of 8 artifacts are not recorded yet" in said
         assert statuses() == ["pending"] * 8
         attempts.append(artifacts.read_provenance(table)["attempt"])
     assert attempts == ["attempt 1", "attempt 2"]
 
     shutil.move(tmp_path / "kept.db", database)
-    back = snakemake(tmp_path, "track")
-    assert back.returncode == 0, back.stderr
+    code, said = snakemake(tmp_path, "track")
+    assert code == 0, said
     assert statuses() == ["recorded"] * 8
-    again = snakemake(tmp_path, "track", "--dry-run")
-    assert "Nothing to be done" in again.stdout + again.stderr
+    assert "Nothing to be done" in snakemake(tmp_path, "track", "--dry-run")[1]
