@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from warm import run_snakemake
+from warm import executable
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("Snakefile", "config.yaml", "config", "profiles", "workflow", "src", "envs", "tests/data")
@@ -56,16 +57,26 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
-def snakemake(folder: Path, *arguments: str, config: str = TEST_CONFIG, timeout: int = 900) -> Run:
+def snakemake(folder: Path, *arguments: str, config: str = TEST_CONFIG, timeout: int = 900, warm: bool = True) -> Run:
     """Run snakemake in a checkout with one configuration; the environment is the test's own, without job settings.
 
-    ``config`` names its file, or several with blanks between.
+    ``config`` names its file, or several with blanks between. Unless ``warm`` every process is a new Python.
     """
+    python = executable() if warm else sys.executable
     kept = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "PYTEST_CURRENT_TEST")}
     started = time.monotonic()
     options = ["--configfile", *config.split(), "--cores", "4"]  # jobs mostly import
-    code, said = run_snakemake([*options, *arguments], folder, kept, timeout)
-    return Run(code, said, time.monotonic() - started, str(folder))
+    done = subprocess.run(
+        [python, "-m", "snakemake", *options, *arguments],
+        cwd=folder,
+        env=kept,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
+    return Run(done.returncode, done.stdout, time.monotonic() - started, str(folder))
 
 
 def sources_digest() -> str:
@@ -90,7 +101,7 @@ def finished_run(shared: Path, folder: Path, config: str = TEST_CONFIG) -> Run:
     with FileLock(f"{kept}.lock"):
         if not (kept / "run.json").is_file():
             shutil.rmtree(kept, ignore_errors=True)
-            run = snakemake(checkout(kept / "checkout"), config=config)
+            run = snakemake(checkout(kept / "checkout"), config=config, warm=False)
             assert run.code == 0, run.output[-6000:]
             (kept / "run.part").write_text(json.dumps(asdict(run)), encoding="utf-8")
             (kept / "run.part").rename(kept / "run.json")

@@ -1,61 +1,146 @@
-"""Snakemake in a forked process that has imported it already: what a new process spends seconds on is spent once.
+"""A Python that has imported the large libraries already: each program that it runs is a fork of one process.
 
-The process is otherwise a new one: its own working folder, environment, output and exit status. Its jobs are new
-processes, as always.
+``executable()`` is a file that is called as ``python`` is, with a script or with ``-m MODULE``. What it runs has the
+caller's working folder, environment, standard streams and exit status, and it imports the project's own modules itself,
+from where a new Python would. Only what a new process spends seconds on, importing torch and the like, is spent once.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
+import importlib
+import json
 import os
+import runpy
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+import time
+import traceback
+from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["snakemake.cli"])
-
-
-def run_snakemake(
-    arguments: Sequence[str], folder: Path, environment: Mapping[str, str], timeout: float
-) -> tuple[int, str]:
-    """Run ``snakemake ARGUMENTS`` in a folder; return its exit status and what it said.
-
-    Raises AssertionError when it takes longer than `timeout` seconds; it and its jobs are killed then.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        said = Path(scratch) / "said"
-        process = _SERVER.Process(target=_snakemake, args=(list(arguments), str(folder), dict(environment), str(said)))
-        process.start()
-        process.join(timeout)
-        late = process.is_alive()
-        if late:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.join()
-        text = said.read_text(encoding="utf-8", errors="replace")
-    assert not late, f"snakemake {' '.join(arguments)} took over {timeout} s:\n{text[-3000:]}"
-    return process.exitcode, text
+PRELOADED = (
+    *("numpy", "scipy.linalg", "scipy.optimize", "scipy.special", "scipy.stats", "pandas", "pyarrow.parquet", "yaml"),
+    *("matplotlib.pyplot", "torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"),
+    *("transformers.models.llama.modeling_llama", "tokenizers", "safetensors.torch", "snakemake.cli"),
+)
+CLIENT = """#!{python} -ISE
+import json, os, socket, sys
+known = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+server = socket.socket(socket.AF_UNIX)
+server.connect({address!r})
+socket.send_fds(server, [len(known).to_bytes(8, "big")], [0, 1, 2])
+server.sendall(known)
+sys.exit(int(server.recv(8) or b"137"))
+"""
 
 
-def _snakemake(arguments: list[str], folder: str, environment: dict[str, str], said: str) -> None:
-    """Be ``python -m snakemake ARGUMENTS``, started in a folder."""
-    os.setsid()
-    with open(said, "wb", buffering=0) as log, open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(environment)
-    named = environment.get("PYTHONPATH", "").split(os.pathsep)
-    of_the_tests = {str(ROOT / name) for name in ("tests/helpers", "src", "workflow", "tools")} | {""}
-    sys.path[:] = [folder, *filter(None, named), *(path for path in sys.path if path not in {*of_the_tests, *named})]
-    sys.argv = ["snakemake", *arguments]
+@cache
+def executable() -> str:
+    """Return the path of the warm Python of this process; its server starts with the first call and ends with us."""
+    folder = Path(tempfile.mkdtemp(prefix="warm-"))
+    address, stub = folder / "socket", folder / "python"
+    stub.write_text(CLIENT.format(python=getattr(sys, "_base_executable", sys.executable), address=str(address)))
+    stub.chmod(0o755)
+    environment = os.environ | {"MPLBACKEND": "agg", "PYTHONPATH": ""}
+    command = [sys.executable, __file__, str(address), str(stub)]
+    server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, cwd=folder)
+    deadline = time.monotonic() + 180
+    while not address.exists():
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the warm Python did not start (exit status {server.poll()})")
+        time.sleep(0.05)
+    return str(stub)
 
-    from snakemake.cli import main
 
-    main(arguments)
+def serve(address: str, stub: str) -> None:
+    """Import what is slow to import, then fork for every call until the starting process is gone."""
+    for name in PRELOADED:
+        importlib.import_module(name)
+    sys.executable = stub  # jobs of a forked Snakemake are forks too
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # handlers are not waited for
+    parent = os.getppid()
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(address + ".new")
+    listening.listen(64)
+    os.rename(address + ".new", address)
+    listening.settimeout(1)
+    while os.getppid() == parent:
+        try:
+            connection, _ = listening.accept()
+        except TimeoutError:
+            continue
+        if os.fork() == 0:
+            listening.close()
+            _handle(connection)
+        connection.close()
+
+
+def _handle(connection: socket.socket) -> None:
+    """Run one program in a fork and tell the caller how it ended; a caller that is killed takes it along."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    connection.settimeout(None)
+    length, streams, _, _ = socket.recv_fds(connection, 8, 3)
+    known = b""
+    while len(known) < int.from_bytes(length, "big"):
+        known += connection.recv(1 << 16)
+    program = os.fork()
+    if program == 0:
+        connection.close()
+        _become(streams, *json.loads(known))
+
+    def watch() -> None:
+        if not connection.recv(1):  # nothing is sent: the caller is gone
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(program, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+    status = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+    with contextlib.suppress(OSError):
+        connection.sendall(str(status if status >= 0 else 128 - status).encode())
+    os._exit(0)
+
+
+def _become(streams: list[int], arguments: list[str], folder: str, environment: dict[str, str]) -> None:
+    """Be the Python that was called with these arguments."""
+    code = 1
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    try:
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        named = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+        sys.path[0:1] = [*named]  # sys.path[0] was the folder of this file
+        if arguments[0] == "-m":
+            sys.argv = arguments[1:]
+            sys.path.insert(0, folder)
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = arguments
+            sys.path.insert(0, str(Path(arguments[0]).parent))
+            runpy.run_path(arguments[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(BaseException):
+            threading._shutdown()
+            import atexit
+
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stopwise.artifacts import tables as artifacts
-from warm import run_snakemake
+from warm import executable
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("Snakefile", "config.yaml", "config", "profiles", "workflow", "src", "envs", "tests/data")
@@ -99,7 +99,12 @@ class Workshop:
         return self.launch(self.command(*options), **environment)
 
     def launch(self, command: list[str], **environment: str) -> subprocess.Popen:
-        """Start Snakemake as the leader of a session of its own; what it says goes to a file, which never blocks it."""
+        """Start Snakemake as the leader of a session of its own; what it says goes to a file, which never blocks it.
+
+        Where nothing acts on the start of Python itself (a hook, another package), it is a warm one.
+        """
+        if "PYTHONPATH" not in environment:
+            command = [executable(), *command[1:]]
         self.runs += 1
         with (self.folder / f"run{self.runs}.log").open("wb") as log:
             return subprocess.Popen(
@@ -125,10 +130,7 @@ class Workshop:
 
     def run(self, *options: str, timeout: float = 900, **environment: str) -> Outcome:
         """Run Snakemake to its end."""
-        command = self.command(*options)
-        if "PYTHONPATH" in environment:  # a hook that acts when Python starts, or another package
-            return self.finish(self.launch(command, **environment), timeout)
-        return Outcome(*run_snakemake(command[3:], self.folder, known_environment() | environment, timeout))
+        return self.finish(self.start(*options, **environment), timeout)
 
     def follow(self, line: str, *targets: str, **environment: str) -> Outcome:
         """Run a command of the docs to its end."""

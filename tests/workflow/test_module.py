@@ -1,9 +1,9 @@
 """The workflow as a Snakemake module, as `snakedeploy` deploys it: a Snakefile elsewhere that uses its rules."""
 
-import os
+import subprocess
 
 from pipeline import ROOT, TEST_CONFIG, checkout
-from warm import run_snakemake
+from warm import executable
 
 DEPLOYED = """
 configfile: "config/config.yaml"
@@ -28,9 +28,10 @@ def test_a_deployed_workflow_plans_and_runs_jobs_in_its_own_folder(tmp_path):
     (here / "tests").symlink_to(source / "tests")
 
     def run(*arguments: str) -> str:
-        code, said = run_snakemake(["--cores", "2", *arguments], here, os.environ, timeout=300)
-        assert code == 0, said
-        return said
+        command = [executable(), "-m", "snakemake", "--cores", "2", *arguments]
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
     assert "finetune" in run("-n")
     run("results/test/data/colours/seed0.parquet")

@@ -2,12 +2,13 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.tables import read_table
 from tracking_runs import decay, small_run
-from warm import run_snakemake
+from warm import executable
 
 RULES = Path(__file__).resolve().parents[3] / "workflow" / "rules" / "tracking.smk"
 
@@ -38,7 +39,9 @@ include: {str(RULES)!r}
 
 def snakemake(folder, *targets):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
-    return run_snakemake(["--cores", "1", *targets], folder, environment, timeout=300)
+    command = [executable(), "-m", "snakemake", "--cores", "1", *targets]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
 
 
 def test_what_is_pending_is_tried_by_every_run_until_it_is_recorded_and_not_once_more(tmp_path):
