@@ -57,17 +57,16 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
-def snakemake(folder: Path, *arguments: str, config: str = TEST_CONFIG, timeout: int = 900, warm: bool = True) -> Run:
+def snakemake(folder: Path, *arguments: str, config: str = TEST_CONFIG, timeout: int = 900) -> Run:
     """Run snakemake in a checkout with one configuration; the environment is the test's own, without job settings.
 
-    ``config`` names its file, or several with blanks between. Unless ``warm`` every process is a new Python.
+    ``config`` names its file, or several with blanks between.
     """
-    python = executable() if warm else sys.executable
     kept = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "PYTEST_CURRENT_TEST")}
     started = time.monotonic()
     options = ["--configfile", *config.split(), "--cores", "4"]  # jobs mostly import
     done = subprocess.run(
-        [python, "-m", "snakemake", *options, *arguments],
+        [executable(), "-m", "snakemake", *options, *arguments],
         cwd=folder,
         env=kept,
         stdout=subprocess.PIPE,
@@ -101,7 +100,7 @@ def finished_run(shared: Path, folder: Path, config: str = TEST_CONFIG) -> Run:
     with FileLock(f"{kept}.lock"):
         if not (kept / "run.json").is_file():
             shutil.rmtree(kept, ignore_errors=True)
-            run = snakemake(checkout(kept / "checkout"), config=config, warm=False)
+            run = snakemake(checkout(kept / "checkout"), config=config)
             assert run.code == 0, run.output[-6000:]
             (kept / "run.part").write_text(json.dumps(asdict(run)), encoding="utf-8")
             (kept / "run.part").rename(kept / "run.json")

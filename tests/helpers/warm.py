@@ -27,6 +27,7 @@ PRELOADED = (
     *("numpy", "scipy.linalg", "scipy.optimize", "scipy.special", "scipy.stats", "pandas", "pyarrow.parquet", "yaml"),
     *("matplotlib.pyplot", "torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"),
     *("transformers.models.llama.modeling_llama", "tokenizers", "safetensors.torch", "snakemake.cli"),
+    *("mlflow", "mlflow.store.tracking.sqlalchemy_store"),
 )
 CLIENT = """#!{python} -ISE
 import json, os, socket, sys
@@ -46,7 +47,7 @@ def executable() -> str:
     address, stub = folder / "socket", folder / "python"
     stub.write_text(CLIENT.format(python=getattr(sys, "_base_executable", sys.executable), address=str(address)))
     stub.chmod(0o755)
-    environment = os.environ | {"MPLBACKEND": "agg", "PYTHONPATH": ""}
+    environment = os.environ | {"MPLBACKEND": "agg", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": ""}
     command = [sys.executable, __file__, str(address), str(stub)]
     server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, cwd=folder)
     deadline = time.monotonic() + 180
