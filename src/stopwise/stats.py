@@ -81,11 +81,18 @@ def redrawn(groups: Sequence[Hashable], seed: int = 0, draws: int = DRAWS) -> li
 
 def interval(
     columns: Mapping[str, np.ndarray],
-    measure: Callable[[Mapping[str, np.ndarray]], float],
+    measure: Callable[[Mapping[str, np.ndarray]], np.ndarray],
     samples: Sequence[np.ndarray],
 ) -> tuple[float, float]:
-    """Return the 95 % percentile interval of a measure of columns over the samples of ``redrawn``."""
-    low, high = np.nanquantile([measure({k: v[index] for k, v in columns.items()}) for index in samples], TAILS)
+    """Return the 95 % percentile interval of a measure of columns over the samples of ``redrawn``.
+
+    ``measure`` takes columns [..., rows] to numbers [...]: samples with as many rows are measured at once.
+    """
+    by_size: dict[int, list[np.ndarray]] = {}
+    for index in samples:
+        by_size.setdefault(len(index), []).append(index)
+    found = [measure({k: v[np.stack(own)] for k, v in columns.items()}) for own in by_size.values()]
+    low, high = np.nanquantile(np.concatenate(found), TAILS)
     return float(low), float(high)
 
 
@@ -97,4 +104,4 @@ def share_interval(hits: np.ndarray, samples: Sequence[np.ndarray], groups: int)
     share = float(np.mean(hits))
     if share in (0.0, 1.0):
         return wilson(share * groups, groups)
-    return interval({"hit": hits}, lambda v: float(np.mean(v["hit"])), samples)
+    return interval({"hit": hits}, lambda v: np.mean(v["hit"], axis=-1), samples)

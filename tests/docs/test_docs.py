@@ -111,3 +111,23 @@ def test_a_link_out_of_the_site_becomes_its_words_and_others_stay():
     )
     found = site_hooks.unlinked(text, ROOT / "docs", folder)
     assert found == ("see the text (`README.md`), [a page](../index.md), [none](../../nothing.md), ![p](../../LICENSE)")
+
+
+def test_the_files_and_names_of_the_index_are_there():
+    table = (ROOT / "docs" / "index.md").read_text(encoding="utf-8").partition("## Which file decides")[2]
+    found = re.findall(r"`(src/[\w/]+\.py)`(?: \(`(\w+)`)?", table)
+    assert len(found) > 5
+    for path, name in found:
+        assert re.search(rf"\b{name}\b", (ROOT / path).read_text(encoding="utf-8")), (path, name)
+
+
+def test_modules_that_are_named_in_the_code_exist():
+    """A dotted name in a docstring or a message leads to a module, or to a name in one."""
+    source = ROOT / "src"
+    public = set(re.findall(r'"(\w+)"', (source / "stopwise" / "__init__.py").read_text(encoding="utf-8")))
+    for path in [*source.rglob("*.py"), *source.rglob("*.yaml")]:
+        for dotted in re.findall(r"(?:`|-m |\()stopwise((?:\.[a-z]\w*)+)", path.read_text(encoding="utf-8")):
+            words = dotted.split(".")[1:]
+            there = [source.joinpath("stopwise", *words[:k]) for k in range(len(words), 0, -1)]
+            known = words[0] in public or any(one.is_dir() or one.with_suffix(".py").is_file() for one in there[:2])
+            assert known, f"{path.relative_to(ROOT)}: stopwise{dotted}"

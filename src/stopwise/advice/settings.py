@@ -1,4 +1,4 @@
-"""What a person asks of ``stopwise advise``, checked before anything slow is imported."""
+"""What a person asks of ``stopwise advise`` for training on squared loss, checked before anything slow is imported."""
 
 from __future__ import annotations
 

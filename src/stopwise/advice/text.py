@@ -217,8 +217,8 @@ def _loss(advice: Advice) -> str:
         )
     return (
         f"{which} f are the {len(words) - 1} orthonormal contrasts of the words' logits"
-        " (`stopwise.outputs.coding_matrix`), the loss is the mean of ½(y − f)² over examples and contrasts, y from"
-        f" `stopwise.targets` of scale {found.problem.scale:g} less the prompt's own offset.{aside}"
+        " (`stopwise.linearized.coding.coding_matrix`), the loss is the mean of ½(y − f)² over examples and"
+        f" contrasts, y from `stopwise.targets` of scale {found.problem.scale:g} less the prompt's own offset.{aside}"
     )
 
 

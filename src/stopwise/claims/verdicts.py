@@ -1,8 +1,9 @@
-"""The paper's claims held against a run: what was measured, its interval, and a verdict by a criterion fixed here.
+"""The paper's claims held against a run: what was measured, its interval, and a verdict by a fixed criterion.
 
-A criterion is a range in which the measured quantity lies if the claim is true. The claim **held** when the whole 95 %
-interval lies inside, **did not hold** when it lies outside, is **undecided** when it reaches across an end (or there is
-no interval), and is **not tested** when the configuration measured nothing. Numpy and scipy only.
+The criteria stand in ``paper``. A criterion is a range in which the measured quantity lies if the claim is true. The
+claim **held** when the whole 95 % interval lies inside, **did not hold** when it lies outside, is **undecided** when it
+reaches across an end (or there is no interval), and is **not tested** when the configuration measured nothing. Numpy
+and scipy only.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def read_horizon(
     has seen the labels. Raises ValueError, in one line, for a run that cannot be predicted. Cost: as ``read_stop``, and
     the replay of every length.
 
-    Flags: as ``read_stop``, ``scheduled.horizon`` and ``stopping.horizon``.
+    Flags: as ``read_stop``, ``scheduled.scheduled_stop`` and ``stopping.horizon``.
     """
     model: Any = trainer.model
     with untouched(model), run_of(trainer) as run:

@@ -28,7 +28,7 @@ Cotangent = Callable[[np.ndarray, np.ndarray], np.ndarray]
 class Prompts:
     """Prompts ready for passes: packed tokens, verbalizers, example indices in groups, one pass each.
 
-    ``unpadded``: whether a pass runs them as one row of tokens (``stopwise.unpadded``).
+    ``unpadded``: whether a pass runs them as one row of tokens (``stopwise.network.unpadded``).
     """
 
     packed: Packed

@@ -1,8 +1,9 @@
 """The registry of stopping rules: one row a rule, from which everything that lists rules is read.
 
 A row says what a rule is called, what it needs and where it is shown. It holds no number and no formula: the function
-that computes a rule stands in ``stopwise.rules``, under the name of its row. So a new row makes no finished training
-out of date. To change what an existing rule computes, change its function, not its row.
+that computes a rule stands in ``closed_form`` or ``left_out_rules``, under the name of its row, and how it is drawn in
+``stopwise.figures.style``. So a new row makes no finished training out of date. To change what an existing rule
+computes, change its function, not its row.
 """
 
 from __future__ import annotations

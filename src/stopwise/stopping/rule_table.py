@@ -1,6 +1,6 @@
 """The docs' table of the stopping rules, read off the registry.
 
-``python -m stopwise.rule_table PAGE.md`` writes the table in a page of the docs anew.
+``python -m stopwise.stopping.rule_table PAGE.md`` writes the table in a page of the docs anew.
 """
 
 from __future__ import annotations

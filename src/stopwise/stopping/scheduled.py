@@ -4,7 +4,7 @@ A training script changes its learning rate at every step, accumulates batches, 
 of it is known before the first step but for the gradients, and those the kernel gives: the linearised network moves by
 -alpha_t J D J_B' (d loss/d f) when a step draws batch B, clipping needs the norm of J_B' (d loss/d f), whose square is
 a quadratic form of the plain kernel, and decay adds the fixed direction J theta_0. So the path of every output is
-replayed, once without each example, and the rules read the log-loss of the examples left out, as in ``log_loss``.
+replayed, once without each example, and the rules read the log-loss of the examples left out, as in ``cross_entropy``.
 """
 
 from __future__ import annotations

@@ -10,15 +10,15 @@ import numpy as np
 from stopwise.stats import interval, redrawn, share_interval
 
 Score = tuple[float, float, float]  # value, low, high
-# Of the columns of judged runs, one entry a run.
-MEASURES: dict[str, Callable[[Mapping[str, np.ndarray]], float]] = {
-    "hits": lambda v: float(np.mean(v["hit"])),
-    "regret": lambda v: float(np.median(v["regret"])),
-    "regret_90": lambda v: float(np.quantile(v["regret"], 0.9)),
-    "no_worse": lambda v: float(np.mean(v["no_worse"])),
-    "better": lambda v: float(np.mean(v["better"])),
-    "ratio": lambda v: float(np.nanmedian(v["ratio"])),
-    "accuracy": lambda v: float(np.mean(v["accuracy"])),
+# Of the columns of judged runs, one entry a run, along the last axis.
+MEASURES: dict[str, Callable[[Mapping[str, np.ndarray]], np.ndarray]] = {
+    "hits": lambda v: np.mean(v["hit"], axis=-1),
+    "regret": lambda v: np.median(v["regret"], axis=-1),
+    "regret_90": lambda v: np.quantile(v["regret"], 0.9, axis=-1),
+    "no_worse": lambda v: np.mean(v["no_worse"], axis=-1),
+    "better": lambda v: np.mean(v["better"], axis=-1),
+    "ratio": lambda v: np.nanmedian(v["ratio"], axis=-1),
+    "accuracy": lambda v: np.mean(v["accuracy"], axis=-1),
 }
 # Measures that are the share of a column, and what is 100 % by definition.
 SHARES = {"hits": "hit", "no_worse": "no_worse", "better": "better"}
@@ -54,7 +54,7 @@ def score(rule: str, name: str, columns: Mapping[str, np.ndarray], samples: Sequ
         spread = share_interval(columns[SHARES[name]], samples, groups)
     elif samples:
         spread = interval(columns, measure, samples)
-    return measure(columns), *spread
+    return float(measure(columns)), *spread
 
 
 def written(measured: Score | None, scale: str) -> str:

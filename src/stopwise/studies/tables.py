@@ -24,7 +24,7 @@ TITLES = {
     "cv5": "5-fold cross-validation",
     "holdout": "hold-out, a quarter of the labels",
 }
-# The measures of ``stopwise.scores``, as the table of the study calls them.
+# The measures of ``stopwise.stopping.scores``, as the table of the study calls them.
 MEASURES = {
     "hit_rate": "hits",
     "median_regret": "regret",

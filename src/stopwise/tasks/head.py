@@ -1,7 +1,8 @@
 """A task for a classification head: texts as the tokenizer joins them, and labels of any words.
 
 A head has a row for each class, so that no word of the vocabulary has to stand for a label and no template has to ask
-for one. ``HeadTask.sample`` gives the same table as ``Task.sample``; the classes are numbered 0 .. C - 1.
+for one; a text is cut by the tokenizer, at its end. ``HeadTask.sample`` gives the same table as ``Task.sample``; the
+classes are numbered 0 .. C - 1.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The joint loss is the mean over all m = sum m_a rows, so a task weighs as much as it has rows; each task keeps its own
 verbalizers, columns and intercept. Outputs of the joint sample are one column [m, 1], task after task, example-major:
-the row order of the joint kernel (``stopwise.spectrum.joint_spectrum``).
+the row order of the joint kernel (``stopwise.linearized.spectrum.joint_spectrum``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The training loop: gradient, evaluation, stopping, checkpoint, update, in that order at every step.
 
 Its whole state is a handful of tensors and numbers, so that a run can be put down after any evaluation and taken up
-again with the same bits. What to train and how is decided in ``stopwise.finetune``.
+again with the same bits. What to train and how is decided in ``stopwise.training.finetune``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Update rules: the four ways of fitting that stopwise trains with, as plain functions of tensors.
 
 Gradient descent, heavy ball and Nesterov momentum follow the convention of ``torch.optim.SGD`` and of
-``stopwise.filters``, whose recursion per eigenvalue predicts them; AdamW is the practice. The whole memory of a rule is
-a dict of tensors, so that a checkpoint can hold it without pickling.
+``stopwise.linearized.filters``, whose recursion per eigenvalue predicts them; AdamW is the practice. The whole
+memory of a rule is a dict of tensors, so that a checkpoint can hold it without pickling.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ``finetune`` section of the configuration as one checked, immutable object."""
+"""The ``finetune`` section of the configuration as one checked, immutable object, and the step size of every step."""
 
 from __future__ import annotations
 

@@ -113,6 +113,6 @@ def test_the_interval_of_a_mean_is_that_of_its_groups():
     rng = np.random.default_rng(0)
     means = rng.normal(size=40)
     values = np.repeat(means, 5)  # five equal rows a group: 40 facts, not 200
-    low, high = interval({"x": values}, lambda v: float(v["x"].mean()), redrawn(np.repeat(np.arange(40), 5).tolist()))
+    low, high = interval({"x": values}, lambda v: v["x"].mean(axis=-1), redrawn(np.repeat(np.arange(40), 5).tolist()))
     half = 1.96 * means.std() / np.sqrt(40)
     assert high - low == pytest.approx(2 * half, rel=0.1)
