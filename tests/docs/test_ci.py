@@ -4,6 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,3 +47,12 @@ def test_the_make_targets_of_the_parts_select_every_test_once():
     ):
         recipe = re.search(rf"^{target}: .*\n\t(.*)$", text, re.MULTILINE)[1]
         assert re.search(r" -m (\"[^\"]*\"|\w+)", recipe.replace("python -m pytest", ""))[1] == selected, target
+
+
+@pytest.mark.parametrize("mark", ["wheel", "slurm", "faults"])
+def test_the_folder_of_a_part_holds_every_test_of_its_kind(mark):
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (folder,) = re.findall(rf"-m {mark} (tests/\w+)$", text, re.MULTILINE)
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if f"pytest.mark.{mark}" in path.read_text()]
+    assert marked
+    assert all(path.is_relative_to(ROOT / folder) for path in marked)

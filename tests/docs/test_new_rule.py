@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from stopwise.stopping import registry as rule_names
 from stopwise.stopping.known import BeforeTraining, Known, path_moments
 from stopwise.stopping.rule_table import rules_table, write_table
 from stopwise.stopping.stops import stopping_time
+from warm import executable
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
 LIBRARY = Path(stopwise.__file__).resolve().parents[1]
@@ -158,7 +158,7 @@ def checkout(tmp_path_factory):
     def run(*command):
         environment = os.environ | {"PYTHONPATH": str(copy / LIBRARY.relative_to(ROOT))}
         done = subprocess.run(
-            [sys.executable, *command], cwd=copy, env=environment, capture_output=True, text=True, check=False
+            [executable(), *command], cwd=copy, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

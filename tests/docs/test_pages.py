@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -13,6 +12,7 @@ from pages import ROOT, of
 from pipeline import checkout, snakemake
 from stopwise.figures.registry import FIGURES
 from stopwise.pipeline.config import validated
+from warm import executable
 
 PAGES = pages.pages()
 CONFIG = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
@@ -191,7 +191,7 @@ def test_the_python_of_a_page_works_on_a_pico_model_and_a_small_table(page, tmp_
         code = code.replace('"smollm2-135m"', '"pico-llama"')
         code = code.replace('Task.from_config("movie")', f"Task.from_config({STAND_IN!r})")
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+            [executable(), "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
         )
         assert done.returncode == 0, done.stderr[-3000:]
 

@@ -2,10 +2,10 @@
 
 import re
 import subprocess
-import sys
 
 import pages
 from pages import ROOT
+from warm import executable
 
 README = "README.md"
 TRAINING = "docs/how-to/choose-training.md"
@@ -42,7 +42,7 @@ def test_the_answer_in_the_readme_is_the_one_that_the_tutorial_gets():
 def test_the_measured_table_is_what_the_command_prints_from_the_records():
     code = "".join(pages.blocks(TRAINING, "python"))
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+        [executable(), "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr[-3000:]
     printed = [tuple(line.replace("%", "").split()[1:]) for line in done.stdout.splitlines()]

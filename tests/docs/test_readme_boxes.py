@@ -5,7 +5,6 @@ The box "Cluster" is in test_slurm.py.
 
 import os
 import subprocess
-import sys
 
 import pytest
 
@@ -13,6 +12,7 @@ import faults
 from fault_record import Kill
 from pages import box, box_commands, snippets
 from stopwise.artifacts import tables as artifacts
+from warm import executable
 from workshop import Workshop
 
 pytestmark = pytest.mark.pipeline
@@ -77,7 +77,7 @@ def test_the_snippet_of_task_vectors_exports_models_that_transformers_loads(copy
         assert written in code
         code = code.replace(written, meant)
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=copy.folder, capture_output=True, text=True, check=False, timeout=120
+        [executable(), "-c", code], cwd=copy.folder, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for task in ("colours", "moods"):

@@ -1,20 +1,20 @@
 """The picture of the workflow is current, and drawn with no edge that a longer path implies."""
 
 import subprocess
-import sys
 
 import pytest
 
 import pages
 from pipeline import TEST_CONFIG, checkout
 from rule_graph import BEGIN, END, edges_of, inserted, mermaid, reduced
+from warm import executable
 
 PAGE = "docs/reference/architecture.md"
 
 
 def test_the_picture_of_the_workflow_is_current(tmp_path):
     graph = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--rulegraph", "dot", "--configfile", TEST_CONFIG],
+        [executable(), "-m", "snakemake", "--rulegraph", "dot", "--configfile", TEST_CONFIG],
         cwd=checkout(tmp_path), capture_output=True, text=True, check=True, timeout=120,
     ).stdout  # fmt: skip
     chart = mermaid(reduced(edges_of(graph)))

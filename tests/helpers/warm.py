@@ -1,8 +1,9 @@
 """A Python that has imported the large libraries already: each program that it runs is a fork of one process.
 
-``executable()`` is a file that is called as ``python`` is, with a script or with ``-m MODULE``. What it runs has the
-caller's working folder, environment, standard streams and exit status, and it imports the project's own modules itself,
-from where a new Python would. Only what a new process spends seconds on, importing torch and the like, is spent once.
+``executable()`` is a file that is called as ``python`` is, with a script, ``-m MODULE`` or ``-c CODE``. What it runs
+has the caller's working folder, environment, standard streams and exit status, and it imports the project's own modules
+itself, from where a new Python would. Only what a new process spends seconds on, importing torch and the like, is spent
+once.
 """
 
 from __future__ import annotations
@@ -121,6 +122,10 @@ def _become(streams: list[int], arguments: list[str], folder: str, environment: 
             sys.argv = arguments[1:]
             sys.path.insert(0, folder)
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        elif arguments[0] == "-c":
+            sys.argv = ["-c", *arguments[2:]]
+            sys.path.insert(0, folder)
+            exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
         else:
             sys.argv = arguments
             sys.path.insert(0, str(Path(arguments[0]).parent))

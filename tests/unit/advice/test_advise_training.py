@@ -4,7 +4,6 @@ import copy
 import os
 import runpy
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from stopwise.artifacts.tables import read_table
 from stopwise.network.classifiers import load_classifier
 from stopwise.network.pico import pico_model, pico_tokenizer
 from stopwise.training.settings import FinetuneSettings
+from warm import executable
 
 LABELS = sorted(TOPICS)
 MOODS = Path(__file__).parents[2] / "data" / "moods.csv"
@@ -42,10 +42,10 @@ def answer(encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("topics")
     data = write_topics(folder / "topics.csv")
     options = ["--data", data, "--text", "text", "--label", "label", "--model", encoder, "--head", "--epochs", "3"]
-    command = [sys.executable, "-c", "from stopwise.cli import main; main()", "advise", *options]
+    command = [executable(), "-c", "from stopwise.cli import main; main()", "advise", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=folder)
     assert done.returncode == 0, done.stderr
-    script = [sys.executable, "advice/train.py"]
+    script = [executable(), "advice/train.py"]
     environment = os.environ | {"PYTHONPATH": ""}  # the script for a head needs no stopwise
     trained = subprocess.run(
         script, capture_output=True, text=True, check=False, timeout=300, cwd=folder, env=environment
