@@ -299,10 +299,10 @@ def shard(layer: str, f0: float) -> pa.Table:
     """Return a Jacobian shard of one layer of two examples."""
     import numpy as np
 
-    from stopwise.artifacts.gram import shard_rows
+    from stopwise.artifacts.gram import shard_table
 
     block, outputs = {layer: np.ones((2, 2))}, np.full((2, 1), f0)
-    return artifacts.table_of(shard_rows(block, block, outputs, outputs, {layer: np.ones(2)}), "jacobian")
+    return shard_table(block, block, outputs, outputs, {layer: np.ones(2)})
 
 
 def assembled(second: pa.Table) -> Any:

@@ -18,6 +18,7 @@ from stopwise.pipeline.code_digests import CodeDigestError, CodeDigests
 from stopwise.pipeline.config import ConfigError, config_digest, start_tasks, validated
 from stopwise.assets.hub import dataset_folder
 from stopwise.pipeline.remembered import Remembered
+from stopwise.pipeline.resources import FOLDS, memory_mb, minutes
 from stopwise.stopping.registry import MEASURED_STOPS
 
 HUB = {}  # the hub data set of each task that reads one: folder name, config key and source
@@ -149,6 +150,16 @@ def model_section(start="pretrained"):
 def model_stamp():
     """Return the path of the record that the model is prepared."""
     return f"{ASSETS}/models/{model_key()}.json"
+
+
+def kernel_memory(copies, least):
+    """Return a rule's mem_mb: that of so many copies of a task's kernel, at least ``least`` MB."""
+    return lambda wildcards: memory_mb(config, wildcards.task, copies, least)
+
+
+def kernel_minutes(decompositions, least):
+    """Return a rule's runtime: that of so many decompositions of a task's kernels, and ``least`` minutes."""
+    return lambda wildcards: minutes(config, wildcards.task, decompositions, least)
 
 
 def threads_per_job():

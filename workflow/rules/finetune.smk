@@ -83,8 +83,8 @@ rule directions:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=kernel_memory(9, 1000),
+        runtime=kernel_minutes(2, 10),
     params:
         code=library("directions"),
         outputs=config["kernel"]["outputs"],

@@ -21,7 +21,7 @@ rule gram:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=kernel_memory(4, 2000),
         runtime=20,
     params:
         code=library("gram"),

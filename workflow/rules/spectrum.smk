@@ -16,8 +16,8 @@ rule spectrum:
         ENVIRONMENT
     threads: 2
     resources:
-        mem_mb=2000,
-        runtime=20,
+        mem_mb=kernel_memory(9, 2000),
+        runtime=kernel_minutes(2, 20),
     params:
         code=library("spectrum"),
         sizes=sorted(config["sizes"]),
@@ -45,8 +45,8 @@ rule stopping:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=20,
+        mem_mb=kernel_memory(11, 2000),
+        runtime=kernel_minutes(3 + FOLDS, 20),
     params:
         code=library("stopping"),
         sizes=sorted(config["sizes"]),

@@ -16,8 +16,8 @@ rule stopping_study_cells:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=3000,
-        runtime=60,
+        mem_mb=kernel_memory(11, 3000),
+        runtime=kernel_minutes(3 + FOLDS, 60),
     params:
         code=library("stopping_study_cells"),
         sizes=sorted(config["sizes"]),

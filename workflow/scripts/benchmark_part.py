@@ -10,7 +10,11 @@ with Job(snakemake) as job:
     model, stamp = load_start(snakemake, "pretrained", 0, device)
     tokens, part = snakemake.params.tokens, job.wildcards["part"]
     if part == "floor":
-        rows = benchmark.compare(model, (32, 64, 128), tokens)
+        rows = [
+            row
+            for outputs in ("contrast", "logits")
+            for row in benchmark.compare(model, (32, 64, 128), tokens, outputs=outputs)
+        ]
     elif part == "errors":
         rows = benchmark.errors(model, 16, tokens)
     else:

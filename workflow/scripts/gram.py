@@ -1,11 +1,12 @@
 """Sum the Jacobian shards' Gram contributions and describe the kernel layer by layer."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 from job import Job
 from stopwise.artifacts import tables as artifacts
-from stopwise.artifacts.gram import assemble, layer_shares
+from stopwise.artifacts.gram import assemble, layer_shares, shares_of_moments
 from stopwise.artifacts.sample import read_sample
 
 with Job(snakemake) as job:
@@ -18,11 +19,16 @@ with Job(snakemake) as job:
         for what, wanted in {"model": model, "data": sample.digest, "kernel section": kernel_section}.items():
             if mine[what] != wanted:
                 raise artifacts.ArtifactError(f"{path}: made with another {what} than this run's; remove it")
-    kernel = assemble({path: artifacts.read_table(path, "jacobian") for path in records})
+    kernel = assemble({path: partial(artifacts.read_table, path, "jacobian") for path in records})
     stopping = snakemake.params.stopping
-    y = sample.targets("train", snakemake.params.outputs, stopping["target_scale"])
-    shares = layer_shares(kernel, y - kernel.outputs, centred=stopping["intercept"] == "fitted")
+    scale, centred = stopping["target_scale"], stopping["intercept"] == "fitted"
+    if kernel.by_layer:
+        y = sample.targets("train", snakemake.params.outputs, scale)
+        shares = layer_shares(kernel, y - kernel.outputs, centred=centred)
+    else:
+        y = sample.targets("train", snakemake.params.outputs, 1.0)
+        shares = shares_of_moments(kernel, y, scale, centred=centred)
     origin = {"model": model, "data": sample.digest}
     trace = float(kernel.train.trace())
-    job.write(snakemake.output.gram, kernel.rows(), "gram", metrics={"trace": trace}, **origin)
+    job.write(snakemake.output.gram, kernel.table(), "gram", metrics={"trace": trace}, **origin)
     job.write(snakemake.output.layer_share, shares, "layer_share", **origin)

@@ -7,7 +7,7 @@ from stopwise.artifacts.sample import read_sample
 
 with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
-    from stopwise.artifacts.gram import shard_rows
+    from stopwise.artifacts.gram import SUM, keeps_layers, shard_table
     from stopwise.kernel.ntk import kernel_layers, layer_costs, split_layers, train_and_new_kernels
     from stopwise.network.adapters import trained
     from stopwise.network.loading import load_start
@@ -32,6 +32,8 @@ with Job(snakemake) as job:
 
         settings = FinetuneSettings(**trained(snakemake.params.adam))
         options["preconditioner"] = adam_preconditioner(model, train, settings, int(job.wildcards["seed"]), layers)
+    y = sample.targets("train", kernel["outputs"], 1.0)
+    keeps = keeps_layers(kernel.get("layers"), y.size, y.shape[1] * sample.table.num_rows, len(names))
     train_kernel, new_kernel = train_and_new_kernels(
         model,
         train,
@@ -43,6 +45,9 @@ with Job(snakemake) as job:
         layers=layers,
         device=device,
         progress=True,
+        by="layer" if keeps else "total",
+        targets={"train": y},
+        products=kernel.get("products", "float32"),
         **options,
     )
     if not all(np.isfinite(f).all() for f in (train_kernel.outputs, new_kernel.outputs)):
@@ -56,12 +61,14 @@ with Job(snakemake) as job:
     if "weight_decay" in asked:
         scheduled["weights_move"] = weights_move(model, train, kernel, layers)
         scheduled["weights_move_new"] = weights_move(model, new, kernel, layers)
-    rows = shard_rows(
-        train_kernel.by_layer,
-        new_kernel.by_layer,
+    job.noted["kernel"] = train_kernel.plan
+    table = shard_table(
+        train_kernel.by_layer if keeps else {SUM: train_kernel.matrix},
+        new_kernel.by_layer if keeps else {SUM: new_kernel.matrix},
         train_kernel.outputs,
         new_kernel.outputs,
         train_kernel.row_norms,
         scheduled,
+        train_kernel.moments,
     )
-    job.write(snakemake.output[0], rows, "jacobian", model=stamp["fingerprint"], data=sample.digest)
+    job.write(snakemake.output[0], table, "jacobian", model=stamp["fingerprint"], data=sample.digest)

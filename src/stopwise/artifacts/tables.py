@@ -29,6 +29,7 @@ import yaml
 
 METADATA_KEY = b"stopwise"
 SEAL_KEY = b"stopwise.sha256"  # of the record's bytes: Parquet's own checksums cover the pages only
+LARGE = 1 << 26  # bytes: of larger tables no copies are made that can be saved
 TEMPORARY_PREFIX = ".part-"
 
 _TYPES = {
@@ -133,14 +134,40 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def content_digest(table: pa.Table) -> str:
     """Return the sha256 of a table's column names, types, nulls and values: independent of chunks and compression."""
     digest = hashlib.sha256(str(table.schema.remove_metadata()).encode())
-    sink = pa.BufferOutputStream()
     combined = table.replace_schema_metadata(None).combine_chunks()
-    with pa.ipc.new_stream(sink, combined.schema) as writer:
-        # A sliced or filtered table keeps parent buffers: `take` of every row gives canonical ones.
-        canonical = combined.take(pa.array(range(combined.num_rows), pa.int64())) if combined.num_rows else combined
-        writer.write_table(canonical.combine_chunks())
-    digest.update(sink.getvalue())
+    # A sliced or filtered table keeps parent buffers: `take` of every row gives canonical ones.
+    if combined.num_rows and (combined.nbytes < LARGE or not _canonical(combined)):
+        combined = combined.take(pa.array(range(combined.num_rows), pa.int64())).combine_chunks()
+    with pa.ipc.new_stream(pa.PythonFile(_Hashing(digest), mode="w"), combined.schema) as writer:
+        writer.write_table(combined)
     return digest.hexdigest()
+
+
+def _canonical(table: pa.Table) -> bool:
+    """Tell whether a table's buffers are its own: whole, from the first row on, without nulls."""
+    chunks = [column.chunk(0) for column in table.columns if column.num_chunks]
+    whole = all(column.num_chunks == 1 for column in table.columns)
+    return whole and all(chunk.offset == 0 and not chunk.null_count for chunk in chunks)
+
+
+class _Hashing:
+    """A file that is hashed instead of kept."""
+
+    closed = False
+
+    def __init__(self, digest: Any) -> None:
+        self._digest = digest
+
+    def write(self, data: Any) -> int:
+        """Hash what is written."""
+        self._digest.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: nothing is kept."""
+
+    def close(self) -> None:
+        """Do nothing either."""
 
 
 def write_table(
@@ -159,6 +186,8 @@ def write_table(
     record = {**(provenance or {}), "kind": kind, "content": content_digest(table)}
     record.setdefault("volatile", {})
     text = json.dumps(record, sort_keys=True, allow_nan=False, default=_plain).encode()
+    if row_group_size is None and table.nbytes > LARGE:  # a group is encoded in memory before it is written
+        row_group_size = max(1, table.num_rows * LARGE // table.nbytes)
     metadata = {METADATA_KEY: text, SEAL_KEY: hashlib.sha256(text).hexdigest().encode()}
     with atomic_path(path) as temporary:
         pq.write_table(
@@ -256,12 +285,32 @@ def read_matrix(table: pa.Table, **labels: Any) -> np.ndarray:
     mask = np.ones(table.num_rows, dtype=bool)
     for name, value in labels.items():
         mask &= np.asarray(table.column(name).to_numpy(zero_copy_only=False) == value)
-    block = table.filter(pa.array(mask))
-    if block.num_rows == 0:
+    found = np.flatnonzero(mask)
+    if found.size == 0:
         raise ArtifactError(f"no block {labels} in this artifact")
-    order = np.argsort(block.column("row").to_numpy(), kind="stable")
+    first, last = int(found[0]), int(found[-1])
+    block = table.slice(first, last + 1 - first) if last + 1 - first == found.size else table.filter(pa.array(mask))
+    places = np.argsort(np.argsort(block.column("row").to_numpy(), kind="stable"), kind="stable")
     values = block.column("values")
-    return np.stack([np.frombuffer(values[int(i)].as_buffer(), dtype="<f8") for i in order])
+    matrix = np.empty((found.size, len(values[0].as_buffer()) // 8), dtype="<f8")
+    for place, value in zip(places, values, strict=True):
+        matrix[place] = np.frombuffer(value.as_buffer(), dtype="<f8")
+    return matrix
+
+
+def matrix_table(blocks: Iterable[tuple[Mapping[str, Any], np.ndarray]], kind: str) -> pa.Table:
+    """Return (labels, matrix) pairs as a table in the layout above, without a copy of the numbers."""
+    parts = []
+    for labels, values in blocks:
+        matrix = np.ascontiguousarray(values, dtype="<f8")
+        rows, width = matrix.shape
+        offsets = np.arange(rows + 1, dtype=np.int64) * (8 * width)
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(matrix)]
+        column = pa.Array.from_buffers(pa.large_binary(), rows, buffers)
+        told = {name: pa.repeat(pa.scalar(value), rows) for name, value in labels.items()}
+        numbers = pa.array(np.arange(rows, dtype=np.int64))
+        parts.append(conform(pa.table({**told, "row": numbers, "values": column}), kind))
+    return pa.concat_tables(parts)
 
 
 def read_pairs(paths: Iterable[str | os.PathLike], kind: str) -> list[tuple[dict[str, Any], pa.Table]]:

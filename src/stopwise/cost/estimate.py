@@ -11,17 +11,16 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from stopwise.kernel.float32 import float32_products
-from stopwise.kernel.memory import SMALLEST_TILE
+from stopwise.kernel.memory import Needs, product_bytes, room, total_memory
 from stopwise.kernel.ntk import kernel_layers, layer_costs, split_layers
-from stopwise.kernel.passes import TOKENS_PER_BATCH
-from stopwise.kernel.products import PANEL, SLAB, TILE
+from stopwise.kernel.products import TILE, Sizes, sizes_on
 from stopwise.linearized.coding import columns
 from stopwise.network.architecture import blocks_of, is_linear, widths
 from stopwise.network.parameters import Subset, select_parameters
@@ -39,6 +38,7 @@ class Device:
     products: float
     memory: float
     measured: bool = False
+    kind: str = "cuda"
 
 
 # Peak float32 rates without TF32 from NVIDIA's data sheets (19.5 and 67 TFLOP/s, so half as many multiply-adds), times
@@ -130,15 +130,16 @@ def estimate(
     rows, cross = n * per_example, new * per_example
     share = _largest_share(model, parameters, shards)
     all_tokens = (n + new) * tokens
-    room = (memory_gb * 1e9 if memory_gb is not None else device.memory - counts.weights * itemsize) * 0.9
-    memory = _memory(counts, all_tokens, per_example, rows + cross, share, itemsize)
-    schedule, tiles, peak = _schedule(memory, room, n + new)
+    sizes = sizes_on(device.kind)
+    memory = _memory(counts, all_tokens, per_example, rows + cross, share, itemsize, sizes)
+    there = room(device.kind, device.memory, counts.weights * itemsize, memory_gb)
+    schedule, tiles, peak = replace(memory, room=there).schedule(n + new)
     # Every pair of tiles is a run over both: each tile is in tiles - 1 of them.
     runs = max(tiles - 1, 1)
     forward = all_tokens * (counts.forward + counts.score * tokens)
     passes = (per_example + (1 if schedule == "keep" else 2)) * forward * runs
     forming = (rows + cross) * tokens * counts.selected * share * runs
-    products = (rows * (rows + PANEL) / 2 + cross * rows) * counts.selected * share
+    products = (rows * (rows + sizes.panel) / 2 + cross * rows) * counts.selected * share
     seconds = passes / device.passes + forming / device.forming + products / device.products
     return {
         "n": n,
@@ -167,28 +168,20 @@ def _largest_share(model: nn.Module, parameters: Subset, shards: int) -> float:
 
 
 def _memory(
-    c: Counts, tokens: int, per_example: int, rows: int, share: float, itemsize: int
-) -> tuple[float, float, float]:
-    """Return bytes of keeping, of a sweep per token, and beside the tokens."""
+    c: Counts, tokens: float, per_example: int, rows: int, share: float, itemsize: int, sizes: Sizes
+) -> Needs:
+    """Return what the engine will find when it probes the model: bytes of keeping and of a sweep."""
     features = (c.features_input + per_example * c.features_output) * itemsize
     layer = 1.5 * features / max(c.depth, 1)
-    fixed = 4.0 * max(SLAB, TILE * rows) + TOKENS_PER_BATCH * 12 * c.hidden * itemsize
-    graph = TOKENS_PER_BATCH * 12 * c.hidden * c.depth * itemsize
-    sweep = c.hidden * itemsize * (c.depth + 2 * per_example) + layer
-    return features * share * tokens + graph + fixed, sweep * tokens, fixed
-
-
-def _schedule(memory: tuple[float, float, float], room: float, examples: int) -> tuple[str, int, float]:
-    """Return (schedule, tiles, peak bytes) by the room there is."""
-    keep, sweep, fixed = memory
-    if keep <= room:
-        return "keep", 1, keep
-    if sweep + fixed <= room or examples <= SMALLEST_TILE:
-        return "sweep", 1, sweep + fixed
-    pieces = -(-2 * sweep // max(room - fixed, 1.0))
-    size = max(SMALLEST_TILE, int(examples // pieces))
-    tiles = -(-examples // size)
-    return "sweep", tiles, fixed + sweep * min(1.0, 2 / tiles)
+    products = product_bytes(sizes, rows)
+    graph = min(sizes.tokens, tokens) * 12 * c.hidden * c.depth * itemsize
+    return Needs(
+        keep=features * share * tokens + graph + products,
+        sweep_token=c.hidden * itemsize * (c.depth + 2 * per_example) + layer,
+        sweep_fixed=graph / max(c.depth, 1) + products,
+        room=0.0,
+        tokens=tokens,
+    )
 
 
 def cost_table(
@@ -228,13 +221,11 @@ def measure_device(device: str = "cpu") -> Device:
         forming = 64 * 48 * 192 * 576 / _seconds(lambda: torch.bmm(g.transpose(1, 2), a), place)
         products = 128 * 128 * TILE / _seconds(lambda: j @ j.T, place)
     if place.type == "cuda":
-        name, memory = torch.cuda.get_device_name(place), float(torch.cuda.get_device_properties(place).total_memory)
+        name = torch.cuda.get_device_name(place)
     else:
-        import psutil
-
-        name, memory = f"{torch.get_num_threads()} CPU threads", float(psutil.virtual_memory().total)
+        name = f"{torch.get_num_threads()} CPU threads"
     # Passes reach about 0.6 of their products' rate: attention, norms and activations are not products.
-    return Device(name, 0.6 * passes, forming, products, memory, measured=True)
+    return Device(name, 0.6 * passes, forming, products, total_memory(place), measured=True, kind=place.type)
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:

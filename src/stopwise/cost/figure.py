@@ -23,7 +23,7 @@ def draw(floor: pa.Table, peers: pa.Table) -> Figure:
     figure, axes = style.new_figure("two-column", height=2.6, ncols=2)
     left, right = axes[0]
     data = floor.to_pandas()
-    for (method, group), color in zip(data.groupby("method"), ("blue", "orange", "green"), strict=False):
+    for (method, group), color in zip(data.groupby("method"), ("blue", "orange", "green", "vermilion"), strict=False):
         one, label = group.sort_values("n"), style.plain(method, 40)
         left.plot(one["n"], one["ratio_to_floor"], marker="o", color=style.COLORS[color], label=label)
     left.axhline(1.0, color=style.COLORS["grey"], linewidth=0.8, linestyle=":")

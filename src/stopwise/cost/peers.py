@@ -47,20 +47,18 @@ def floor(model: Any, batch: dict, outputs: str = "logits", tokens_per_batch: in
 
 def gram_of_rows(rows: torch.Tensor) -> np.ndarray:
     """Return J J^T in float64 from stored rows [m, P], in the same tiles as the kernel's own."""
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
     for tile in slabs(rows.shape[1], TILE):
         total += rows[:, tile] @ rows[:, tile].T
-    return total.numpy()
+    return total.cpu().numpy()
 
 
 def vmap_kernel(model: Any, batch: dict, outputs: str, parameters: Any, chunk: int) -> np.ndarray:
     """Return K by ``torch.func``: vmap over examples of jacrev, ``chunk`` examples at a time, J in memory."""
     function, chosen = _functional(model, batch, outputs, parameters)
-    ids = batch["input_ids"]
+    ids = batch["input_ids"].to(model.device)
     columns = len(function(chosen, ids[0]))
-    rows = torch.empty(
-        len(ids) * columns, sum(p.numel() for p in chosen.values()), dtype=next(iter(chosen.values())).dtype
-    )
+    rows = _empty_rows(len(ids) * columns, chosen)
     jacobian = torch.func.vmap(torch.func.jacrev(function), in_dims=(None, 0))
     for index in torch.arange(len(ids)).split(chunk):
         start = 0
@@ -70,6 +68,11 @@ def vmap_kernel(model: Any, batch: dict, outputs: str, parameters: Any, chunk: i
             rows[index[0] * columns : (index[-1] + 1) * columns, start : start + block.shape[1]] = block
             start += block.shape[1]
     return gram_of_rows(rows)
+
+
+def _empty_rows(count: int, chosen: dict[str, Any]) -> torch.Tensor:
+    """Return memory for the rows of J, where the parameters are and of their type."""
+    return next(iter(chosen.values())).new_empty(count, sum(p.numel() for p in chosen.values()))
 
 
 def loop_kernel(model: Any, batch: dict, outputs: str, parameters: Any) -> np.ndarray:
@@ -83,7 +86,7 @@ def loop_kernel(model: Any, batch: dict, outputs: str, parameters: Any) -> np.nd
         for i in range(len(packed)):
             f = packed_outputs(model, packed.rows(torch.tensor([i])), tokens, outputs)[0]
             if rows is None:
-                rows = torch.empty(len(packed) * len(f), sum(p.numel() for p in chosen.values()), dtype=f.dtype)
+                rows = _empty_rows(len(packed) * len(f), chosen).to(f.dtype)
             for column in range(len(f)):
                 grads = torch.autograd.grad(f[column], list(chosen.values()), retain_graph=column + 1 < len(f))
                 torch.cat([g.flatten() for g in grads], out=rows[i * len(f) + column])
@@ -106,17 +109,19 @@ def pairwise_entries(
     own = model.config._attn_implementation
     model.set_attn_implementation("eager")  # fused attention has no forward mode
     try:
-        ids = batch["input_ids"]
+        ids = batch["input_ids"].to(model.device)
         pull = torch.func.vjp(lambda p: function(p, ids[0]), chosen)[1]
         columns = len(function(chosen, ids[0]))
-        direction = pull(torch.eye(columns, dtype=next(iter(chosen.values())).dtype)[0])[0]
+        own_type = next(iter(chosen.values()))
+        direction = pull(torch.eye(columns, dtype=own_type.dtype, device=own_type.device)[0])[0]
         values, seconds = [], float("inf")
         for example in ids[:examples]:
             start = time.perf_counter()
             with torch.no_grad():
                 pushed = torch.func.jvp(lambda p, x=example: function(p, x), (chosen,), (direction,))[1]
+                found = pushed.double().cpu().numpy()  # a device has to be done
             seconds = min(seconds, time.perf_counter() - start)
-            values.append(pushed.double().numpy())
+            values.append(found)
     finally:
         model.set_attn_implementation(own)
     return seconds / columns, np.concatenate(values)
@@ -126,8 +131,10 @@ def _functional(model: Any, batch: dict, outputs: str, parameters: Any) -> tuple
     """Return f(parameters, ids of one example) [columns] through the verbalizer rows, and the parameters."""
     tokens = verbalizers_of(batch, None)
     chosen = {name: p.detach() for name, p in select_parameters(model, parameters).items()}
-    coding = torch.as_tensor(coding_matrix(len(tokens), outputs), dtype=next(iter(chosen.values())).dtype)
-    last = torch.tensor([batch["input_ids"].shape[1] - 1])
+    own = next(iter(chosen.values()))
+    coding = torch.as_tensor(coding_matrix(len(tokens), outputs), dtype=own.dtype, device=own.device)
+    last = torch.tensor([batch["input_ids"].shape[1] - 1], device=own.device)
+    tokens = tokens.to(own.device)
 
     def function(values: dict[str, torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
         with verbalizer_head(model, last, tokens, HeadCall()):

@@ -55,7 +55,7 @@ def cross_kernels(
     tasks = {"/".join(name): batch for name, batch in batches.items()}
     with prepared(model, tasks, None, parameters, outputs, device, None, layers) as bare:
         job = replace(bare, pairs=pairs, signed=formula == "signgd", by="module")
-        found, _ = kernel_parts(replace(job, memory_gb=memory_gb, progress=progress))
+        found, *_ = kernel_parts(replace(job, memory_gb=memory_gb, progress=progress))
         homes = {term.module: _homes(term) for term in bare.terms}
     parts: dict[str, dict[str, dict[Key, np.ndarray]]] = {grouping: {} for grouping in GROUPINGS}
     for key, part in zip(keys, found, strict=True):

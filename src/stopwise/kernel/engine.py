@@ -13,14 +13,18 @@ from tqdm import tqdm
 
 from stopwise.kernel.fallback import Probe, fallback_features, probe
 from stopwise.kernel.formulas import Features, Outer, Term, stored_transposed
-from stopwise.kernel.memory import Needs, needs
-from stopwise.kernel.passes import TOKENS_PER_BATCH, Batch, Group, Pass, batches_of, make_groups, whole_pass
-from stopwise.kernel.products import Blocks, Layout, add_term
+from stopwise.kernel.memory import Needs, batch_tokens, needs
+from stopwise.kernel.moments import Moments, directions, moments_of
+from stopwise.kernel.passes import Batch, Group, Pass, batches_of, make_groups, whole_pass
+from stopwise.kernel.products import Blocks, Layout, add_term, sizes_on, slabs
 from stopwise.kernel.sweep import Sweep, Unswept
 from stopwise.network.architecture import blocks_of
 from stopwise.network.batches import MAX_PADDING, Packed
 
 log = logging.getLogger(__name__)
+
+ORDERED = 1 << 27  # entries of a kernel put in order and copied to the host at once: 1 GiB
+GRAPH_SHARE = 0.25  # of the room: the most that the graph of one pass may take on a GPU
 
 
 @dataclass
@@ -34,21 +38,28 @@ class Job:
     outputs: str = "contrast"
     signed: bool = False
     scales: Mapping[str, torch.Tensor] | None = None  # sqrt(D) by parameter: the kernel J D J'
-    by: str = "layer"
+    by: str = "layer"  # layer | module | total
+    targets: Sequence[np.ndarray | None] = ()  # by task, at scale 1: the layers' moments are taken along them
+    products: str = "float32"  # see product_modes
     memory_gb: float | None = None
     progress: bool = False
     schedule: str = "auto"  # keep | sweep | auto
-    tokens_per_batch: int = TOKENS_PER_BATCH
+    tokens_per_batch: int | None = None  # None: by device and memory
     max_padding: float = MAX_PADDING
 
 
 @dataclass
 class Part:
-    """The additive parts of one kernel block: float64 matrices by layer (or module), row norms of a by module."""
+    """The additive parts of one kernel block: float64 matrices by layer (or module), row norms of a by module.
+
+    Where the sum is wanted alone: ``matrices["total"]``, ``total`` while it grows, and the ``moments`` of layers.
+    """
 
     shape: tuple[int, int]
     matrices: dict[str, np.ndarray] = field(default_factory=dict)
     norms: dict[str, np.ndarray] = field(default_factory=dict)
+    moments: dict[str, tuple[Moments, Moments | None]] = field(default_factory=dict)
+    total: torch.Tensor | None = None
 
 
 @dataclass
@@ -66,12 +77,14 @@ class Engine:
         self.job = job
         self.device = next(job.model.parameters()).device
         self.run = Pass(job.model, job.terms, job.outputs)
-        self._group(job.tokens_per_batch)
+        self._vectors: dict[int, torch.Tensor] = {}
+        self._group(job.tokens_per_batch or sizes_on(self.device.type).tokens)
         filled = [group for group in self.groups if len(group.packed)]
         self.probed = probe(self.run, filled[0]) if filled else Probe()
         if self.probed.broken:
             self._try_singly(filled[0])
         self.run.terms = [t for t in job.terms if t not in self.probed.broken]
+        self.needs = self._decided()
 
     def _group(self, tokens_per_batch: int) -> None:
         self.groups = make_groups(self.job.tasks, self.job.outputs, tokens_per_batch, self.job.max_padding)
@@ -108,19 +121,53 @@ class Engine:
                 terms.append((term, parts))
             yield Visit(layer, terms)
 
+    @property
+    def examples(self) -> int:
+        """All examples of all tasks."""
+        return sum(len(group.packed) for group in self.groups)
+
     def keeps(self) -> bool:
         """Whether all inputs and output gradients are kept (fast) or blocks replayed (frugal)."""
         if self.job.schedule != "auto" or not blocks_of(self.job.model):
             return self.job.schedule != "sweep"
-        return self._needs().keeps
+        return self.needs.keeps
 
     def tile(self) -> int | None:
         """Return how many examples make a tile that fits in memory, None where all do."""
-        examples = sum(len(group.packed) for group in self.groups)
-        return self._needs().tile(examples) if self.job.schedule == "auto" and examples else None
+        return self.needs.tile(self.examples) if self.job.schedule == "auto" and self.examples else None
 
-    def _needs(self) -> Needs:
+    def _decided(self) -> Needs:
+        """Measure the memory that the passes need, once; batches that alone would fill a GPU are made smaller."""
+        found = needs(self.job.model, self.run, self.batches, self.probed, self.job.memory_gb)
+        graph = self.probed.graph_bytes * max((batch_tokens(batch) for batch in self.batches), default=0)
+        largest = GRAPH_SHARE * found.room
+        if self.device.type == "cpu" or self.job.tokens_per_batch or graph <= largest or not graph:
+            return found
+        self._group(max(1, int(largest / self.probed.graph_bytes)))
         return needs(self.job.model, self.run, self.batches, self.probed, self.job.memory_gb)
+
+    def plan(self) -> dict[str, Any]:
+        """Return what was decided, to be recorded: schedule, tiles, and GB of what it needs and what there is."""
+        schedule, tiles, peak = self.needs.schedule(self.examples)
+        if self.job.schedule != "auto":
+            schedule, tiles = ("keep" if self.keeps() else "sweep"), 1
+        elif not blocks_of(self.job.model):
+            schedule = "keep"
+        return {
+            "schedule": schedule,
+            "tiles": tiles,
+            "needs_gb": round(peak / 1e9, 3),
+            "room_gb": round(self.needs.room / 1e9, 3),
+            "passes": len(self.batches),
+        }
+
+    def vectors(self, task: int) -> torch.Tensor | None:
+        """Return what the moments of layers are taken along, None for a task without targets."""
+        if task >= len(self.job.targets) or self.job.targets[task] is None:
+            return None
+        if task not in self._vectors:
+            self._vectors[task] = directions(self.groups[task], self.run, self.job.targets[task], self.device)
+        return self._vectors[task]
 
     @property
     def f0(self) -> list[np.ndarray]:
@@ -131,11 +178,16 @@ class Engine:
 def engine_parts(engine: Engine) -> tuple[list[Part], list[np.ndarray]]:
     """Return the parts of every pair's kernel in the order the batches were given, and f0 of every task."""
     job = engine.job
-    layout = Layout(tuple(engine.groups), tuple(job.pairs))
+    layout = Layout(tuple(engine.groups), tuple(job.pairs), products=job.products)
     parts = [Part((len(engine.groups[a].rows), len(engine.groups[b].rows))) for a, b in job.pairs]
-    for visit in engine.layers():
-        with torch.no_grad():
-            _add_layer(job, visit, layout, parts, engine.device)
+    with torch.no_grad():
+        for visit in engine.layers():
+            add = _add_to_total if job.by == "total" else _add_layer
+            add(engine, visit, layout, parts)
+        for part, (a, b) in zip(parts, job.pairs, strict=True):
+            if part.total is not None:
+                part.matrices["total"] = _as_given(part.total, layout, a, b)
+                part.total = None
     return parts, engine.f0
 
 
@@ -199,24 +251,59 @@ def _swept(sweep: Sweep, layers: Sequence[str], step: Callable[[], Any]) -> Iter
         step()
 
 
-def _add_layer(job: Job, visit: Visit, layout: Layout, parts: list[Part], device: torch.device) -> None:
-    """Add one layer's kernel, module by module in name order, to every pair's parts."""
+def _modules(visit: Visit) -> Iterator[tuple[str, list]]:
+    """Yield the terms of a layer by module in name order; what is taken from them is freed."""
     modules: dict[str, list[tuple[Term, list[tuple[Batch, Features]]]]] = {}
     for term, rows in visit.terms:
         modules.setdefault(term.module, []).append((term, rows))
-    for module, terms in sorted(modules.items()):
-        blocks = Blocks(layout, device)
-        while terms:
-            term, rows = terms.pop(0)
-            add_term(blocks, rows, job.signed, scale=_scale_of(term, rows, job.scales))
+    visit.terms.clear()
+    yield from sorted(modules.items())
+
+
+def _add_terms(job: Job, blocks: Blocks, terms: list) -> None:
+    while terms:
+        term, rows = terms.pop(0)
+        add_term(blocks, rows, job.signed, scale=_scale_of(term, rows, job.scales))
+
+
+def _add_layer(engine: Engine, visit: Visit, layout: Layout, parts: list[Part]) -> None:
+    """Add one layer's kernel, module by module in name order, to every pair's parts."""
+    job = engine.job
+    for module, terms in _modules(visit):
+        blocks = Blocks(layout, engine.device)
+        _add_terms(job, blocks, terms)
         blocks.finish()
         key = visit.layer if job.by == "layer" else module
         for part, (a, b), matrix in zip(parts, layout.pairs, blocks.matrices, strict=True):
             ordered = _as_given(matrix, layout, a, b)
             part.matrices[key] = part.matrices[key] + ordered if key in part.matrices else ordered
-            squares = blocks.row_squares(a).clamp(min=0).cpu().numpy()
-            part.norms[module] = np.empty(len(squares))
-            part.norms[module][row_order(layout.groups[a])] = np.sqrt(squares)
+            part.norms[module] = _norms(blocks.row_squares(a), layout, a)
+
+
+def _add_to_total(engine: Engine, visit: Visit, layout: Layout, parts: list[Part]) -> None:
+    """Add one layer's kernel to the sum over all layers, which stays on the device; of the layer, its moments stay."""
+    blocks = Blocks(layout, engine.device)
+    sides = {a for a, _ in layout.pairs}
+    for module, terms in _modules(visit):
+        before = {a: blocks.row_squares(a).clone() for a in sides}
+        _add_terms(engine.job, blocks, terms)
+        for part, (a, _) in zip(parts, layout.pairs, strict=True):
+            part.norms[module] = _norms(blocks.row_squares(a) - before[a], layout, a)
+    blocks.finish()
+    for part, (a, b) in zip(parts, layout.pairs, strict=True):
+        matrix = blocks.matrices.pop(0)
+        left, right = engine.vectors(a), engine.vectors(b)
+        if left is not None and right is not None:
+            orders = [row_order(layout.groups[side]) for side in (a, b)]
+            part.moments[visit.layer] = moments_of(matrix, left, right, a == b, orders)
+        part.total = matrix if part.total is None else part.total.add_(matrix)
+
+
+def _norms(squares: torch.Tensor, layout: Layout, a: int) -> np.ndarray:
+    """Return Euclidean norms of a group's rows in the order its batch was given."""
+    found = np.empty(len(squares))
+    found[row_order(layout.groups[a])] = np.sqrt(squares.clamp(min=0).cpu().numpy())
+    return found
 
 
 def _scale_of(
@@ -235,7 +322,11 @@ def row_order(group: Group) -> np.ndarray:
 
 
 def _as_given(matrix: torch.Tensor, layout: Layout, a: int, b: int) -> np.ndarray:
-    """Undo the sorting by length of both sides."""
-    found = np.empty(matrix.shape)
-    found[np.ix_(row_order(layout.groups[a]), row_order(layout.groups[b]))] = matrix.cpu().numpy()
+    """Undo the sorting by length of both sides, on the device, and copy to the host."""
+    left, right = (
+        torch.as_tensor(np.argsort(row_order(layout.groups[side])), device=matrix.device) for side in (a, b)
+    )
+    found = np.empty(tuple(matrix.shape))
+    for rows in slabs(len(matrix), max(1, ORDERED // max(matrix.shape[1], 1))) if len(matrix) else []:
+        found[rows] = matrix[left[rows]][:, right].cpu().numpy()
     return found

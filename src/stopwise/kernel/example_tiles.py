@@ -6,27 +6,58 @@ examples; the products, which grow with n^2, are computed once.
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from stopwise.kernel.engine import Engine, Job, Part, engine_parts
+from stopwise.kernel.memory import out_of_memory
+from stopwise.kernel.moments import Moments
 from stopwise.linearized.coding import columns
 
 log = logging.getLogger(__name__)
 
 
-def kernel_parts(job: Job) -> tuple[list[Part], list[np.ndarray]]:
-    """Return the parts of every pair's kernel and f0 of every task, in tiles where memory asks for them."""
-    engine = Engine(job)
-    size = engine.tile()
+Found = tuple[list[Part], list[np.ndarray], dict[str, Any]]
+
+
+def kernel_parts(job: Job) -> Found:
+    """Return the parts of every pair's kernel, f0 of every task, and the plan, in tiles where memory asks for them.
+
+    Where memory does not suffice all the same, half the room is tried once; MemoryError where that fails too.
+    """
+    rooms: list[float] = []
+    for _ in range(2):
+        engine = Engine(job)
+        rooms.append(min(engine.needs.room, engine.plan()["needs_gb"] * 1e9))
+        try:
+            return _parts(engine)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+        log.warning("memory did not suffice with room for %.2f GB: half of it is tried", rooms[-1] / 1e9)
+        del engine
+        gc.collect()
+        torch.cuda.empty_cache()
+        job = replace(job, memory_gb=rooms[-1] / 2e9, schedule="auto")
+    tried = " and ".join(f"{room / 1e9:.2f} GB" for room in rooms)
+    raise MemoryError(
+        f"the kernel of {sum(len(packed) for packed, _ in job.tasks)} examples does not fit: tried with {tried} beside"
+        " the weights. Lower kernel.memory_gb below that, raise kernel.shards, or end what else uses the memory"
+    )
+
+
+def _parts(engine: Engine) -> Found:
+    size, plan = engine.tile(), engine.plan()
     if size is None:
-        return engine_parts(engine)
+        return *engine_parts(engine), plan
     log.info("examples are computed in tiles of %d, to stay within memory", size)
-    return tiled_parts(job, size)
+    return *tiled_parts(engine.job, size), plan
 
 
 @dataclass(frozen=True)
@@ -71,7 +102,11 @@ def _sub_job(job: Job, some: Sequence[Tile], pairs: list[tuple[int, int]]) -> Jo
     for tile in some:
         packed, tokens = job.tasks[tile.task]
         tasks.append((packed.rows(torch.arange(tile.start, tile.stop)), tokens))
-    return replace(job, tasks=tasks, pairs=pairs, schedule="sweep")
+    targets = []
+    for tile in some:
+        own = job.targets[tile.task] if tile.task < len(job.targets) else None
+        targets.append(None if own is None else own[tile.start : tile.stop])
+    return replace(job, tasks=tasks, pairs=pairs, schedule="sweep", targets=targets)
 
 
 def _runs(
@@ -103,9 +138,17 @@ def _place(whole: Part, found: Part, left: Tile, right: Tile, widths: Sequence[i
     rows = slice(left.start * widths[left.task], left.stop * widths[left.task])
     cols = slice(right.start * widths[right.task], right.stop * widths[right.task])
     for name, block in found.matrices.items():
-        target = whole.matrices.setdefault(name, np.zeros(whole.shape))
+        if name not in whole.matrices:
+            whole.matrices[name] = np.zeros(whole.shape)
+        target = whole.matrices[name]
         target[rows, cols] = block
         if mirrored and left != right:
             target[cols, rows] = block.T
+    for layer, (here, mirror) in found.moments.items():
+        if layer not in whole.moments:
+            whole.moments[layer] = Moments.zeros(whole.shape[0], widths[left.task]), None
+        whole.moments[layer][0].add(here, rows)
+        if mirror is not None:
+            whole.moments[layer][0].add(mirror, cols)
     for module, norms in found.norms.items():
         whole.norms.setdefault(module, np.zeros(whole.shape[0]))[rows] = norms

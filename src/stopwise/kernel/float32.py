@@ -1,8 +1,9 @@
 """The float32 matrix-product backend: the fastest one that is still float32, for the time of a block.
 
-On CPUs, precision "medium" routes products through oneDNN, which on machines without bfloat16 tile units computes them
-in full float32, often twice as fast as the default. With such units (AMX) the same switch rounds to bfloat16, so it is
-used only where they are absent *and* a probe of its error agrees. On CUDA, TF32 is off.
+On CPUs, precision "bf16" routes products through oneDNN, which on machines without bfloat16 tile units computes them in
+full float32, often twice as fast as the default. With such units (AMX) the same switch rounds to bfloat16, so it is
+used only where they are absent *and* a probe of its error agrees. On CUDA, TF32 is off. PyTorch has an older setting
+for all backends at once and refuses to read it once anybody used one backend's own: only the latter is used here.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -23,22 +25,37 @@ SHAPES = ((128, 576, 192), (96, 4096, 96), (8, 48, 64))  # passes, Gram tiles, p
 
 @contextmanager
 def float32_products(device: torch.device | str = "cpu") -> Iterator[str]:
-    """Set the precision of float32 products on a device, yield its name, and restore what was set before."""
-    before = torch.get_float32_matmul_precision()
-    chosen = "medium" if torch.device(device).type == "cpu" and onednn_is_float32() else "highest"
-    torch.set_float32_matmul_precision(chosen)
-    try:
+    """Set the precision of float32 products on a device, yield its name, and restore what was set before.
+
+    ``bf16``: through oneDNN, which computes float32 here (see above). ``ieee``: the default backend.
+    """
+    kind = torch.device(device).type
+    chosen = "bf16" if kind == "cpu" and onednn_is_float32() else "ieee"
+    with product_precision(kind, chosen):
         yield chosen
+
+
+@contextmanager
+def product_precision(kind: str, precision: str) -> Iterator[None]:
+    """Set PyTorch's name of the precision of one kind of device's products for the time of a block."""
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    backend: Any = cuda if kind == "cuda" else cpu
+    above = torch.backends.cudnn.fp32_precision if kind == "cuda" else torch.backends.mkldnn.fp32_precision
+    before = backend.fp32_precision
+    before = "none" if before == above else before  # it goes on following the setting above it
+    backend.fp32_precision = precision
+    try:
+        yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        backend.fp32_precision = before
 
 
 @functools.cache
 def onednn_is_float32() -> bool:
-    """Tell whether precision "medium" may be used here: no AMX, and products as exact as float32 makes them."""
+    """Tell whether precision "bf16" may be used here: no AMX, and products as exact as float32 makes them."""
     if not torch.backends.mkldnn.is_available() or has_amx():
         return False
-    error = product_error("medium")
+    error = product_error("bf16")
     if error > LIMIT:
         log.info("oneDNN rounds float32 products (relative error %.1e): it is not used", error)
     return error <= LIMIT
@@ -51,18 +68,14 @@ def has_amx() -> bool:
 
 
 def product_error(precision: str) -> float:
-    """Return the largest relative Frobenius error of float32 products against float64 under a precision setting."""
-    before = torch.get_float32_matmul_precision()
+    """Return the largest relative Frobenius error of the CPU's float32 products against float64 under a precision."""
     generator = torch.Generator().manual_seed(0)
     errors = []
-    torch.set_float32_matmul_precision(precision)
-    try:
+    with product_precision("cpu", precision):
         for rows, inner, cols in SHAPES:
             a, b = (torch.randn(*shape, generator=generator) for shape in ((rows, inner), (inner, cols)))
             exact = a.double() @ b.double()
             single = a @ b
             batched = torch.bmm(a.expand(2, -1, -1), b.expand(2, -1, -1))[1]
             errors += [float((found.double() - exact).norm() / exact.norm()) for found in (single, batched)]
-    finally:
-        torch.set_float32_matmul_precision(before)
     return max(errors)

@@ -13,7 +13,17 @@ from torch import nn
 from stopwise.kernel.engine import Engine, row_order
 from stopwise.kernel.formulas import Dense, Outer, Sparse, Term, stored_transposed
 from stopwise.kernel.ntk import prepared
-from stopwise.kernel.products import Blocks, Layout, Part, add_term, dense_tiles, merged_entries, runs_of, weight_tiles
+from stopwise.kernel.products import (
+    TILE,
+    Blocks,
+    Layout,
+    Part,
+    add_term,
+    dense_tiles,
+    merged_entries,
+    runs_of,
+    weight_tiles,
+)
 from stopwise.network.parameters import Subset
 
 Place = Callable[[Term, Sequence[Part]], None]
@@ -21,14 +31,14 @@ Place = Callable[[Term, Sequence[Part]], None]
 
 @dataclass(frozen=True)
 class Sketch:
-    """Sketched rows [m, dimension] float64 and how well their inner products keep the kernel.
+    """Sketched rows [m, dimension] float64 and, where asked for, how well their inner products keep the kernel.
 
     ``error``: relative Frobenius error of rows rows^T against ``exact``, the Gram matrix of the same passes.
     """
 
     rows: np.ndarray
-    exact: np.ndarray
-    error: float
+    exact: np.ndarray | None = None
+    error: float | None = None
 
 
 def jacobian_rows(
@@ -99,31 +109,37 @@ def jacobian_sketch(
     parameters: Subset = "attention",
     outputs: str = "contrast",
     layers: Sequence[str] | None = None,
+    exact: bool = False,
 ) -> Sketch:
-    """Return a random projection of J's rows to ``dimension`` columns that keeps inner products, and its error.
+    """Return a random projection of J's rows to ``dimension`` columns that keeps inner products.
 
     Every parameter entry is added, with a random sign, to one of the columns (a stratified CountSketch; Charikar, Chen
     and Farach-Colton, 2002): inner products are unbiased, with relative error about sqrt(2/dimension). The projection
-    depends on ``seed`` and parameter names only, so that sketches of other examples, batches or shards (which add up)
-    belong together. Cost: one pass over J's entries, never stored, besides the kernel's own.
+    depends on ``seed`` and the parameters only, so that sketches of other examples, batches or shards (which add up)
+    belong together. ``exact``: whether the Gram matrix is computed too, to tell the sketch's error. Cost: the passes
+    and one pass over J's entries, never stored; with ``exact`` the kernel's products beside.
     """
     if dimension < 1:
         raise ValueError(f"kernel.sketch dimension must be at least 1, found {dimension}")
     with prepared(model, {"a": batch}, verbalizers, parameters, outputs, layers=layers) as job:
         engine = Engine(replace(job, pairs=[(0, 0)]))
         layout = Layout(tuple(engine.groups), ((0, 0),))
-        blocks = Blocks(layout, engine.device)
+        blocks = Blocks(layout, engine.device) if exact else None
         found = torch.zeros(layout.rows, dimension, dtype=torch.float64, device=engine.device)
         for visit in engine.layers():
             for term, parts in visit.terms:
-                add_term(blocks, parts)
+                if blocks is not None:
+                    add_term(blocks, parts)
                 _project_term(term, parts, found, seed)
-        blocks.finish()
         order = row_order(engine.groups[0])
-    rows, exact = np.empty(found.shape), np.empty((layout.rows, layout.rows))
+    rows = np.empty(found.shape)
     rows[order] = found.cpu().numpy()
-    exact[np.ix_(order, order)] = blocks.matrices[0].cpu().numpy()
-    return Sketch(rows, exact, float(np.linalg.norm(rows @ rows.T - exact) / np.linalg.norm(exact)))
+    if blocks is None:
+        return Sketch(rows)
+    blocks.finish()
+    gram = np.empty((layout.rows, layout.rows))
+    gram[np.ix_(order, order)] = blocks.matrices[0].cpu().numpy()
+    return Sketch(rows, gram, float(np.linalg.norm(rows @ rows.T - gram) / np.linalg.norm(gram)))
 
 
 def _project_term(term: Term, parts: Sequence[Part], sketch: torch.Tensor, seed: int) -> None:
@@ -138,7 +154,10 @@ def _project_term(term: Term, parts: Sequence[Part], sketch: torch.Tensor, seed:
             generator = _generator(seed, term.name, int(tables[run.start]))
             sketch[keys[run] % rows] += _project(vectors[run], sketch.shape[1], generator)
         return
-    tiles = (t for t, _, _ in weight_tiles(parts, rows)) if isinstance(kind, Outer) else dense_tiles(parts, rows, False)
+    if isinstance(kind, Outer):  # tiles of one width whatever the number of rows: the projection goes by them
+        tiles = (tile for tile, _, _ in weight_tiles(parts, rows, width=TILE))
+    else:
+        tiles = dense_tiles(parts, rows, False)
     for number, tile in enumerate(tiles):
         sketch += _project(tile, sketch.shape[1], _generator(seed, term.name, number))
 

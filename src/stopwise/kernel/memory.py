@@ -2,7 +2,8 @@
 
 Three schedules, from fast to frugal: *keep* holds every layer's inputs and output gradients; *sweep* holds the inputs
 of blocks, and one block's; *tiles* sweeps over two tiles of examples at a time, for every pair of tiles, so that n is
-bounded by time and not by memory.
+bounded by time and not by memory. The room is a share of what the machine has, not of what is free at this second: it
+is decided once, the plan of a configuration (``cost.estimate``) decides it in the same way, and artifacts say it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,12 +19,13 @@ import torch
 
 from stopwise.kernel.fallback import Probe
 from stopwise.kernel.passes import Batch, Pass
-from stopwise.kernel.products import SLAB, TILE
+from stopwise.kernel.products import Sizes, sizes_on
 from stopwise.network.architecture import blocks_of
 
 log = logging.getLogger(__name__)
 
-MEMORY_SHARE = 0.5  # of the memory that is free, when no limit is given
+# Of a machine's memory beside the weights, when no limit is given: a GPU is leased, a CPU's memory has other users.
+MEMORY_SHARE = {"cuda": 0.8, "cpu": 0.5}
 SMALLEST_TILE = 64  # examples: below this the passes, repeated for every pair of tiles, cost more than the products
 
 
@@ -34,7 +37,7 @@ class Needs:
     sweep_token: float
     sweep_fixed: float
     room: float
-    tokens: int
+    tokens: float
 
     @property
     def keeps(self) -> bool:
@@ -43,41 +46,81 @@ class Needs:
 
     def tile(self, examples: int) -> int | None:
         """Return how many examples make a tile, two of which fit in a sweep; None where all fit."""
-        room = max(self.room - self.sweep_fixed, 0.0) / self.sweep_token
+        room = max(self.room - self.sweep_fixed, 0.0) / max(self.sweep_token, 1.0)
         if self.keeps or self.tokens <= room or examples <= SMALLEST_TILE:
             return None
         pieces = -(-self.tokens * 2 // max(room, 1.0))
         return max(SMALLEST_TILE, int(examples // pieces))
+
+    def schedule(self, examples: int) -> tuple[str, int, float]:
+        """Return (keep or sweep, how many tiles, the bytes that takes)."""
+        size = self.tile(examples)
+        if self.keeps:
+            return "keep", 1, self.keep
+        tiles = 1 if size is None else -(-examples // size)
+        return "sweep", tiles, self.sweep_fixed + self.sweep_token * self.tokens * min(1.0, 2 / tiles)
+
+
+def batch_tokens(batch: Batch) -> int:
+    """Return the padded tokens of a pass."""
+    return batch.size * int(batch.packed.lengths.max())
 
 
 def needs(model: Any, run: Pass, batches: Sequence[Batch], probed: Probe, memory_gb: float | None) -> Needs:
     """Return the memory needs of a job, from what the probe measured on a few tokens."""
     weight = next(model.parameters())
     blocks = list(blocks_of(model))
-    tokens = [b.size * int(b.packed.lengths.max()) for b in batches]
+    tokens = [batch_tokens(b) for b in batches]
     used = [blocks.index(t.layer) if t.layer in blocks else 0 for t in run.terms]
     depth = len(blocks) - min(used, default=0)
     hidden = getattr(model.config, "hidden_size", 0) * weight.element_size()
     columns = max((b.group.columns for b in batches), default=1)
     rows = sum(b.size * b.group.columns for b in batches)
     one_layer = 1.5 * probed.feature_bytes / max(len({t.layer for t in run.terms}), 1)
-    products = 4 * max(SLAB, TILE * rows) + 4 * 8 * rows**2
+    products = product_bytes(sizes_on(weight.device.type), rows)
+    weights = float(sum(p.numel() * p.element_size() for p in model.parameters()))
     graph = probed.graph_bytes * max(tokens, default=0)
     found = Needs(
         keep=probed.feature_bytes * sum(tokens) + graph + products,
         sweep_token=hidden * (depth + 2 * columns) + one_layer,
         sweep_fixed=graph / max(len(blocks), 1) + products,
-        room=_room(weight.device, memory_gb),
+        room=room(weight.device.type, total_memory(weight.device), weights, memory_gb),
         tokens=sum(tokens),
     )
     log.debug("memory: keeping needs %.2f GB of %.2f GB", found.keep / 1e9, found.room / 1e9)
     return found
 
 
-def _room(device: torch.device, memory_gb: float | None) -> float:
-    """Return the bytes that may be used beside the model."""
+def product_bytes(sizes: Sizes, rows: int) -> float:
+    """Return the bytes of forming and multiplying gradients: a slab, and the kernel's blocks in float64."""
+    return 4.0 * max(sizes.slab, sizes.tile * rows) + 4.0 * 8 * rows**2
+
+
+def total_memory(device: torch.device) -> float:
+    """Return the bytes that a device of this machine has, or that this process may use of them."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return min(float(psutil.virtual_memory().total), _group_limit())
+
+
+def _group_limit() -> float:
+    """Return the memory limit of this process's control group, as a container or Slurm sets it; infinity for none."""
+    try:
+        name = Path("/proc/self/cgroup").read_text(encoding="utf-8").strip().rpartition("::/")[2]
+        return float((Path("/sys/fs/cgroup") / name / "memory.max").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no such file, or the word max
+        return float("inf")
+
+
+def room(kind: str, total: float, weights: float, memory_gb: float | None) -> float:
+    """Return the bytes that may be used beside ``weights`` bytes of ``total``: ``memory_gb`` (10^9 each) if given."""
     if memory_gb is not None:
         return memory_gb * 1e9
-    if device.type == "cuda":
-        return MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
-    return MEMORY_SHARE * psutil.virtual_memory().available
+    return MEMORY_SHARE.get(kind, MEMORY_SHARE["cpu"]) * max(total - weights, 0.0)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory did not suffice; PyTorch's CPU allocator has no type of its own for it."""
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )

@@ -23,15 +23,16 @@ from stopwise.kernel.engine import Job
 from stopwise.kernel.example_tiles import kernel_parts
 from stopwise.kernel.float32 import float32_products
 from stopwise.kernel.formulas import Term, plan_terms
-from stopwise.kernel.passes import TOKENS_PER_BATCH
+from stopwise.kernel.product_modes import checked
 from stopwise.linearized.coding import coding_matrix, columns
 from stopwise.network import lora
+from stopwise.network.attention import steady_attention
 from stopwise.network.batches import MAX_PADDING, pack, verbalizers_of
 from stopwise.network.heads import evaluating, sees_later_tokens
 from stopwise.network.parameters import Subset, held, select_parameters
 
 FORMULAS = ("sgd", "signgd", "adam")
-PARTS = ("layer", "module")
+PARTS = ("layer", "module", "total")
 
 Examples = Mapping[str, torch.Tensor]
 
@@ -42,7 +43,8 @@ class Kernel:
 
     ``matrix`` [m_a, m_b] float64, un-normalised; ``columns`` per example of a (and ``columns_b``); ``by_layer``: its
     additive parts by layer or module name; ``outputs`` f0 of a [n_a, columns], ``outputs_b`` of b; ``row_norms``: by
-    module, the Euclidean norms [m_a] of the rows of J; ``symmetric``: a is b, and the matrix is symmetric to the bit.
+    module, the Euclidean norms [m_a] of the rows of J; ``symmetric``: a is b, and the matrix is symmetric to the bit; ``plan``: how memory was used, as
+    decided before the passes; ``moments``: by layer, what is kept of a layer whose kernel is not (``kernel.moments``).
     """
 
     matrix: np.ndarray
@@ -53,6 +55,8 @@ class Kernel:
     row_norms: dict[str, np.ndarray] = field(default_factory=dict)
     symmetric: bool = False
     columns_b: int = 0
+    plan: dict[str, Any] = field(default_factory=dict)
+    moments: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.columns_b = self.columns_b or self.columns
@@ -70,7 +74,10 @@ class Kernel:
             layers |= part.by_layer
             norms |= part.row_norms
         first = parts[0]
-        total = sum_in_name_order(layers, first.matrix.shape)
+        if layers:
+            total = sum_in_name_order(layers, first.matrix.shape)
+        else:
+            total = sum((part.matrix for part in parts[1:]), start=first.matrix)
         layers, norms = dict(sorted(layers.items())), dict(sorted(norms.items()))
         return cls(
             total, first.columns, layers, first.outputs, first.outputs_b, norms, first.symmetric, first.columns_b
@@ -100,8 +107,10 @@ def empirical_ntk(
     compute in another type than the model's (bfloat16 costs about 2.5e-2 of K). ``memory_gb``: memory that may be used
     beside the model; decides whether activations are kept or recomputed, or examples tiled.
     Further options:
-    ``layers`` (names from ``kernel_layers``: a shard), ``by`` (``layer`` or ``module``), ``progress``,
-    ``tokens_per_batch`` (padded tokens in one pass), ``max_padding`` (the share of them that may be padding).
+    ``layers`` (names from ``kernel_layers``: a shard), ``by`` (``layer`` or ``module``; ``total`` keeps the sum alone,
+    which takes the memory of two kernels and not of one a layer), ``progress``,
+    ``tokens_per_batch`` (padded tokens in one pass), ``max_padding`` (the share of them that may be padding),
+    ``products`` (how gradients are multiplied: see ``kernel.product_modes``).
     Raises ValueError for anything malformed. Cost: one forward pass, one backward pass per column (no weight
     gradients), and about m^2 P multiply-adds for m rows and P parameters; memory grows with n through K, block inputs
     and one tile.
@@ -128,7 +137,8 @@ def train_and_new_kernels(
 ) -> tuple[Kernel, Kernel]:
     """Return (K(train, train), K(new, train)), sharing the passes; options as for ``empirical_ntk``.
 
-    K(new, new) is never computed. ``outputs`` of the second kernel are f0 of the new examples.
+    K(new, new) is never computed. ``outputs`` of the second kernel are f0 of the new examples. With ``by="total"`` the
+    option ``targets={"train": y}``, float64 [n, columns] at scale 1, asks for the layers' ``moments``.
     """
     pairs = [("train", "train"), ("new", "train")]
     found = _kernels(model, {"train": train, "new": new}, pairs, verbalizers, **options)
@@ -258,6 +268,7 @@ def prepared(
         _frozen(placed),
         _adapters(placed, parameters) as subset,
         float32_products(next(placed.parameters()).device),
+        steady_attention(next(placed.parameters()).device),
     ):
         sees_later_tokens(placed)  # tried now, before anything is recorded
         yield Job(placed, _chosen_terms(placed, subset, layers), packed, [], outputs)
@@ -280,6 +291,8 @@ def _kernels(
     tokens_per_batch: int | None = None,
     max_padding: float = MAX_PADDING,
     preconditioner: Mapping[str, torch.Tensor] | None = None,
+    targets: Mapping[str, np.ndarray] | None = None,
+    products: str = "float32",
 ) -> dict[tuple[str, str], Kernel]:
     """Return the kernels of pairs of named batches."""
     for key, value, allowed in (("formula", formula, FORMULAS), ("by", by, PARTS)):
@@ -288,22 +301,25 @@ def _kernels(
     if (formula == "adam") != (preconditioner is not None):
         raise ValueError(f"kernel.formula: {formula!r} given {'no' if preconditioner is None else 'a'} preconditioner")
     names = list(tasks)
-    limits: dict[str, Any] = {"memory_gb": memory_gb, "tokens_per_batch": tokens_per_batch or TOKENS_PER_BATCH}
-    limits["max_padding"] = max_padding
+    limits: dict[str, Any] = {"memory_gb": memory_gb, "tokens_per_batch": tokens_per_batch, "max_padding": max_padding}
     numbers = [(names.index(a), names.index(b)) for a, b in pairs]
     with prepared(model, tasks, verbalizers, parameters, outputs, device, dtype, layers) as bare:
         job = replace(bare, pairs=numbers, signed=formula == "signgd", by=by, progress=progress, **limits)
+        job.products = checked(products)
+        job.targets = [(targets or {}).get(name) for name in names] if by == "total" else ()
         if preconditioner is not None:
             job.scales = {term.name: _root_of(preconditioner, term) for term in job.terms}
-        parts, f0 = kernel_parts(job)
+        parts, f0, plan = kernel_parts(job)
         classes = [len(tokens) for _, tokens in job.tasks]
     found = {}
     for (a, b), part in zip(pairs, parts, strict=True):
         i, j = names.index(a), names.index(b)
         matrices = {name: part.matrices[name] for name in sorted(part.matrices)}
-        total = sum_in_name_order(matrices, part.shape)
+        whole = matrices.pop("total", None) if by == "total" else None
+        total = sum_in_name_order(matrices, part.shape) if whole is None else whole
+        moments = {name: part.moments[name][0].vector() for name in sorted(part.moments)}
         widths = [columns(classes[k], outputs) for k in (i, j)]
-        found[a, b] = Kernel(total, widths[0], matrices, f0[i], f0[j], part.norms, a == b, widths[1])
+        found[a, b] = Kernel(total, widths[0], matrices, f0[i], f0[j], part.norms, a == b, widths[1], plan, moments)
     return found
 
 

@@ -26,7 +26,7 @@ from stopwise.network.heads import output_embeddings
 
 log = logging.getLogger(__name__)
 
-TOKENS_PER_BATCH = 1024  # enough to fill the matrix multiplications of two cores; graphs stay below 2 GiB
+TOKENS_PER_BATCH = 1024  # on a CPU: it fills the matrix multiplications of two cores; graphs stay below 2 GiB
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,34 @@ import torch
 
 from stopwise.kernel.formulas import Dense, Features, Outer, Sparse
 from stopwise.kernel.passes import Batch, Group
+from stopwise.kernel.product_modes import Operand, longest_sum, precision_of
 
 TILE = 32_768  # entries that one float32 product may reduce over
-SLAB = 1 << 25  # entries of gradients formed at once: 128 MiB; forming more than a tile at once is 1.3 times as fast
-PANEL = 64  # rows of a panel of a symmetric block: only products below the diagonal of panels are computed
 PRODUCT = 1 << 24  # entries of one factored product: 64 MiB in float32
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is done at once on one kind of device; no number depends on it but by rounding.
+
+    ``slab``: entries of gradients formed at once (forming more than a tile is 1.3 times as fast on a CPU). ``panel``:
+    rows of a panel of a symmetric block, of which only products below the diagonal of panels are computed. ``tokens``:
+    the most of one pass.
+    """
+
+    slab: int = 1 << 25
+    panel: int = 64
+    tokens: int = 1024
+    tile: int = TILE
+
+
+# A GPU takes as long for little as for much: larger products and passes, for which it has the memory. Not measured yet.
+SIZES = {"cpu": Sizes(), "cuda": Sizes(slab=1 << 29, panel=1024, tokens=16_384)}
+
+
+def sizes_on(kind: str) -> Sizes:
+    """Return the sizes for a kind of device: ``cpu``, ``cuda``, or another, which goes by the CPU's."""
+    return SIZES.get(kind, SIZES["cpu"])
 
 
 class Scratch:
@@ -44,6 +67,7 @@ class Layout:
     groups: tuple[Group, ...]
     pairs: tuple[tuple[int, int], ...]
     scratch: Scratch = field(default_factory=Scratch, compare=False)
+    products: str = "float32"
 
     @property
     def rows(self) -> int:
@@ -69,17 +93,20 @@ class Blocks:
 
     def add_rows(self, rows: torch.Tensor) -> None:
         """Add the products of gradient rows [rows, k], in tiles; of a symmetric block only the lower half."""
-        for columns in slabs(rows.shape[1], TILE):
-            self._add_tile(rows[:, columns])
+        with precision_of(self.layout.products, self.device):
+            for columns in slabs(rows.shape[1], longest_sum(self.layout.products, TILE)):
+                self._add_tile(rows[:, columns])
 
     def _add_tile(self, rows: torch.Tensor) -> None:
+        operand = Operand(rows, self.layout.products)
         for matrix, (a, b) in zip(self.matrices, self.layout.pairs, strict=True):
-            left, right = (rows[self._slice(i)] for i in (a, b))
+            left, right = self._slice(a), self._slice(b)
             if a != b:
-                matrix.add_(left @ right.T)
+                matrix.add_(operand.product(left, right))
                 continue
-            for panel in slabs(len(left), PANEL):
-                matrix[panel, : panel.stop] += left[panel] @ left[: panel.stop].T
+            for panel in slabs(left.stop - left.start, sizes_on(rows.device.type).panel):
+                here = slice(left.start + panel.start, left.start + panel.stop)
+                matrix[panel, : panel.stop] += operand.product(here, slice(left.start, here.stop))
         for i, squares in self.squares.items():
             squares.add_(rows[self._slice(i)].square().sum(1))
 
@@ -112,7 +139,7 @@ class Blocks:
         """Mirror symmetric blocks, always from the lower half, so that they are symmetric to the last bit."""
         for matrix, (a, b) in zip(self.matrices, self.layout.pairs, strict=True):
             if a == b:
-                matrix.copy_(matrix.tril() + matrix.tril(-1).T)
+                mirror(matrix)
 
     def _slice(self, group: int) -> slice:
         rows = self.layout.groups[group].rows
@@ -122,6 +149,14 @@ class Blocks:
     def _within(batch: Batch) -> slice:
         first = batch.group.first_row
         return slice(batch.rows.start - first, batch.rows.stop - first)
+
+
+def mirror(matrix: torch.Tensor) -> None:
+    """Copy the lower half of a square matrix to the upper one, in place."""
+    for panel in slabs(len(matrix), 256):
+        matrix[: panel.start, panel] = matrix[panel, : panel.start].T
+        corner = matrix[panel, panel]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
 
 
 Part = tuple[Batch, Features]
@@ -173,11 +208,12 @@ def _direct_tiles(
 
 
 def weight_tiles(
-    parts: Sequence[Part], rows: int, scratch: Scratch | None = None
+    parts: Sequence[Part], rows: int, scratch: Scratch | None = None, width: int | None = None
 ) -> Iterator[tuple[torch.Tensor, slice, slice]]:
     """Yield (gradient rows [rows, outs * ins], output features, input features) of a linear layer's weight.
 
-    The rows stand in a buffer that the next slab overwrites.
+    The rows stand in a buffer that the next slab overwrites. ``width``: the most entries of one row, by default as many
+    as make a slab.
     """
     scratch = Scratch() if scratch is None else scratch
     ready = []
@@ -189,7 +225,7 @@ def weight_tiles(
         a = one.a.to(dtype)
         ready.append((batch.rows, g, a if per_example == 1 else a.repeat_interleave(per_example, 0)))
     d_out, d_in = ready[0][1].shape[-1], ready[0][2].shape[-1]
-    room = max(TILE, SLAB // max(rows, 1))
+    room = _tile_width(sizes_on(ready[0][1].device.type).slab, rows) if width is None else width
     covered = sum(len(g) for _, g, _ in ready)
     for outs in slabs(d_out, max(1, room // d_in)):
         for ins in slabs(d_in, room):
@@ -200,6 +236,11 @@ def weight_tiles(
                 shape = (len(g), outs.stop - outs.start, ins.stop - ins.start)
                 torch.bmm(g[:, :, outs].transpose(1, 2), a[:, :, ins], out=tile[where].view(shape))
             yield tile, outs, ins
+
+
+def _tile_width(slab: int, rows: int) -> int:
+    """Return the entries of a row formed at once: those of a slab, and a tile at least while that is a few slabs."""
+    return max(1, slab // max(rows, 1), min(TILE, 4 * slab // max(rows, 1)))
 
 
 def slabs(size: int, limit: int) -> list[slice]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from stopwise.network.attention import steady_attention
 from stopwise.network.batches import START_TOKENS, Packed, even_groups, length_buckets, pack, verbalizers_of
 from stopwise.network.forward import packed_outputs
 from stopwise.network.heads import sees_later_tokens
@@ -112,7 +113,7 @@ class Learner:
 
     def forward(self, prompts: Prompts, index: torch.Tensor) -> torch.Tensor:
         """Return f of some examples, differentiable."""
-        with self._precision():
+        with self._precision(), steady_attention(self.device):
             packed, verbalizers, unpadded = prompts.part(index)
             run = unpadded_outputs if unpadded else packed_outputs
             f = run(self.model, packed, verbalizers, self.outputs)

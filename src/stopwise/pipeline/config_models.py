@@ -202,6 +202,16 @@ class Kernel(Section):
     memory_gb: float | None = _key(
         4, "a number > 0 or null", "GiB of activations that a shard may keep (null for no limit)", gt=0
     )
+    layers: Annotated[bool | None, LEFT_OUT] = _key(
+        None,
+        "true, false or null (when left out: true while all layers take 1 GB at most)",
+        "whether each layer's kernel is kept on disk, or their sum and three numbers of each",
+    )
+    products: Annotated[Literal["float32", "float64", "fp16x2", "tf32", "bf16"], LEFT_OUT] = _key(
+        "float32",
+        "float32 (when left out), float64, fp16x2, tf32 or bf16",
+        "how gradients are multiplied, where fp16x2 is as exact as float32 and meant for a GPU, tf32 and bf16 are not",
+    )
 
 
 class Stopping(Section):

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 MADE_UP = "STOPWISE_DEVICES"  # a comma-separated list that stands in for the machine's devices, for tests
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+LISTED = re.compile(r"UUID: ((?:GPU|MIG)-[^)\s]+)")
 NUMBERED = re.compile(r"nvidia(\d+)")
 
 
@@ -44,7 +45,8 @@ def devices(environment: MutableMapping[str, str] | None = None) -> list[str]:
     """Return the names of the devices this process may use, in order; an empty list on a machine without any.
 
     Names are what ``CUDA_VISIBLE_DEVICES`` accepts: its own entries when it is set (an empty value means none), else
-    the UUIDs that nvidia-smi lists, else the numbers of /dev/nvidia*.
+    the UUIDs that nvidia-smi lists, of a GPU that is cut into slices (MIG) those of its slices, else the numbers of
+    /dev/nvidia*.
     """
     environment = os.environ if environment is None else environment
     for variable in (VISIBLE, MADE_UP):
@@ -57,12 +59,21 @@ def devices(environment: MutableMapping[str, str] | None = None) -> list[str]:
 
 
 def _listed_by_driver() -> list[str]:
-    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+    command = ["nvidia-smi", "-L"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in found.splitlines() if line.strip()]
+    names: list[str] = []
+    for line in found.splitlines():
+        listed = LISTED.search(line)
+        if listed and listed.group(1).startswith("MIG-"):
+            if names and names[-1].startswith("GPU-"):
+                names.pop()  # work runs on the slices of this GPU, not on the whole
+            names.append(listed.group(1))
+        elif listed:
+            names.append(listed.group(1))
+    return names
 
 
 def _device_nodes(folder: Path) -> list[str]:

@@ -38,6 +38,7 @@ class Job:
         self.device = "cpu"
         self.lease: Lease | None = None
         self._inputs: dict[str, str] | None = None
+        self.noted: dict[str, Any] = {}  # what may differ between equal runs: written beside times and host
 
     def __enter__(self) -> Job:
         handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
@@ -96,6 +97,7 @@ class Job:
                 device=self.device,
                 leased=self.lease.device if self.lease else None,
                 threads=self.snakemake.threads,
+                **self.noted,
             ),
         }
         artifacts.write_table(path, table, kind, record)

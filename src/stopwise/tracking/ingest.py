@@ -209,7 +209,10 @@ def _record(store: Store, parent: str, config_digest: str, step: Step, known: Ma
     if not complete:
         _log_batch(store, run, params=params_of(step), metrics=[*metrics_of(step, run), *curves_of(step, run)])
         client.log_inputs(run.info.run_id, datasets=inputs_of(step))
-    why = _attach(store, run, [step.path, *step.files])
+    tag = safe_key(FILE + step.path.name)
+    # The table of a finished run is the one that was uploaded: its digest is how the run was found.
+    new = [path for path in (step.path, *step.files) if not (complete and path == step.path and tag in run.data.tags)]
+    why = _attach(store, run, new)
     _supersede(client, run, known)
     if not complete:
         client.set_terminated(run.info.run_id, "FINISHED", end_time=ended)
@@ -231,9 +234,11 @@ def _attach(store: Store, run: Any, files: Sequence[Path], folder: str | None = 
     """Upload small files that changed since they were uploaded: a tag holds the digest of each."""
     large = [file.name for file in files if file.stat().st_size > LARGEST_FILE]
     for file in files:
+        if file.name in large:
+            continue
         place = f"{folder}/{file.name}" if folder else file.name
         tag, current = safe_key(FILE + place), hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-        if file.name not in large and run.data.tags.get(tag) != current:
+        if run.data.tags.get(tag) != current:
             store.client.log_artifact(run.info.run_id, str(file), folder)
             store.client.set_tag(run.info.run_id, tag, current)
     return f"over {LARGEST_FILE // 1_000_000} MB, kept on disk: {', '.join(large)}" if large else None

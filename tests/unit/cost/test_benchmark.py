@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cudalike import cuda, place
 from kernel_reference import pico, relative
 from stopwise.cost import benchmark, peers
 from stopwise.kernel.ntk import empirical_ntk
@@ -24,6 +25,20 @@ def test_peers_compute_the_same_kernel(arch):
     assert model.config._attn_implementation == "sdpa"
 
 
+def test_peers_run_on_a_device():
+    """Whatever they make beside the model is made where the model is."""
+    wanted = benchmark.compare_peers(pico("llama", torch.float32), n=4, tokens=6, chunks=(2,))
+    model = place(pico("llama", torch.float32))
+    with cuda():
+        rows = benchmark.compare_peers(model, n=4, tokens=6, chunks=(2,))
+        floor = benchmark.compare(model, sizes=(3,), tokens=6, repeats=1)
+        errors = benchmark.errors(model, n=4, tokens=6)
+    assert [row["method"] for row in rows] == [row["method"] for row in wanted]
+    assert max(row["error"] for row in rows) < 1e-5
+    assert len(floor) == 2
+    assert max(row["error"] for row in errors) < 1e-5
+
+
 def test_floor_gives_the_outputs_and_leaves_no_hook():
     model = pico("llama")
     batch = benchmark.random_batch(5, 6, model.config.vocab_size)
@@ -37,7 +52,10 @@ def test_floor_gives_the_outputs_and_leaves_no_hook():
 def test_rows_name_method_time_memory_and_error():
     model = pico("llama", torch.float32)
     rows = benchmark.compare(model, sizes=(3,), tokens=6, repeats=1)
-    assert [row["method"] for row in rows] == ["stopwise, activations kept", "stopwise, activations recomputed"]
+    assert [row["method"] for row in rows] == [
+        "stopwise, activations kept (logits)",
+        "stopwise, activations recomputed (logits)",
+    ]
     assert all(row["ratio_to_floor"] == row["seconds"] / row["floor_seconds"] > 0 for row in rows)
     rows = benchmark.compare_peers(model, n=4, tokens=6, chunks=(1, 2))
     assert [row["method"] for row in rows] == ["stopwise", "vmap", "loop", "pairwise"]

@@ -61,10 +61,11 @@ def test_memory_decides_the_schedule():
 
 
 def test_this_machine_is_measured():
+    before = torch.backends.mkldnn.matmul.fp32_precision
     device = measure_device()
     assert device.measured
     assert min(device.passes, device.forming, device.products) > 1e8
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
 def test_the_page_of_costs_prints_the_cost_table_as_it_is():

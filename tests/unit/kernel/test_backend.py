@@ -5,24 +5,37 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernel_reference import pico, prompts
 from stopwise.kernel import float32 as backend
+from stopwise.kernel.ntk import empirical_ntk
 
 
 @pytest.fixture(autouse=True)
 def fresh():
     backend.onednn_is_float32.cache_clear()
-    before = torch.get_float32_matmul_precision()
+    kinds = torch.backends, torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    before = [kind.fp32_precision for kind in kinds]
     yield
-    torch.set_float32_matmul_precision(before)
+    for kind, precision in zip(kinds, before, strict=True):
+        kind.fp32_precision = precision
     backend.onednn_is_float32.cache_clear()
 
 
-@pytest.mark.parametrize("before", ["highest", "high"])
+@pytest.mark.parametrize("before", ["ieee", "tf32"])
 def test_the_setting_is_restored_also_after_an_error(before):
-    torch.set_float32_matmul_precision(before)
+    torch.backends.mkldnn.matmul.fp32_precision = before
     with pytest.raises(RuntimeError), backend.float32_products():
         raise RuntimeError
-    assert torch.get_float32_matmul_precision() == before
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+@pytest.mark.parametrize("kind", [torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul])
+def test_a_kernel_can_be_computed_after_any_setting_of_precision(kind):
+    """As after TrainingArguments(tf32=True), which sets one backend's own: the older setting can no longer be read."""
+    wanted = empirical_ntk(pico("llama", torch.float32), prompts([5, 3])).matrix
+    kind.fp32_precision = "tf32"
+    assert (empirical_ntk(pico("llama", torch.float32), prompts([5, 3])).matrix == wanted).all()
+    assert kind.fp32_precision == "tf32"
 
 
 @pytest.mark.parametrize(("amx", "error"), [(True, 0.0), (False, 2e-3)])
@@ -30,8 +43,8 @@ def test_tile_units_or_an_inexact_product_keep_the_default(monkeypatch, amx, err
     monkeypatch.setattr(backend, "has_amx", lambda: amx)
     monkeypatch.setattr(backend, "product_error", lambda precision: error)
     with backend.float32_products() as chosen:
-        assert chosen == "highest"
-        assert torch.get_float32_matmul_precision() == "highest"
+        assert chosen == "ieee"
+        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
 
 
 def test_whatever_is_chosen_is_float32():
@@ -47,6 +60,7 @@ def test_the_probe_sees_bfloat16():
 
 
 def test_a_gpu_computes_in_full_float32():
-    torch.set_float32_matmul_precision("high")
-    with backend.float32_products("cuda") as chosen:
-        assert chosen == "highest"
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    with backend.float32_products("cuda"):
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"

@@ -123,3 +123,16 @@ def test_the_locks_of_a_stranger_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: stranger)
     with pytest.raises(OSError, match="belongs to another user"):
         devices.lease_folder({})
+
+
+def test_the_slices_of_a_gpu_are_leased_one_by_one(tmp_path, monkeypatch):
+    listed = """GPU 0: NVIDIA H200 (UUID: GPU-11aa)
+  MIG 1g.18gb     Device  0: (UUID: MIG-22bb)
+  MIG 1g.18gb     Device  1: (UUID: MIG-33cc)
+GPU 1: NVIDIA H200 (UUID: GPU-44dd)
+"""
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text(f"#!/bin/sh\ncat <<'END'\n{listed}END\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert devices.devices({}) == ["MIG-22bb", "MIG-33cc", "GPU-44dd"]
