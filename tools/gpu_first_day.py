@@ -3,9 +3,9 @@
     python tools/gpu_first_day.py                            # on a GPU
     SMALL=1 DEVICE=cpu python tools/gpu_first_day.py         # the rehearsal
 
-Sections run in order of worth and end before BUDGET seconds (540) have passed. What they find goes to OUT/first_day.json
-(results/gpu) as it comes, and a list of what must hold is judged at the end. Nothing is downloaded: weights are drawn at
-random, in the shapes of GPT-Neo-1.3B and of a model of 135 million parameters.
+Sections run in order of worth and end before BUDGET seconds (540) have passed. What they find goes to first_day.json in
+OUT (results/gpu) as it comes, and a list of what must hold is judged at the end. Nothing is downloaded: weights are
+drawn at random, in the shapes of GPT-Neo-1.3B and of a model of 135 million parameters.
 """
 
 from __future__ import annotations
@@ -141,8 +141,7 @@ def ceilings(day: Day, found: dict) -> None:
         found["tf32_tflops"] = 2 * n**3 / day.clock(lambda: square @ square) / 1e12
     rows, k = day.pick(256, 10_000), day.pick(1024, 32_768)
     x = torch.randn(rows, k, device=day.device)
-    for panel in (64, 256, 1024, 2048):
-        panel = min(panel, rows)
+    for panel in day.pick((64, 256), (64, 256, 1024, 2048)):
         found[f"panel{panel}_tflops"] = 2 * panel * rows * k / day.clock(lambda p=panel: x[:p] @ x.T) / 1e12
     m = day.pick(300, 10_000)
     block = torch.randn(m, m, dtype=torch.float64, device=day.device)
@@ -198,9 +197,7 @@ def engine(day: Day, found: dict, model: Any) -> None:
         found[f"n{n}_seconds"] = day.clock(lambda b=batch, k=kept: k.update(K=empirical_ntk(model, b)), 1, 1)
         if day.cuda:
             found[f"n{n}_peak_gb"] = (torch.cuda.max_memory_allocated() - start) / 1e9
-        bare_passes = [
-            day.clock(lambda s=size, b=batch: floor(model, b, "contrast", s), 1) for size in (1024, 8192)
-        ]
+        bare_passes = [day.clock(lambda s=size, b=batch: floor(model, b, "contrast", s), 1) for size in (1024, 8192)]
         found[f"n{n}_ratio"] = found[f"n{n}_seconds"] / min(bare_passes)
     first = random_batch(day.pick(4, 100), 48, model.config.vocab_size)
     once = empirical_ntk(model, first).matrix
@@ -331,9 +328,9 @@ def judge(day: Day) -> dict[str, bool]:
     if day.cuda:
         checks["the peak is within the plan"] = kernel.get(f"n{largest}_peak_gb", 1e9) <= 1.1 * planned
         checks["the package's own tests pass"] = day.found.get("tests", {}).get("status") == 0
-        checks["halves are faster than float32"] = (
-            weight.get("fp16x2", {}).get("seconds", 1e9) < weight.get("float32", {}).get("seconds", 0.0)
-        )
+        checks["halves are faster than float32"] = weight.get("fp16x2", {}).get("seconds", 1e9) < weight.get(
+            "float32", {}
+        ).get("seconds", 0.0)
     return checks
 
 

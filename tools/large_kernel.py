@@ -48,9 +48,7 @@ def kernel(n: int, folder: Path) -> Callable[[], None]:
     def run() -> None:
         found, held_out = train_and_new_kernels(model, train, new, by="total", targets={"train": y}, memory_gb=4.0)
         outputs, norms = (found.outputs, held_out.outputs), found.row_norms
-        table = shard_table(
-            {SUM: found.matrix}, {SUM: held_out.matrix}, *outputs, norms, moments=found.moments
-        )
+        table = shard_table({SUM: found.matrix}, {SUM: held_out.matrix}, *outputs, norms, moments=found.moments)
         tables.write_table(folder / "shard.parquet", table, "jacobian")
 
     return run

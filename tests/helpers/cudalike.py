@@ -34,8 +34,8 @@ MIXED = {
     aten._unsafe_index.Tensor,
 }
 VIEWS = frozenset(
-    "view slice select transpose t expand unsqueeze squeeze permute detach alias _unsafe_view as_strided split unbind"
-    " reshape _reshape_alias diagonal lift_fresh".split()
+    """view slice select transpose t expand unsqueeze squeeze permute detach alias _unsafe_view as_strided split
+    unbind reshape _reshape_alias diagonal lift_fresh""".split()  # noqa: SIM905
 )
 
 

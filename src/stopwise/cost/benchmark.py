@@ -129,7 +129,8 @@ def compare(
                 _, seconds, peak = measured(partial(kernel, room))
                 best[name], peaks[name] = min(best[name], seconds), max(peaks[name], peak)
         rows += [
-            _row(n, f"stopwise, activations {name} ({outputs})", best[name], peaks[name], base, tokens, classes) for name in best
+            _row(n, f"stopwise, activations {name} ({outputs})", best[name], peaks[name], base, tokens, classes)
+            for name in best
         ]
     return rows
 

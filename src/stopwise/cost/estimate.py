@@ -167,9 +167,7 @@ def _largest_share(model: nn.Module, parameters: Subset, shards: int) -> float:
     return max(sum(costs[name] for name in shard) for shard in split) / sum(costs.values())
 
 
-def _memory(
-    c: Counts, tokens: float, per_example: int, rows: int, share: float, itemsize: int, sizes: Sizes
-) -> Needs:
+def _memory(c: Counts, tokens: float, per_example: int, rows: int, share: float, itemsize: int, sizes: Sizes) -> Needs:
     """Return what the engine will find when it probes the model: bytes of keeping and of a sweep."""
     features = (c.features_input + per_example * c.features_output) * itemsize
     layer = 1.5 * features / max(c.depth, 1)
@@ -220,10 +218,7 @@ def measure_device(device: str = "cpu") -> Device:
         passes = 1024 * 576 * 1536 / _seconds(lambda: nn.functional.linear(x, w), place)
         forming = 64 * 48 * 192 * 576 / _seconds(lambda: torch.bmm(g.transpose(1, 2), a), place)
         products = 128 * 128 * TILE / _seconds(lambda: j @ j.T, place)
-    if place.type == "cuda":
-        name = torch.cuda.get_device_name(place)
-    else:
-        name = f"{torch.get_num_threads()} CPU threads"
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     # Passes reach about 0.6 of their products' rate: attention, norms and activations are not products.
     return Device(name, 0.6 * passes, forming, products, total_memory(place), measured=True, kind=place.type)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from stopwise.kernel.memory import Needs, batch_tokens, needs
 from stopwise.kernel.moments import Moments, directions, moments_of
 from stopwise.kernel.passes import Batch, Group, Pass, batches_of, make_groups, whole_pass
 from stopwise.kernel.products import Blocks, Layout, add_term, sizes_on, slabs
+from stopwise.kernel.ranks import Ranks, multiplied
 from stopwise.kernel.sweep import Sweep, Unswept
 from stopwise.network.architecture import blocks_of
 from stopwise.network.batches import MAX_PADDING, Packed
@@ -44,6 +46,7 @@ class Job:
     memory_gb: float | None = None
     progress: bool = False
     schedule: str = "auto"  # keep | sweep | auto
+    ranks: Ranks | None = None  # the processes that share the work
     tokens_per_batch: int | None = None  # None: by device and memory
     max_padding: float = MAX_PADDING
 
@@ -89,6 +92,7 @@ class Engine:
     def _group(self, tokens_per_batch: int) -> None:
         self.groups = make_groups(self.job.tasks, self.job.outputs, tokens_per_batch, self.job.max_padding)
         self.batches = batches_of(self.groups)
+        self.own = self.batches if self.job.ranks is None else self.job.ranks.own(self.batches)
 
     def _try_singly(self, group: Group) -> None:
         """Run one example a pass where that makes formulas hold: what a pass shares between examples is then its own.
@@ -105,21 +109,26 @@ class Engine:
     def layers(self) -> Iterator[Visit]:
         """Yield every layer's features, the top block first, what lies outside of blocks last."""
         broken = self.probed.broken
-        extra = fallback_features(Pass(self.job.model, broken, self.job.outputs), self.batches, broken)
+        extra = fallback_features(Pass(self.job.model, broken, self.job.outputs), self.own, broken)
         keep = self.keeps()
         top = next(reversed(blocks_of(self.job.model)), None)
-        for layer, found in _features(self.job, self.run, self.batches, keep):
+        for layer, found in _features(self.job, self.run, self.own, keep):
             terms: list[tuple[Term, list[tuple[Batch, Features]]]] = []
             for term in self.job.terms:
                 if term.layer != layer:
                     continue
                 parts = []
-                for batch, one, other in zip(self.batches, found, extra, strict=True):
+                for batch, one, other in zip(self.own, found, extra, strict=True):
                     feature = one.pop(term.name, None) or other.pop(term.name, None)
                     if feature is not None:
                         parts.append((batch, trimmed(feature) if layer == top else feature))
                 terms.append((term, parts))
             yield Visit(layer, terms)
+
+    @property
+    def rows(self) -> int:
+        """All rows of all tasks."""
+        return sum(len(group.rows) for group in self.groups)
 
     @property
     def examples(self) -> int:
@@ -134,17 +143,19 @@ class Engine:
 
     def tile(self) -> int | None:
         """Return how many examples make a tile that fits in memory, None where all do."""
-        return self.needs.tile(self.examples) if self.job.schedule == "auto" and self.examples else None
+        if self.job.schedule != "auto" or not self.examples or self.job.ranks is not None:
+            return None
+        return self.needs.tile(self.examples)
 
     def _decided(self) -> Needs:
         """Measure the memory that the passes need, once; batches that alone would fill a GPU are made smaller."""
-        found = needs(self.job.model, self.run, self.batches, self.probed, self.job.memory_gb)
-        graph = self.probed.graph_bytes * max((batch_tokens(batch) for batch in self.batches), default=0)
+        found = needs(self.job.model, self.run, self.own, self.probed, self.job.memory_gb, self.rows)
+        graph = self.probed.graph_bytes * max((batch_tokens(batch) for batch in self.own), default=0)
         largest = GRAPH_SHARE * found.room
         if self.device.type == "cpu" or self.job.tokens_per_batch or graph <= largest or not graph:
             return found
         self._group(max(1, int(largest / self.probed.graph_bytes)))
-        return needs(self.job.model, self.run, self.batches, self.probed, self.job.memory_gb)
+        return needs(self.job.model, self.run, self.own, self.probed, self.job.memory_gb, self.rows)
 
     def plan(self) -> dict[str, Any]:
         """Return what was decided, to be recorded: schedule, tiles, and GB of what it needs and what there is."""
@@ -182,12 +193,17 @@ def engine_parts(engine: Engine) -> tuple[list[Part], list[np.ndarray]]:
     parts = [Part((len(engine.groups[a].rows), len(engine.groups[b].rows))) for a, b in job.pairs]
     with torch.no_grad():
         for visit in engine.layers():
+            if job.ranks is not None:
+                _add_over_ranks(engine, job.ranks, visit, layout, parts)
+                continue
             add = _add_to_total if job.by == "total" else _add_layer
             add(engine, visit, layout, parts)
         for part, (a, b) in zip(parts, job.pairs, strict=True):
             if part.total is not None:
                 part.matrices["total"] = _as_given(part.total, layout, a, b)
                 part.total = None
+    if job.ranks is not None:
+        _share_outputs(engine, job.ranks)
     return parts, engine.f0
 
 
@@ -273,11 +289,47 @@ def _add_layer(engine: Engine, visit: Visit, layout: Layout, parts: list[Part]) 
         blocks = Blocks(layout, engine.device)
         _add_terms(job, blocks, terms)
         blocks.finish()
-        key = visit.layer if job.by == "layer" else module
-        for part, (a, b), matrix in zip(parts, layout.pairs, blocks.matrices, strict=True):
-            ordered = _as_given(matrix, layout, a, b)
-            part.matrices[key] = part.matrices[key] + ordered if key in part.matrices else ordered
-            part.norms[module] = _norms(blocks.row_squares(a), layout, a)
+        squares = [blocks.row_squares(a) for a, _ in layout.pairs]
+        _take(job, visit.layer, layout, parts, module, blocks.matrices, squares)
+
+
+def _take(job: Job, layer: str, layout: Layout, parts: list[Part], module: str, matrices: list, squares: list) -> None:
+    """Add one module's products to every pair's parts."""
+    key = layer if job.by == "layer" else module
+    for part, (a, b), matrix, own in zip(parts, layout.pairs, matrices, squares, strict=True):
+        ordered = _as_given(matrix, layout, a, b)
+        part.matrices[key] = part.matrices[key] + ordered if key in part.matrices else ordered
+        part.norms[module] = _norms(own, layout, a)
+
+
+def _add_over_ranks(engine: Engine, ranks: Ranks, visit: Visit, layout: Layout, parts: list[Part]) -> None:
+    """Add one layer's kernel, each module multiplied by the process whose turn it is."""
+    modules: dict[str, list] = {}
+    for number, (module, terms) in enumerate(_modules(visit)):
+        owner, rows = ranks.owner(number), []
+        for term, found in terms:
+            here = {id(batch): one for batch, one in found}
+            for at, batch in enumerate(engine.batches):
+                one = ranks.features(here.pop(id(batch), None), ranks.owner(at), owner)
+                if one is not None:
+                    rows.append((term, batch, one))
+        modules[module] = [(term, [(b, f) for t, b, f in rows if t is term]) for term, _ in terms]
+
+    def multiply(module: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        blocks = Blocks(layout, engine.device)
+        _add_terms(engine.job, blocks, modules.pop(module))
+        blocks.finish()
+        return blocks.matrices, [blocks.row_squares(a).contiguous() for a, _ in layout.pairs]
+
+    multiplied(ranks, sorted(modules), multiply, partial(_take, engine.job, visit.layer, layout, parts))
+
+
+def _share_outputs(engine: Engine, ranks: Ranks) -> None:
+    """Let every process know f0 of all batches."""
+    f0 = engine.run.f0
+    for at, batch in enumerate(engine.batches):
+        key = batch.group.first_row, batch.start
+        f0[key] = ranks.everywhere(f0.get(key), ranks.owner(at))
 
 
 def _add_to_total(engine: Engine, visit: Visit, layout: Layout, parts: list[Part]) -> None:
@@ -323,9 +375,7 @@ def row_order(group: Group) -> np.ndarray:
 
 def _as_given(matrix: torch.Tensor, layout: Layout, a: int, b: int) -> np.ndarray:
     """Undo the sorting by length of both sides, on the device, and copy to the host."""
-    left, right = (
-        torch.as_tensor(np.argsort(row_order(layout.groups[side])), device=matrix.device) for side in (a, b)
-    )
+    left, right = (torch.as_tensor(np.argsort(row_order(layout.groups[side])), device=matrix.device) for side in (a, b))
     found = np.empty(tuple(matrix.shape))
     for rows in slabs(len(matrix), max(1, ORDERED // max(matrix.shape[1], 1))) if len(matrix) else []:
         found[rows] = matrix[left[rows]][:, right].cpu().numpy()

@@ -66,8 +66,11 @@ def batch_tokens(batch: Batch) -> int:
     return batch.size * int(batch.packed.lengths.max())
 
 
-def needs(model: Any, run: Pass, batches: Sequence[Batch], probed: Probe, memory_gb: float | None) -> Needs:
-    """Return the memory needs of a job, from what the probe measured on a few tokens."""
+def needs(model: Any, run: Pass, batches: Sequence[Batch], probed: Probe, memory_gb: float | None, rows: int) -> Needs:
+    """Return the memory needs of passes over these batches, from what the probe measured on a few tokens.
+
+    ``rows``: those of the kernel, all batches of all processes together.
+    """
     weight = next(model.parameters())
     blocks = list(blocks_of(model))
     tokens = [batch_tokens(b) for b in batches]
@@ -75,7 +78,6 @@ def needs(model: Any, run: Pass, batches: Sequence[Batch], probed: Probe, memory
     depth = len(blocks) - min(used, default=0)
     hidden = getattr(model.config, "hidden_size", 0) * weight.element_size()
     columns = max((b.group.columns for b in batches), default=1)
-    rows = sum(b.size * b.group.columns for b in batches)
     one_layer = 1.5 * probed.feature_bytes / max(len({t.layer for t in run.terms}), 1)
     products = product_bytes(sizes_on(weight.device.type), rows)
     weights = float(sum(p.numel() * p.element_size() for p in model.parameters()))

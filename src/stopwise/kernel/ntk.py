@@ -24,6 +24,7 @@ from stopwise.kernel.example_tiles import kernel_parts
 from stopwise.kernel.float32 import float32_products
 from stopwise.kernel.formulas import Term, plan_terms
 from stopwise.kernel.product_modes import checked
+from stopwise.kernel.ranks import Ranks
 from stopwise.linearized.coding import coding_matrix, columns
 from stopwise.network import lora
 from stopwise.network.attention import steady_attention
@@ -43,8 +44,9 @@ class Kernel:
 
     ``matrix`` [m_a, m_b] float64, un-normalised; ``columns`` per example of a (and ``columns_b``); ``by_layer``: its
     additive parts by layer or module name; ``outputs`` f0 of a [n_a, columns], ``outputs_b`` of b; ``row_norms``: by
-    module, the Euclidean norms [m_a] of the rows of J; ``symmetric``: a is b, and the matrix is symmetric to the bit; ``plan``: how memory was used, as
-    decided before the passes; ``moments``: by layer, what is kept of a layer whose kernel is not (``kernel.moments``).
+    module, the Euclidean norms [m_a] of the rows of J; ``symmetric``: a is b, and the matrix is symmetric to the bit;
+    ``plan``: how memory was used, as decided before the passes; ``moments``: by layer, what is kept of a layer whose
+    kernel is not (``kernel.moments``).
     """
 
     matrix: np.ndarray
@@ -110,7 +112,8 @@ def empirical_ntk(
     ``layers`` (names from ``kernel_layers``: a shard), ``by`` (``layer`` or ``module``; ``total`` keeps the sum alone,
     which takes the memory of two kernels and not of one a layer), ``progress``,
     ``tokens_per_batch`` (padded tokens in one pass), ``max_padding`` (the share of them that may be padding),
-    ``products`` (how gradients are multiplied: see ``kernel.product_modes``).
+    ``products`` (how gradients are multiplied: see ``kernel.product_modes``), ``over_ranks`` (all processes of
+    torch.distributed share the work, and the first one gets the kernel, the others one of zeros: see ``kernel.ranks``).
     Raises ValueError for anything malformed. Cost: one forward pass, one backward pass per column (no weight
     gradients), and about m^2 P multiply-adds for m rows and P parameters; memory grows with n through K, block inputs
     and one tile.
@@ -293,6 +296,7 @@ def _kernels(
     preconditioner: Mapping[str, torch.Tensor] | None = None,
     targets: Mapping[str, np.ndarray] | None = None,
     products: str = "float32",
+    over_ranks: bool = False,
 ) -> dict[tuple[str, str], Kernel]:
     """Return the kernels of pairs of named batches."""
     for key, value, allowed in (("formula", formula, FORMULAS), ("by", by, PARTS)):
@@ -306,6 +310,10 @@ def _kernels(
     with prepared(model, tasks, verbalizers, parameters, outputs, device, dtype, layers) as bare:
         job = replace(bare, pairs=numbers, signed=formula == "signgd", by=by, progress=progress, **limits)
         job.products = checked(products)
+        if over_ranks:
+            job.ranks = Ranks.here(next(bare.model.parameters()).device)
+            if by == "total":
+                raise ValueError("kernel over ranks: by 'total' is for one process; allowed: layer, module")
         job.targets = [(targets or {}).get(name) for name in names] if by == "total" else ()
         if preconditioner is not None:
             job.scales = {term.name: _root_of(preconditioner, term) for term in job.terms}

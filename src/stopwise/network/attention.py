@@ -30,7 +30,9 @@ def steady_attention(device: torch.device | str) -> Iterator[None]:
         return
     before: Any = ALL_ATTENTION_FUNCTIONS[SDPA]
 
-    def attend(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *mask: Any, **named: Any):
+    def attend(
+        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *mask: Any, **named: Any
+    ):
         return _attend(before, module, query, key, value, *mask, **named)
 
     ALL_ATTENTION_FUNCTIONS[SDPA] = attend
@@ -75,9 +77,7 @@ class _Ungrouped(SimpleNamespace):
     """What ``sdpa`` reads of an attention module, its heads no longer grouped."""
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__(
-            num_key_value_groups=1, is_causal=getattr(module, "is_causal", True), training=module.training
-        )
+        super().__init__(num_key_value_groups=1, is_causal=getattr(module, "is_causal", True), training=module.training)
 
 
 class _InOrder(torch.autograd.Function):

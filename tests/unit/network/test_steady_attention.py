@@ -18,7 +18,9 @@ def called(monkeypatch):
     seen, own = [], torch.nn.functional.scaled_dot_product_attention
 
     def spy(query, key, value, **named):
-        seen.append((query.shape[1], key.shape[1], named.get("enable_gqa", False), torch.are_deterministic_algorithms_enabled()))
+        seen.append(
+            (query.shape[1], key.shape[1], named.get("enable_gqa", False), torch.are_deterministic_algorithms_enabled())
+        )
         return own(query, key, value, **named)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
@@ -61,7 +63,8 @@ def test_attention_is_put_back_and_the_cpu_left_alone():
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
     with steady_attention("cpu"):
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
-    with pytest.raises(RuntimeError), steady_attention("cuda"):
+    with steady_attention("cuda"):
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before
+    with pytest.raises(RuntimeError), steady_attention("cuda"):
         raise RuntimeError
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before

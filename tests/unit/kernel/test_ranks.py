@@ -1,0 +1,41 @@
+"""A kernel that two processes compute together is the kernel of one, to the last bit."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import kernel_ranks
+from kernel_reference import pico, prompts
+from stopwise.kernel.ntk import empirical_ntk
+
+
+def test_two_processes_give_the_bits_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    common |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, str(Path(kernel_ranks.__file__)), str(tmp_path / "both.npz")]
+    started = [subprocess.Popen(command, env=common | {"RANK": str(rank)}) for rank in range(2)]
+    wanted = kernel_ranks.kernels()
+    try:
+        assert [process.wait(timeout=120) for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
+    found = np.load(tmp_path / "both.npz")
+    assert set(found.files) == set(wanted)
+    assert [name for name in found.files if not np.array_equal(found[name], wanted[name])] == []
+
+
+def test_one_process_alone_is_told_how_to_start_several():
+    with pytest.raises(ValueError, match=r"torch.distributed is not initialised; call .* torchrun"):
+        empirical_ntk(pico("gpt2", torch.float32), prompts([3, 4]), over_ranks=True)
