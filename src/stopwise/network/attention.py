@@ -101,9 +101,9 @@ class _InOrder(torch.autograd.Function):
 @contextmanager
 def _deterministic() -> Iterator[None]:
     """Ask PyTorch for deterministic kernels for the time of a block."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("error")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.set_deterministic_debug_mode(before)

@@ -18,6 +18,8 @@ from stopwise.cost.estimate import (
     measure_device,
     skeleton,
 )
+from stopwise.kernel.memory import room
+from stopwise.kernel.ntk import empirical_ntk
 from stopwise.network.forward import class_outputs
 from stopwise.network.parameters import select_parameters
 
@@ -58,6 +60,20 @@ def test_memory_decides_the_schedule():
     found = [estimate(model, 2_000, device=DEVICES["a100-80gb"], memory_gb=m)["schedule"] for m in (400, 40, 6)]
     assert found[:2] == ["keep", "sweep"]
     assert found[2].endswith("tiles")
+
+
+@pytest.mark.parametrize("memory_gb", [None, 1.0, 0.2])
+def test_the_plan_says_what_the_engine_decides(memory_gb):
+    """From the configuration alone, without weights: the room to the byte, and so the schedule."""
+    model = pico("llama", torch.float32)
+    batch = prompts([12] * 40)
+    planned = estimate(skeleton(model.config), 40, 12, 3, device=measure_device(), memory_gb=memory_gb)
+    found = empirical_ntk(model, batch, memory_gb=memory_gb).plan
+    assert planned["schedule"] == found["schedule"]
+    assert found["room_gb"] == round(
+        room("cpu", measure_device().memory, sum(p.numel() * 4 for p in model.parameters()), memory_gb) / 1e9, 3
+    )
+    assert planned["peak_gb"] == pytest.approx(found["needs_gb"], rel=0.3)
 
 
 def test_this_machine_is_measured():

@@ -163,6 +163,25 @@ def test_recording_again_adds_nothing(results, uri):
     assert second.rows == first.rows
 
 
+def test_only_what_may_have_changed_is_read(results, uri, monkeypatch):
+    """Neither a table that a finished run holds nor a file too large to upload is hashed."""
+    monkeypatch.setattr(tracking, "LARGEST_FILE", 20_000)
+    (results / "big.csv").write_bytes(b"x" * 20_001)
+    seen, own = [], Path.read_bytes
+
+    def reading(path):
+        seen.append(path.name)
+        return own(path)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    ingest(results, uri)
+    assert "F1.parquet" in seen
+    assert "big.csv" not in seen
+    seen.clear()
+    ingest(results, uri)
+    assert not [name for name in seen if name.endswith(".parquet")]
+
+
 def test_another_configuration_is_another_parent(results, uri):
     parents = {ingest(results, uri).run_id, ingest(results, uri, config_digest="bead").run_id}
     parents.add(ingest(results, uri, name="other").run_id)
