@@ -139,7 +139,7 @@ def estimate(
     forward = all_tokens * (counts.forward + counts.score * tokens)
     passes = (per_example + (1 if schedule == "keep" else 2)) * forward * runs
     forming = (rows + cross) * tokens * counts.selected * share * runs
-    products = (rows * (rows + sizes.panel) / 2 + cross * rows) * counts.selected * share
+    products = (rows * (rows + min(rows, sizes.panel_of(rows))) / 2 + cross * rows) * counts.selected * share
     seconds = passes / device.passes + forming / device.forming + products / device.products
     return {
         "n": n,

@@ -33,6 +33,10 @@ class Sizes:
     tokens: int = 1024
     tile: int = TILE
 
+    def panel_of(self, rows: int) -> int:
+        """Return the rows of a panel of a block of so many rows: an eighth of them, or half would be multiplied twice."""
+        return min(self.panel, max(Sizes.panel, -(-rows // 8)))
+
 
 # A GPU takes as long for little as for much: larger products and passes, for which it has the memory. Not measured yet.
 SIZES = {"cpu": Sizes(), "cuda": Sizes(slab=1 << 29, panel=1024, tokens=16_384)}
@@ -104,7 +108,8 @@ class Blocks:
             if a != b:
                 matrix.add_(operand.product(left, right))
                 continue
-            for panel in slabs(left.stop - left.start, sizes_on(rows.device.type).panel):
+            count = left.stop - left.start
+            for panel in slabs(count, sizes_on(rows.device.type).panel_of(count)):
                 here = slice(left.start + panel.start, left.start + panel.stop)
                 matrix[panel, : panel.stop] += operand.product(here, slice(left.start, here.stop))
         for i, squares in self.squares.items():
