@@ -16,7 +16,7 @@ def kernels(**options):
     """Return kernels of a few ways through the engine, by name."""
     model, batch = pico("gpt2", torch.float32), prompts(LENGTHS)
     found = {}
-    for name, own in {"all": {"parameters": "all"}, "swept": {"memory_gb": 0.0}, "modules": {"by": "module"}}.items():
+    for name, own in {"all": {"parameters": "all"}, "swept": {"memory_gb": 0.0, "by": "module"}}.items():
         one = empirical_ntk(model, batch, tokens_per_batch=14, **own, **options)
         found |= {f"{name}/matrix": one.matrix, f"{name}/outputs": one.outputs}
         found |= {f"{name}/norms/{module}": norms for module, norms in one.row_norms.items()}
