@@ -34,7 +34,7 @@ class Sizes:
     tile: int = TILE
 
     def panel_of(self, rows: int) -> int:
-        """Return the rows of a panel of a block of so many rows: an eighth of them, or half would be multiplied twice."""
+        """Return the rows of a panel of a block of so many rows: an eighth, so that little is multiplied twice."""
         return min(self.panel, max(Sizes.panel, -(-rows // 8)))
 
 
