@@ -140,6 +140,9 @@ def content_digest(table: pa.Table) -> str:
         combined = combined.take(pa.array(range(combined.num_rows), pa.int64())).combine_chunks()
     with pa.ipc.new_stream(pa.PythonFile(_Hashing(digest), mode="w"), combined.schema) as writer:
         writer.write_table(combined)
+    if combined.nbytes > LARGE:
+        del combined
+        pa.default_memory_pool().release_unused()
     return digest.hexdigest()
 
 
