@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -112,8 +113,9 @@ def assemble(shards: Mapping[str, pa.Table | Callable[[], pa.Table]]) -> Assembl
     if kept != set(read.layers["new"]) or bool(kept) == bool(sums) or (sums and set(sums) != {"train", "new"}):
         raise ArtifactError("the shards do not hold the same layers for training and for new examples")
     train, new = (sums[block] if sums else sum_in_name_order(read.layers[block]) for block in ("train", "new"))
-    outputs = [read.outputs[block][1] for block in ("outputs", "outputs_new")]
-    return AssembledKernel(train, new, *outputs, read.layers["train"], **read.scheduled, moments=read.moments)
+    first, last = (read.outputs[block][1] for block in ("outputs", "outputs_new"))
+    others: dict[str, Any] = {**read.scheduled, "moments": read.moments}
+    return AssembledKernel(train, new, first, last, read.layers["train"], **others)
 
 
 class _Read:
@@ -158,7 +160,7 @@ def read_gram(table: pa.Table) -> AssembledKernel:
     """Return the kernel of a ``gram`` artifact (without the split by layer)."""
     known = set(table["block"].to_pylist())
     names = ("train", "new", "outputs", "outputs_new", *(name for name in SCHEDULED if name in known))
-    blocks = {name: read_matrix(table, block=name) for name in names}
+    blocks: dict[str, Any] = {name: read_matrix(table, block=name) for name in names}
     return AssembledKernel(**blocks, by_layer={})
 
 
