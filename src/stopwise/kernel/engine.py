@@ -174,10 +174,11 @@ class Engine:
 
     def vectors(self, task: int) -> torch.Tensor | None:
         """Return what the moments of layers are taken along, None for a task without targets."""
-        if task >= len(self.job.targets) or self.job.targets[task] is None:
+        targets = self.job.targets[task] if task < len(self.job.targets) else None
+        if targets is None:
             return None
         if task not in self._vectors:
-            self._vectors[task] = directions(self.groups[task], self.run, self.job.targets[task], self.device)
+            self._vectors[task] = directions(self.groups[task], self.run, targets, self.device)
         return self._vectors[task]
 
     @property

@@ -38,9 +38,9 @@ def float32_products(device: torch.device | str = "cpu") -> Iterator[str]:
 @contextmanager
 def product_precision(kind: str, precision: str) -> Iterator[None]:
     """Set PyTorch's name of the precision of one kind of device's products for the time of a block."""
-    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-    backend: Any = cuda if kind == "cuda" else cpu
-    above = torch.backends.cudnn.fp32_precision if kind == "cuda" else torch.backends.mkldnn.fp32_precision
+    backends: Any = torch.backends
+    backend = backends.cuda.matmul if kind == "cuda" else backends.mkldnn.matmul
+    above = backends.cudnn.fp32_precision if kind == "cuda" else backends.mkldnn.fp32_precision
     before = backend.fp32_precision
     before = "none" if before == above else before  # it goes on following the setting above it
     backend.fp32_precision = precision

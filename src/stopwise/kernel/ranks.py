@@ -77,7 +77,7 @@ class Ranks:
         kind = None if one is None else torch.tensor(KINDS.index(type(one)), device=self.device)
         told = self.moved(kind, source, target)
         fields = [None, None] if one is None else list(vars(one).values())
-        tensors = [self.moved(field, source, target) for field in fields]
+        tensors: list = [self.moved(field, source, target) for field in fields]
         return None if told is None else KINDS[int(told)](*tensors)
 
     def everywhere(self, tensor: torch.Tensor | None, source: int) -> torch.Tensor:
