@@ -110,7 +110,7 @@ def empirical_ntk(
     beside the model; decides whether activations are kept or recomputed, or examples tiled.
     Further options:
     ``layers`` (names from ``kernel_layers``: a shard), ``by`` (``layer`` or ``module``; ``total`` keeps the sum alone,
-    which takes the memory of two kernels and not of one a layer), ``progress``,
+    whose memory does not grow with the layers), ``progress``,
     ``tokens_per_batch`` (padded tokens in one pass), ``max_padding`` (the share of them that may be padding),
     ``products`` (how gradients are multiplied: see ``kernel.product_modes``), ``over_ranks`` (all processes of
     torch.distributed share the work, and the first one gets the kernel, the others one of zeros: see ``kernel.ranks``).
