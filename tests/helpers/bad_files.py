@@ -262,7 +262,7 @@ def model_cases() -> list[Case]:
         ),
         Case("kernel", "an expression that is none", lambda _: chosen(["(q"]), "is not a regular expression"),
         Case("kernel", "nothing that is trainable", lambda _: chosen("trainable"), "requires a gradient"),
-        Case("kernel", "an unknown option of lora", lambda _: chosen({"lora": {"rnk": 2}}), "unknown option 'rnk'"),
+        Case("kernel", "an adapter that no configuration makes", lambda _: chosen("lora"), "put one on the model with"),
     ]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stopwise.linearized.coding import squared_loss, targets
+from stopwise.network.adapters import with_adapter
 from stopwise.network.learner import Learner
 from stopwise.network.parameters import select_parameters
 from stopwise.network.pico import pico_model
@@ -250,15 +251,15 @@ def test_only_the_subset_moves(model, data, subset):
     assert all(float(result.vector[name].abs().max()) > 0 for name in result.vector)
 
 
-def test_adapters_become_a_vector_of_the_weights_they_adapt(data):
-    """Applying the LoRA vector to the plain model gives the outputs of the adapted one; no trace is left."""
-    model = pico_model("gpt2")
+def test_an_adapter_has_a_vector_of_its_own(data):
+    """Only the adapter moves, and its vector gives the trained outputs; the model comes back as it was."""
+    model = with_adapter(pico_model("gpt2"), {"rank": 2, "alpha": 1, "target": "attention"}, seed=3)
     before, f = weights(model), {}
 
     def look(step):
         f[step] = outputs_one_by_one(model, data[2])
 
-    config = settings(parameters={"lora": {"rank": 2, "scale": 0.5, "seed": 3}}, steps=4, learning_rate=5.0)
+    config = settings(parameters="trainable", steps=4, learning_rate=5.0)
     result = run(model, data, config, on_evaluation=look)
     assert same_weights(model, before)
     assert set(dict(model.named_parameters())) == set(before)
@@ -389,7 +390,6 @@ BAD = [
     ({"stop": "oracle"}, "finetune.stop: 'oracle'"),
     ({"stop": {"rule": "holdout", "wait": 3}}, "finetune.stop: unknown key 'wait'"),
     ({"patients": 3}, "finetune: unknown key 'patients'"),
-    ({"tangent": True, "parameters": "lora"}, "finetune.tangent"),
     ({"weight_decay": -1.0}, "finetune.weight_decay"),
     ({"tokens_per_batch": 0}, "finetune.tokens_per_batch"),
     ({"target_scale": 0.0}, "finetune.target_scale"),
