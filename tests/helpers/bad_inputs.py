@@ -102,6 +102,11 @@ CONFIG: list[tuple[str, Any, str]] = [
     ("finetune.schedule", "step", "constant (when left out), linear or cosine"),
     ("finetune.warmup", -1, "steps of rising step size"),
     ("finetune.warmup", 2, "2 steps given for a constant schedule"),
+    (
+        "finetune",
+        {"schedule": "linear", "steps": 8, "warmup": 8},
+        "8 steps of warm-up leave nothing of finetune.steps 8",
+    ),
     ("finetune.weight_decay", -1, "a number >= 0"),
     ("finetune.weight_decay", 0.1, "0.1 given for heavy_ball"),
     ("finetune.clip_norm", 0, "the norm that the gradient of a step is cut down to"),

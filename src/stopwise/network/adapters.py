@@ -98,7 +98,9 @@ def base_of(folder: Path) -> str:
     except (ValueError, KeyError) as error:
         raise ModelError(f"model.source: {path} does not name the adapter's model ({reason(error)})") from None
     if not isinstance(base, str) or not base:
-        raise ModelError(f"model.source: {path} does not name the adapter's model (base_model_name_or_path is {base!r})")
+        raise ModelError(
+            f"model.source: {path} does not name the adapter's model (base_model_name_or_path is {base!r})"
+        )
     return base
 
 
@@ -117,4 +119,3 @@ def read_adapter(model: Any, folder: Path) -> Any:
     except Exception as error:
         raise ModelError(f"model.source: the adapter in {folder} could not be read: {reason(error)}") from error
     return made.eval()
-

@@ -30,8 +30,8 @@ def select_parameters(model: nn.Module, subset: Subset = "attention") -> dict[st
     ``attention``: weights and biases of the linear layers inside attention modules (q, k, v, o), or ``linear`` for a
     model without attention (see ``subset_note``). ``linear``: every linear layer but those of the head. ``all``:
     everything. ``head``: of a sequence classifier everything outside of its base model; else the new class head if one
-    is attached, else the output embedding. ``trainable``: whatever requires a gradient, so the adapters of a PEFT model,
-    or what frozen layers leave. A list holds regular expressions that are searched in parameter names. Raises
+    is attached, else the output embedding. ``trainable``: whatever requires a gradient, so the adapters of a PEFT
+    model, or what frozen layers leave. A list holds regular expressions that are searched in parameter names. Raises
     ValueError for an unknown subset, or one that matches nothing.
     """
     if subset == "lora" or isinstance(subset, Mapping):

@@ -104,7 +104,9 @@ def _settle_adapter(config: dict[str, Any]) -> None:
     """Check the adapter that is asked for, and say in peft's words what ``lora`` is short for."""
     parameters = config.get("kernel", {}).get("parameters")
     if parameters == "trainable":
-        _without_merging(config, "kernel.parameters", "'trainable' may be the two factors of an adapter, which do not add")
+        _without_merging(
+            config, "kernel.parameters", "'trainable' may be the two factors of an adapter, which do not add"
+        )
     if parameters == "lora":
         parameters = {"lora": {}}
     if not isinstance(parameters, Mapping):
@@ -229,6 +231,11 @@ def _check_finetune(section: Mapping[str, Any], rules: Sequence[str], formula: s
         raise ConfigError(
             f"config key finetune.warmup: {section['warmup']} steps given for a constant schedule; allowed: 0, or"
             " linear or cosine as the schedule"
+        )
+    if section.get("warmup", 0) >= section["steps"]:
+        raise ConfigError(
+            f"config key finetune.warmup: {section['warmup']} steps of warm-up leave nothing of finetune.steps"
+            f" {section['steps']}; allowed: fewer"
         )
     if every > 1 and every != int(every):
         raise ConfigError(

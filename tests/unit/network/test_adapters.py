@@ -126,7 +126,9 @@ def test_an_adapter_in_a_folder_comes_with_its_model(saved):
 
 def test_an_adapter_that_is_there_is_what_trains(saved):
     stamp = {"folder": str(saved[0]), "adapter": str(saved[1])}
-    with pytest.raises(ModelError, match=r"kernel\.parameters: .* holds an adapter, .* found 'all'; allowed: trainable"):
+    with pytest.raises(
+        ModelError, match=r"kernel\.parameters: .* holds an adapter, .* found 'all'; allowed: trainable"
+    ):
         load_configured(stamp, SECTION, "pretrained", 0, parameters="all")
 
 

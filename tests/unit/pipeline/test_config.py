@@ -177,7 +177,9 @@ def test_lora_is_short_for_an_adapter_of_peft(asked, options):
 
 def test_what_may_be_an_adapter_is_not_merged():
     assert validated(MINIMAL | {"kernel": {"parameters": "trainable"}})["arithmetic"]["enabled"] is False
-    with pytest.raises(ConfigError, match=r"arithmetic\.enabled: kernel\.parameters 'trainable' may be .* allowed: false"):
+    with pytest.raises(
+        ConfigError, match=r"arithmetic\.enabled: kernel\.parameters 'trainable' may be .* allowed: false"
+    ):
         validated(MINIMAL | {"kernel": {"parameters": "trainable"}, "arithmetic": {"enabled": True}})
 
 

@@ -44,13 +44,23 @@ def run(model, data, config, **options):
     return finetune(model, *data, config, progress=False, **options)
 
 
-@pytest.mark.parametrize("optimizer", ["gradient_descent", "heavy_ball", "nesterov"])
-def test_training_follows_its_recursion(model, data, optimizer):
-    """Against a loop that sums gradients example by example and writes the update out."""
-    config = settings(optimizer=optimizer, momentum=0.8, learning_rate=0.3, steps=4)
+@pytest.mark.parametrize(
+    ("optimizer", "subset"),
+    [
+        ("gradient_descent", "attention"),
+        ("heavy_ball", "attention"),
+        ("nesterov", "attention"),
+        ("heavy_ball", "trainable"),
+    ],
+)
+def test_training_follows_its_recursion(data, optimizer, subset):
+    """Against a loop that sums gradients example by example and writes the update out; an adapter is trainable."""
+    model, reference = pico_model("llama"), pico_model("llama")
+    if subset == "trainable":
+        model, reference = (with_adapter(one, {"rank": 2, "alpha": 8}, seed=3) for one in (model, reference))
+    config = settings(optimizer=optimizer, momentum=0.8, learning_rate=0.3, steps=4, parameters=subset)
     result = run(model, data, config)
-    reference = pico_model("llama")
-    parameters = select_parameters(reference, "attention")
+    parameters = select_parameters(reference, subset)
     start = {name: p.detach().clone() for name, p in parameters.items()}
     y = targets(data[0]["labels"].numpy(), 2)
     b_hat = (y - outputs_one_by_one(reference, data[0])).mean(axis=0)
