@@ -98,6 +98,7 @@ def prepared(case: Case, task: str, seed: int) -> Data:
     named = make({}, sizes, name=task, assets=ASSETS)
     classes = {"num_labels": len(named.verbalizers)} if case.head else {}
     model, tokenizer = load_model(case.model, assets=ASSETS, seed=seed, frozen=False, **classes)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     table = named.sample(tokenizer, seed)
     train, test = (batch_from_table(table, split) for split in ("train", "test"))
     words = None if case.head else train["verbalizers"].tolist()
