@@ -245,14 +245,14 @@ def test_another_thread_count_warns(tmp_path):
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
     path = tmp_path / "run.safetensors"
-    whole = run("lora", path, keep_checkpoint=True)
+    whole = run("nesterov", path, keep_checkpoint=True)
 
     def never(step):
         raise AssertionError("trained again")
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert_same(run("lora", path, never), whole)
+        assert_same(run("nesterov", path, never), whole)
 
 
 def test_a_killed_sweep_keeps_its_finished_sizes(tmp_path):
