@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from stock_trainer import RECORD, Case, Row, measured, prepared
 
-CASE = Case("starts", "minilm", False, 1e-4, 16, ("trec",), (0,), every=1)
+CASE = Case("starts", "minilm", False, 1e-4, 16, (("trec", 0),), every=1, test=200)
 BATCH, LENGTHS = 16, (4, 8, 16, 32, 64)
 NATURAL = 4.0  # a learning rate of so many 1/lambda_1: the largest whose predictions were compared with real runs
 STARTS = (("probe", None), ("probe", 1e-4), ("random", 1e-4))
@@ -88,7 +88,7 @@ def page(rows: list[Row]) -> str:
     lines = [
         "# How a new head may start",
         "",
-        "Written by `python tools/head_starts.py`: `minilm` on `trec`, 64 questions, batches of 16, one seed, 300 test"
+        "Written by `python tools/head_starts.py`: `minilm` on `trec`, 64 questions, batches of 16, one seed, 200 test"
         " questions, a real training of every length.",
         "",
         "| start | rate | stop by the kernel | best real length | log-loss at the last: expected, real | accuracy at"

@@ -69,7 +69,7 @@ def test_the_recorded_pages_are_made_of_the_recorded_rows():
 def test_every_recorded_run_is_judged_on_its_own_curve():
     """The best step is that of the curve, the cost is that of the step named, and all that was asked for is there."""
     rows, curves = recorded("runs"), recorded("curves")
-    wanted = [(case.name, task, seed) for case in stock_trainer.CASES for task, seed in case.runs()]
+    wanted = [(case.name, task, seed) for case in stock_trainer.CASES for task, seed in case.runs]
     assert [(row["case"], row["task"], row["seed"]) for row in rows] == wanted
     for row in rows:
         own = {at["step"]: at["loss"] for at in curves if all(at[key] == row[key] for key in ("case", "task", "seed"))}
