@@ -135,7 +135,7 @@ def test_mlflow_knows_the_source_of_every_input(results, uri):
     assert all(mlflow.data.get_source(one).uri for one in inputs)
 
 
-def test_small_tables_are_shown_and_read_back(results, uri):
+def test_small_tables_are_shown_and_read_back(results, uri, monkeypatch):
     """As MLflow's own tables, once: a second recording appends nothing."""
     big = results / "big.parquet"
     decay(big, rule="many")
@@ -144,6 +144,7 @@ def test_small_tables_are_shown_and_read_back(results, uri):
     ingest(results, uri)
     client, _ = all_runs(uri)
     run = children(uri)["finetune/pretrained/movie/seed0/trajectory.parquet"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # where load_table looks, whatever the client's address
     table = client.load_table(run.info.experiment_id, "trajectory.json", [run.info.run_id])
     assert table["n"].tolist() == [16] * 3 + [32] * 3
     assert table["test_loss"].isna().tolist() == [False] * 3 + [True] * 3
