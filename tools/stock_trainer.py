@@ -243,7 +243,6 @@ def record() -> None:
     for case in CASES:
         for task, seed in case.runs:
             if not case.kept(task, seed).is_file():
-                print(f"not run yet: {case.name} {task} {seed}")
                 continue
             found = json.loads(case.kept(task, seed).read_text(encoding="utf-8"))
             if trained_as(found.pop("case")) != trained_as(json.loads(json.dumps(asdict(case)))):
@@ -295,6 +294,12 @@ def page(rows: list[Row]) -> str:
         f"In {len(early)} runs the callback named an earlier step than the last, and a second run ended at that step in"
         f" {right} of them.",
     ]
+    done = {(row["case"], row["task"], row["seed"]) for row in rows}
+    missing = [
+        f"`{c.name}` on {task}, seed {seed}" for c in CASES for task, seed in c.runs if (c.name, task, seed) not in done
+    ]
+    if missing:
+        lines += ["", f"Not run yet: {'; '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
