@@ -2,6 +2,7 @@
 
     python tools/stock_trainer.py                  every case that is not finished yet, then the record
     python tools/stock_trainer.py minilm-lora      the cases of these names, then the record
+    python tools/stock_trainer.py --record         the record alone, of what is finished
 
 Each case trains to its last step while the callback only reports, and measures the log-loss of set-aside test examples
 on the way. Where the callback names an earlier step, a second run lets it stop there. A finished run is kept under
@@ -291,8 +292,8 @@ def page(rows: list[Row]) -> str:
         f"The predicted step cost at most 5 % of the best log-loss in {(regrets <= 0.05).sum()} of {len(rows)} runs;"
         f" the median cost was {100 * np.median(regrets):.1f} %, the largest {100 * regrets.max():.1f} %.",
         f"Taking every step cost at most 5 % in {(last <= 1.05).sum()} runs.",
-        f"In {len(early)} runs the callback named an earlier step than the last, and a second run ended at that step in"
-        f" {right} of them.",
+        f"In {len(early)} of them the callback named an earlier step than the last; a second run ended at that step in"
+        f" {right} of these.",
     ]
     done = {(row["case"], row["task"], row["seed"]) for row in rows}
     missing = [
@@ -304,7 +305,10 @@ def page(rows: list[Row]) -> str:
 
 
 def main(names: list[str]) -> None:
-    """Run the cases of these names (all without names), then write the record."""
+    """Run the cases of these names (all without names, none with ``--record``), then write the record."""
+    if names == ["--record"]:
+        record()
+        return
     if unknown := sorted(set(names) - {case.name for case in CASES}):
         raise SystemExit(f"stock_trainer: {unknown[0]!r} is no case; allowed: {', '.join(c.name for c in CASES)}")
     for case in CASES:
