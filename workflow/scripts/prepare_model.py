@@ -7,7 +7,7 @@ from pathlib import Path
 from job import Job
 from stopwise.artifacts import tables as artifacts
 from stopwise.assets.wheels import sha256_of
-from stopwise.network.folders import prepare_model
+from stopwise.network.folders import ADAPTER_CONFIG, holds_adapter, prepare_model
 
 
 def fingerprint(folder: Path, *patterns: str) -> str:
@@ -17,17 +17,20 @@ def fingerprint(folder: Path, *patterns: str) -> str:
 
 
 with Job(snakemake) as job:
-    model = snakemake.params.model
-    folder = prepare_model(
-        model["source"],
-        Path(snakemake.output[0]).parents[1],
-        revision=model["revision"],
-        trust_remote_code=model["trust_remote_code"],
-    )
-    record = {
-        "source": model["source"],
+    model, assets = snakemake.params.model, Path(snakemake.output[0]).parents[1]
+    trusted = {"trust_remote_code": model["trust_remote_code"]}
+    folder = prepare_model(model["source"], assets, revision=model["revision"], **trusted)
+    record, digests = {"source": model["source"]}, []
+    if holds_adapter(folder):
+        from stopwise.network.adapters import base_of
+
+        record["adapter"] = str(folder)
+        digests.append(fingerprint(folder, "*.safetensors", ADAPTER_CONFIG))
+        folder = prepare_model(base_of(folder), assets, **trusted)
+    digests.append(fingerprint(folder, "*.safetensors", "config.json"))
+    record |= {
         "folder": str(folder),
-        "fingerprint": fingerprint(folder, "*.safetensors", "config.json"),
+        "fingerprint": "-".join(digests),
         "tokenizer": fingerprint(folder, "tokenizer*.json", "special_tokens_map.json"),
     }
     with artifacts.atomic_path(Path(snakemake.output[0])) as temporary:

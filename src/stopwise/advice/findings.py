@@ -228,6 +228,7 @@ def advise(
         say(note)
     check_present(device)
     from stopwise.kernel.ntk import empirical_ntk
+    from stopwise.network.adapters import LORA, with_adapter
     from stopwise.network.loading import BUILTIN, load_model, model_fingerprint
 
     if settings.model == BUILTIN and not (Path(assets) / "models" / BUILTIN / "config.json").is_file():
@@ -252,7 +253,9 @@ def advise(
     labels = batch["labels"].numpy()
     words = ", ".join(map(repr, task.verbalizers.values()))
     say(f"computing the kernel of {len(labels)} examples; the words for the labels are {words}")
-    subset: Any = {"lora": {}} if settings.parameters == "lora" else settings.parameters
+    fingerprint, subset = model_fingerprint(network), settings.parameters
+    if subset == "lora":
+        network, subset = with_adapter(network, LORA, settings.seed), "trainable"
     kernel = empirical_ntk(network, batch, parameters=subset, device=device, progress=progress)
     problem, scale = Problem(kernel.matrix, kernel.outputs, labels, len(task.verbalizers)), None
     if settings.adam:
@@ -262,7 +265,7 @@ def advise(
         problem = replace(problem, matrix=_adam_kernel(network, batch, settings, subset, scale, device, progress))
     say("refitting without some of the examples, to see what training would reach on new ones")
     found = findings(problem, settings, progress, scale)
-    record = {"config": asdict(settings), "data": _sha256(file.path), "model": model_fingerprint(network)}
+    record = {"config": asdict(settings), "data": _sha256(file.path), "model": fingerprint}
     notes = (*file.notes, *([task.answers] if task.answers else []))
     return Advice(settings, file, task, sample, found, record, notes)
 

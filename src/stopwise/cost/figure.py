@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pyarrow as pa
 from matplotlib.figure import Figure
@@ -47,19 +48,19 @@ def draw(floor: pa.Table, peers: pa.Table) -> Figure:
 
 
 def markdown(
-    floor: pa.Table, peers: pa.Table, errors: pa.Table, large: list[pa.Table], training: list[pa.Table]
+    floor: pa.Table,
+    peers: pa.Table,
+    errors: pa.Table,
+    large: list[pa.Table],
+    training: list[pa.Table],
+    kinds: Mapping[str, tuple[pa.Table, pa.Table]],
 ) -> str:
-    """Return the benchmark as Markdown tables."""
+    """Return the benchmark as Markdown tables.
+
+    ``kinds``: of other kinds of training, by title, the kernel beside its floor, and steps beside the stock Trainer.
+    """
     text = [
-        "| n | schedule | seconds | floor, seconds | ratio | peak memory above the model |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in floor.to_pylist():
-        text.append(
-            f"| {row['n']} | {row['method'].split(', ')[-1]} | {row['seconds']:.1f} | {row['floor_seconds']:.1f} |"
-            f" {row['ratio_to_floor']:.2f} | {row['peak_gib']:.2f} GiB |"
-        )
-    text += [
+        *_floor(floor),
         "",
         "| n | method | best setting | seconds | times as long | peak memory | relative difference of K |",
         "|---|---|---|---|---|---|---|",
@@ -83,7 +84,21 @@ def markdown(
         f"A kernel of n = {shards[0]['n']:,} in {len(shards)} shards, one after another: {minutes:.1f} minutes in all,"
         f" at most {peak:.1f} GiB a process.",
     ]
-    return "\n".join([*text, "", *_training(training)]) + "\n"
+    text += ["", *_training(training)]
+    for title, (bare, steps) in kinds.items():
+        text += ["", f"## {title}", "", *_floor(bare), "", *_training([steps])]
+    return "\n".join(text) + "\n"
+
+
+def _floor(table: pa.Table) -> list[str]:
+    """Return the lines on the kernel beside its floor."""
+    lines = _head("n", "schedule", "seconds", "floor, seconds", "ratio", "peak memory above the model")
+    for row in table.to_pylist():
+        lines.append(
+            f"| {row['n']} | {row['method'].split(', ')[-1]} | {row['seconds']:.1f} | {row['floor_seconds']:.1f} |"
+            f" {row['ratio_to_floor']:.2f} | {row['peak_gib']:.2f} GiB |"
+        )
+    return lines
 
 
 def _training(tables: list[pa.Table]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from stopwise.assets.wheels import ASSETS
 from stopwise.cost.estimate import DEVICES, estimate, gpt_neo_1_3b, skeleton
+from stopwise.network.adapters import is_peft, with_adapter
 from stopwise.pipeline.config import start_tasks
 from stopwise.tasks.builtin import BUILTIN_TASKS
 from stopwise.tasks.definition import AUTO
@@ -54,6 +55,9 @@ def plan_rows(config: Mapping[str, Any], assets: str) -> list[dict[str, Any]]:
     """Return the estimate of every task's kernel here and on data-sheet GPUs: rows of the ``plan`` artifact."""
     model = model_skeleton(config["model"], assets)
     kernel, data = config["kernel"], config["data"]
+    parameters = kernel["parameters"]
+    if is_peft(parameters):
+        model, parameters = with_adapter(model, parameters["peft"] or {}), "trainable"
     rows = []
     for device in (None, *DEVICES.values()):
         for task, classes in class_counts(config["tasks"], assets).items():
@@ -63,7 +67,7 @@ def plan_rows(config: Mapping[str, Any], assets: str) -> list[dict[str, Any]]:
                 data["max_tokens"],
                 classes,
                 data["validation"] + data["test"],
-                kernel["parameters"],
+                parameters,
                 kernel["outputs"],
                 kernel["shards"],
                 device,

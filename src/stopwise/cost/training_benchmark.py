@@ -1,7 +1,7 @@
 """What a training step costs beside the stock ``transformers`` Trainer, and what merging large vectors needs.
 
-The stock Trainer gets equal settings: the same examples in the same batches, squared loss on the same verbalizer
-contrast, heavy-ball SGD on the same parameters; it pads each batch and multiplies the whole vocabulary, as it always
+The stock Trainer gets equal settings: the same examples in the same batches, squared loss on the same contrast of
+classes, heavy-ball SGD on the same parameters; it pads each batch and multiplies the whole vocabulary, as it always
 does. Both train from the same weights, and how far apart they end is in the row: the contest is only fair when it is
 nothing.
 """
@@ -44,9 +44,9 @@ def against_stock_trainer(
 
     ``batch`` is gone through in order, ``batch_size`` examples a step; the first step warms up and is not counted, the
     fastest of the others is. ``ratio`` is over the stock Trainer; ``difference`` the relative distance of the weights'
-    displacements. The model ends as it began.
+    displacements: nothing but rounding where the network drops nothing out. The model ends as it began.
     """
-    chosen = select_parameters(model, parameters)
+    chosen, flags = select_parameters(model, parameters), [(p, p.requires_grad) for p in model.parameters()]
     start = {name: parameter.detach().clone() for name, parameter in chosen.items()}
     moved: dict[str, dict[str, torch.Tensor]] = {}
     seconds = {}
@@ -57,6 +57,8 @@ def against_stock_trainer(
         with torch.no_grad():
             for name, parameter in chosen.items():
                 parameter.copy_(start[name])
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
     ours, stock = (TaskVector(moved[method]) for method in ("stopwise", "transformers"))
     difference = (ours - stock).norm() / stock.norm()
     return [
@@ -106,8 +108,10 @@ def _train_stock(
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             wanted = inputs.pop("targets")
             logits = model(**inputs).logits
-            last = inputs["attention_mask"].sum(1) - 1
-            f = logits[torch.arange(len(last)), last][:, batch["verbalizers"]] @ coding.T
+            if logits.ndim > 2:  # a language model's, of every token
+                last = inputs["attention_mask"].sum(1) - 1
+                logits = logits[torch.arange(len(last)), last]
+            f = logits[:, batch["verbalizers"]] @ coding.T
             return 0.5 * ((f - wanted.to(f)) ** 2).mean()
 
         def _get_train_sampler(self, *arguments, **named):

@@ -112,14 +112,17 @@ class StopwiseCallback(TrainerCallback, ExportableState):
 
     def _read_at(self, args: Any, state: Any) -> int:
         """Return the step at which the kernel is read."""
-        if isinstance(self.when, int):
-            return self.when
         if self.when == "start":
             return 0
-        steps = args.get_warmup_steps(state.max_steps)
+        steps = self.when if isinstance(self.when, int) else int(args.get_warmup_steps(state.max_steps))
         if steps < 1:
             raise ValueError("when: 'warmup' needs a warm-up (warmup_steps); give a number of steps, or 'start'")
-        return int(steps)
+        if steps >= state.max_steps:
+            raise ValueError(
+                f"when: {self.when!r} is step {steps}, and training ends with step {state.max_steps}; give an earlier"
+                " step, or 'start'"
+            )
+        return steps
 
     def _read(self, args: Any, state: Any, control: Any, given: dict[str, Any]) -> None:
         """Read the kernel on one rank, tell the others, and log."""

@@ -171,7 +171,7 @@ def _plain(
     """Return K and f0 by autograd, one example and column at a time, each prompt unpadded."""
     subset = held(model, subset)
     with prepared(model, {"a": batch}, tokens, subset, outputs) as job:
-        chosen = list(select_parameters(job.model, "lora" if isinstance(subset, Mapping) else subset).values())
+        chosen = list(select_parameters(job.model, subset).values())
         rows, values = [], []
         for parameter in chosen:
             parameter.requires_grad_(True)

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from stopwise.network import lora
 from stopwise.network.architecture import block_prefix, first_names, is_linear
 from stopwise.network.heads import output_embeddings
 
@@ -115,7 +114,7 @@ def _formula(module: nn.Module, attribute: str, head: nn.Module | None) -> str |
     if module is head:
         return {"weight": "head_weight", "bias": "head_bias"}.get(attribute)
     if is_linear(module):
-        return {"weight": "weight", "bias": "bias", lora.UP: "lora_up", lora.DOWN: "lora_down"}.get(attribute)
+        return {"weight": "weight", "bias": "bias"}.get(attribute)
     if isinstance(module, nn.Embedding):
         return "table"
     own = dict(module.named_parameters(recurse=False))
@@ -186,16 +185,6 @@ def _weight(use: Use, call: Call, n: int) -> Features:
     return Outer(by_example(call.x, n), gradients(call, n))
 
 
-def _lora_up(use: Use, call: Call, n: int) -> Features:
-    a = nn.functional.linear(by_example(call.x, n), getattr(use.module, lora.DOWN))
-    return Outer(a * lora.scale_of(use.module), gradients(call, n))
-
-
-def _lora_down(use: Use, call: Call, n: int) -> Features | None:
-    up = getattr(use.module, lora.UP)
-    return Outer(by_example(call.x, n), lora.scale_of(use.module) * (gradients(call, n) @ up))
-
-
 def _bias(use: Use, call: Call, n: int) -> Features:
     g = gradients(call, n)
     return Dense(g.sum(2), g.abs().sum(2))
@@ -246,8 +235,6 @@ _BUILD: dict[str, Any] = {
     "table": _table,
     "head_weight": _head_weight,
     "head_bias": _head_bias,
-    "lora_up": _lora_up,
-    "lora_down": _lora_down,
 }
 
 

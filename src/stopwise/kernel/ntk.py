@@ -26,7 +26,6 @@ from stopwise.kernel.formulas import Term, plan_terms
 from stopwise.kernel.product_modes import checked
 from stopwise.kernel.ranks import Ranks
 from stopwise.linearized.coding import coding_matrix, columns
-from stopwise.network import lora
 from stopwise.network.attention import steady_attention
 from stopwise.network.batches import MAX_PADDING, pack, verbalizers_of
 from stopwise.network.heads import evaluating, sees_later_tokens
@@ -160,18 +159,15 @@ def task_kernels(model: nn.Module, tasks: Mapping[str, Examples], **options: Any
 
 def kernel_layers(model: nn.Module, parameters: Subset = "attention") -> list[str]:
     """Return the names of the layers that the subset touches, in model order: blocks, and modules outside of them."""
-    with _adapters(model, parameters) as subset:
-        touched = {term.layer for term in plan_terms(model, select_parameters(model, subset))}
+    touched = {term.layer for term in plan_terms(model, select_parameters(model, parameters))}
     order = [name for name, _ in model.named_modules()]
     return sorted(touched, key=lambda name: order.index(name) if name in order else -1)
 
 
 def layer_costs(model: nn.Module, parameters: Subset = "attention") -> dict[str, float]:
     """Return the number of selected parameters of every layer: the cost of its Gram is proportional to it."""
-    with _adapters(model, parameters) as subset:
-        terms = plan_terms(model, select_parameters(model, subset))
-        costs = dict.fromkeys(kernel_layers(model, subset), 0.0)
-    for term in terms:
+    costs = dict.fromkeys(kernel_layers(model, parameters), 0.0)
+    for term in plan_terms(model, select_parameters(model, parameters)):
         costs[term.layer] += float(term.parameter.numel())
     return costs
 
@@ -199,20 +195,6 @@ def split_layers(names: Sequence[str], costs: Mapping[str, float], shards: int) 
         found.append(names[start:stop])
         start = stop
     return found
-
-
-@contextmanager
-def _adapters(model: nn.Module, parameters: Subset) -> Iterator[Subset]:
-    """Attach the adapters that a mapping asks for, for the time of a block, unless they are there."""
-    if not isinstance(parameters, Mapping):
-        yield parameters
-        return
-    attached = lora.attach_from(model, parameters)
-    try:
-        yield "lora"
-    finally:
-        if attached:
-            lora.detach(model)
 
 
 @contextmanager
@@ -269,12 +251,11 @@ def prepared(
     with (
         _placed(model, device, dtype) as placed,
         _frozen(placed),
-        _adapters(placed, parameters) as subset,
         float32_products(next(placed.parameters()).device),
         steady_attention(next(placed.parameters()).device),
     ):
         sees_later_tokens(placed)  # tried now, before anything is recorded
-        yield Job(placed, _chosen_terms(placed, subset, layers), packed, [], outputs)
+        yield Job(placed, _chosen_terms(placed, parameters, layers), packed, [], outputs)
 
 
 def _kernels(

@@ -169,6 +169,6 @@ def outside_theory(settings: FinetuneSettings, parameters: Any, formula: str) ->
         f"optimizer {settings.optimizer}": settings.optimizer == "adamw",
         "weight decay": settings.weight_decay > 0,
         f"kernel of formula {formula}": formula != "sgd",
-        "adapters": parameters == "lora" or isinstance(parameters, Mapping),
+        "adapters": isinstance(parameters, Mapping),
     }
     return "; ".join(reason for reason, applies in reasons.items() if applies) or None

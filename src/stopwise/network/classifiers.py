@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stopwise.assets.wheels import ASSETS
+from stopwise.network.adapters import base_of, read_adapter
 from stopwise.network.folders import (
     PICO_ENCODER,
     ModelError,
     check_choices,
     copy_matching,
     draw_seed,
-    frozen,
+    holds_adapter,
     load_tokenizer,
     prepare_model,
     reason,
@@ -29,6 +30,7 @@ from stopwise.network.folders import (
     refuse_encoder_decoder,
     refuse_revision,
     seeded,
+    settled,
 )
 from stopwise.network.heads import head_names
 from stopwise.network.pico import pico_classifier, pico_tokenizer
@@ -56,6 +58,7 @@ def load_classifier(
     start: str = "pretrained",
     reinit: Sequence[str] = (),
     new_head: bool | None = None,
+    frozen: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a sequence classifier and its tokenizer: evaluation mode, no cache, weights frozen, on the CPU.
 
@@ -63,17 +66,23 @@ def load_classifier(
     classes is drawn by the model's own initialiser from ``seed`` where the source holds none for so many
     (``new_head=None``), always (True), or never: it must be there (False). ``labels``: the names of the classes, for
     the model's configuration. ``start`` and ``reinit`` as in ``load_model``. A model and a tokenizer without a padding
-    token get the end token as one. Raises ValueError (AssetError, ModelError) naming the config key. Cost: 1 s for
-    minilm.
+    token get the end token as one. ``frozen`` False leaves ``requires_grad`` as transformers sets it. A folder that
+    holds an adapter of peft gives a PeftModel, as in ``load_model``. Raises ValueError (AssetError, ModelError) naming
+    the config key. Cost: 1 s for minilm.
     """
     check_choices(start, dtype)
     fields = _fields(num_labels, labels)
     source = os.fspath(source)
     if source in PICO_CLASSIFIERS:
         refuse_revision(source, revision)
-        return _pico(PICO_CLASSIFIERS[source], dtype, start, seed, reinit, fields), pico_tokenizer()
+        model = _pico(PICO_CLASSIFIERS[source], dtype, start, seed, reinit, fields)
+        return model.requires_grad_(not frozen), pico_tokenizer()
     folder = prepare_model(source, assets, revision=revision, trust_remote_code=trust_remote_code)
     options = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
+    if holds_adapter(folder):
+        own = {"seed": seed, "labels": labels, "dtype": dtype, "assets": assets, "start": start, "reinit": reinit}
+        model, tokenizer = load_classifier(base_of(folder), num_labels, new_head=new_head, **own, **options)
+        return read_adapter(model, folder), tokenizer
     kind = getattr(torch, dtype)
 
     def drawn() -> PreTrainedModel:
@@ -88,7 +97,7 @@ def load_classifier(
             copy_matching(model, drawn(), reinit)
     tokenizer = load_tokenizer(folder, trust_remote_code)
     _settle_padding(model, tokenizer)
-    return frozen(model), tokenizer
+    return settled(model, frozen), tokenizer
 
 
 def _fields(num_labels: int, labels: Sequence[str] | None) -> dict[str, Any]:

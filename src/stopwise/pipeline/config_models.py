@@ -73,7 +73,7 @@ Starts = Annotated[
     _one_of("'array', 'object'"),
 ]
 Parameters = Annotated[
-    Annotated[Literal["attention", "linear", "all", "lora", "head"], Tag(WORD)]
+    Annotated[Literal["attention", "linear", "all", "lora", "head", "trainable"], Tag(WORD)]
     | Annotated[list[str], Field(min_length=1), Tag(LIST)]
     | Annotated[dict[Any, Any], Tag(MAPPING)],
     _one_of("'string', 'array', 'object'"),
@@ -187,8 +187,10 @@ class Kernel(Section):
 
     parameters: Parameters = _key(
         "attention",
-        "attention, linear, all, lora, head, a {lora: ...} or {peft: ...} mapping, or a list of regular expressions",
-        "the parameters that are trained and that the kernel is over",
+        "attention, linear, all, lora, head, trainable, a {peft: ...} or {lora: ...} mapping, or a list of regular"
+        " expressions",
+        "the parameters that are trained and that the kernel is over (trainable, whatever requires a gradient as the"
+        " model comes: of a PEFT model, its adapter)",
     )
     outputs: Literal["contrast", "head", "logits", "vocabulary"] = _key(
         "contrast",

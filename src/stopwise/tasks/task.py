@@ -322,7 +322,21 @@ class Task:
                 f"{key}: {error.wanted} {error.split} rows asked for, but task {self.name!r} has {error.available} left"
                 f" of {len(known)} distinct ones{groups}, with data.test {self.test}, data.validation {self.validation}"
             ) from None
-        return {name: [known[i] for i in chosen[name]] for name in SPLITS}
+        found = {name: [known[i] for i in chosen[name]] for name in SPLITS}
+        self._check_seen(found, wanted)
+        return found
+
+    def _check_seen(self, found: Mapping[str, Sequence[Example]], train: int) -> None:
+        """Raise TaskError for a label that is held out but in no training example, where there is room for all."""
+        labels, seen = list(self.verbalizers or self.classes.labels), {e.label for e in found["train"]}
+        unseen = {e.label: name for name in ("test", "validation") for e in found[name] if e.label not in seen}
+        if unseen and len(labels) <= train:
+            number, name = min(unseen.items())
+            rows = sum(e.label == number for e in self.examples)
+            raise TaskError(
+                f"tasks.{self.name}.label: the label {labels[number]!r} is in no training example: its {rows} row(s)"
+                f" went to data.{name}; allowed: more rows of it, a smaller data.{name}, or to leave its rows out"
+            )
 
     def sample(self, tokenizer: PreTrainedTokenizerBase, seed: int = 0, train: int | None = None) -> pa.Table:
         """Return the ordered examples of a seed, train then validation then test, as a table of SAMPLE_SCHEMA.

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stopwise import __version__
 from stopwise.artifacts.tables import read_table
 
 # Limits of MLflow 3 (mlflow/utils/validation.py).
 KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH, FINGERPRINT_LENGTH, NAME_LENGTH = 250, 6000, 8000, 36, 500
+SHOWN_ROWS = 200  # tables of at most so many rows are shown beside their run
 
 PARENT, COMMIT, SUPERSEDED = "mlflow.parentRunId", "mlflow.source.git.commit", "superseded_by"
 NAME, CONFIG = "stopwise.name", "stopwise.config_digest"
@@ -143,6 +145,19 @@ def curves_of(step: Step, run: Any) -> list[Any]:
         for column in columns
         if row[column] is not None and not math.isnan(row[column])
     ]
+
+
+def shown_table(step: Step) -> dict[str, list[Any]] | None:
+    """Return the columns of a small table that MLflow can show, by name: numbers, texts and truth values.
+
+    None for a table of more than ``SHOWN_ROWS`` rows, or one without such columns.
+    """
+    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_boolean)
+    with pq.ParquetFile(step.path) as file:
+        names = [field.name for field in file.schema_arrow if any(kind(field.type) for kind in kinds)]
+        if not names or not 0 < file.metadata.num_rows <= SHOWN_ROWS:
+            return None
+        return file.read(columns=names).to_pydict()
 
 
 def inputs_of(step: Step) -> list[Any]:

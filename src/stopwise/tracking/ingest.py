@@ -36,6 +36,7 @@ from stopwise.tracking.fields import (
     metrics_of,
     params_of,
     safe_key,
+    shown_table,
     tags_of,
     times_of,
 )
@@ -43,6 +44,7 @@ from stopwise.tracking.store import Store, is_unavailable, open_store, reason
 
 LARGEST_FILE = 5_000_000  # bytes; larger tables stay on disk, their digest and metrics are recorded
 ATTACHED = (".svg", ".png", ".csv", ".html", ".json", ".md")
+SHOWN = "mlflow.loggedArtifacts"  # the tag by which MLflow knows a table among the files of a run
 PARAMS_PER_BATCH, METRICS_PER_BATCH = 100, 1000  # MLflow's limits for log_batch
 
 
@@ -209,6 +211,7 @@ def _record(store: Store, parent: str, config_digest: str, step: Step, known: Ma
     if not complete:
         _log_batch(store, run, params=params_of(step), metrics=[*metrics_of(step, run), *curves_of(step, run)])
         client.log_inputs(run.info.run_id, datasets=inputs_of(step))
+        _show(store, run, step)
     tag = safe_key(FILE + step.path.name)
     # The table of a finished run is the one that was uploaded: its digest is how the run was found.
     new = [path for path in (step.path, *step.files) if not (complete and path == step.path and tag in run.data.tags)]
@@ -217,6 +220,18 @@ def _record(store: Store, parent: str, config_digest: str, step: Step, known: Ma
     if not complete:
         client.set_terminated(run.info.run_id, "FINISHED", end_time=ended)
     return why
+
+
+def _show(store: Store, run: Any, step: Step) -> None:
+    """Log a small table as one that MLflow shows, once: ``log_table`` appends to a table that is there already."""
+    data, place = shown_table(step), f"{step.path.stem}.json"
+    if data is None or step.path.with_suffix(".json") in step.files:
+        return
+    client, run_id = store.client, run.info.run_id
+    if place not in [file.path for file in client.list_artifacts(run_id)]:
+        client.log_table(run_id, data=data, artifact_file=place)
+    elif SHOWN not in run.data.tags:  # a recording that was cut off between the table and its tag
+        client.set_tag(run_id, SHOWN, json.dumps([{"path": place, "type": "table"}]))
 
 
 def _supersede(client: Any, run: Any, known: Mapping[str, Any]) -> None:

@@ -50,11 +50,8 @@ def adam_preconditioner(
     zero in all of them is not moved: its D is 0. Of a PEFT adapter at its start that is A, while B = 0: the kernel then
     holds B's part, and ``flags`` holds ``second_order_left_out``. ``layers``: the parameters of these only (a shard;
     names of ``kernel_layers``). Cost: one forward and one backward pass over ``train`` and a forward pass for b_hat;
-    memory: three times the parameters. The model comes back as it was. Raises ValueError for the adapters of
-    ``{"lora": options}``, which are not attached here.
+    memory: three times the parameters. The model comes back as it was.
     """
-    if settings.parameters == "lora" or isinstance(settings.parameters, Mapping):
-        raise ValueError("preconditioner: half of an adapter's (lora) gradients are zero at the start; train weights")
     chosen = select_parameters(model, held(model, settings.parameters))
     wanted = set(chosen)
     if layers is not None:

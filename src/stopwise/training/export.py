@@ -13,7 +13,6 @@ import torch
 from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.sample import Sample, read_sample
 from stopwise.linearized.coding import coding_matrix
-from stopwise.network.adapters import is_peft
 from stopwise.network.export import export_model
 from stopwise.network.folders import load_tokenizer
 from stopwise.network.heads import bare, head_names, is_classifier
@@ -61,12 +60,13 @@ def export_run(
     record = artifacts.read_provenance(index)
     sample, stamp = read_sample(_input(run, record, "/data/")), _stamp(run, record)
     section, parameters = record["config"]["model"], record["config"]["kernel"]["parameters"]
-    model = load_configured(stamp["folder"], section, start, seed, sample.classes, parameters)
+    model = load_configured(stamp, section, start, seed, sample.classes, parameters)
     vector = TaskVector.load(place / rows[n]["file"])
     tuned = vector.apply_to(model)
     _add_intercept(tuned, vector, sample, record["config"]["kernel"]["outputs"])
-    kind = "adapter" if is_peft(parameters) and not merge else "model"
-    if is_peft(parameters) and merge:
+    adapted = hasattr(model, "peft_config")
+    kind = "adapter" if adapted and not merge else "model"
+    if adapted and merge:
         tuned = tuned.merge_and_unload()
     tokenizer = load_tokenizer(stamp["folder"], section["trust_remote_code"])
     facts = {"vector": vector.metadata, "classes": sample.classes}
@@ -94,8 +94,8 @@ def _stamp(run: str | Path, record: dict[str, Any]) -> dict[str, Any]:
     stamp = json.loads(path.read_text(encoding="utf-8"))
     if stamp["fingerprint"] != record["model"]:
         raise ValueError(f"RUN: {path} is of another model than the run's; run the configuration again")
-    folder = Path(stamp["folder"]).expanduser()
-    return stamp | {"folder": str(folder if folder.is_absolute() else path.parents[3] / folder)}
+    found = {key: Path(stamp[key]).expanduser() for key in ("folder", "adapter") if key in stamp}
+    return stamp | {key: str(at if at.is_absolute() else path.parents[3] / at) for key, at in found.items()}
 
 
 def _add_intercept(model: Any, vector: TaskVector, sample: Sample, outputs: str) -> None:

@@ -19,8 +19,6 @@ import numpy as np
 import torch
 
 from stopwise.linearized.objectives import Objective
-from stopwise.network import lora
-from stopwise.network.architecture import is_linear
 from stopwise.network.learner import Learner, Prompts, TangentLearner
 from stopwise.network.parameters import select_parameters
 from stopwise.network.task_vectors import TaskVector, difference
@@ -112,7 +110,8 @@ def finetune(
     # What is known of a split that is not given stays unread.
     predicted, start_outputs = (_of_splits(known, batches) for known in (predicted, start_outputs))
     identity = {} if path is None else _identity(model, batches, settings, predicted, start_outputs, lambda_1, seed)
-    with _selected(model, settings) as parameters, torch.random.fork_rng(devices=[]):
+    parameters = select_parameters(model, settings.parameters)
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         kind = TangentLearner if settings.tangent else Learner
         learner = kind(model, parameters, settings.outputs, settings.autocast)
@@ -122,7 +121,7 @@ def finetune(
         )
         try:
             _train(trainer, path, identity, on_evaluation, progress, metadata)
-            result = _result(trainer, model, {"seed": seed, "start": "pretrained"} | dict(metadata or {}))
+            result = _result(trainer, {"seed": seed, "start": "pretrained"} | dict(metadata or {}))
         finally:
             for tensor, start in zip(trainer.tensors, trainer.start, strict=True):
                 tensor.copy_(start)
@@ -222,22 +221,6 @@ def _identity(
     return run_identity(model, batches, settings.as_dict(), arrays, lambda_1=lambda_1, seed=seed)
 
 
-class _selected:
-    """Select the trained parameters; adapters that this attaches are detached again at the end."""
-
-    def __init__(self, model: Any, settings: FinetuneSettings) -> None:
-        self.model, self.settings = model, settings
-        self.attached = False
-
-    def __enter__(self) -> dict[str, torch.nn.Parameter]:
-        self.attached = isinstance(self.settings.parameters, Mapping) and not lora.adapted(self.model)
-        return select_parameters(self.model, self.settings.parameters)
-
-    def __exit__(self, *error: object) -> None:
-        if self.attached:
-            lora.detach(self.model)
-
-
 def _is_joint(batch: Batch) -> bool:
     return "input_ids" not in batch
 
@@ -278,7 +261,7 @@ def _train(
     trainer.run(save, on_evaluation or (lambda step: None), progress, title)
 
 
-def _result(trainer: Trainer, model: Any, metadata: dict[str, Any]) -> FinetuneResult:
+def _result(trainer: Trainer, metadata: dict[str, Any]) -> FinetuneResult:
     state, stop = trainer.progress, trainer.stop
     facts: dict[str, Any] = {"n": trainer.n, "step": stop.best_step, "intercept": trainer.intercept.tolist()}
     objective = trainer.splits["train"].objective
@@ -289,7 +272,7 @@ def _result(trainer: Trainer, model: Any, metadata: dict[str, Any]) -> FinetuneR
         best=stop.best_step,
         stopped="diverged" if state.diverged else stop.reason,
         stop_step=stop.stop_step,
-        vector=TaskVector(_displacement(trainer, model), metadata | facts),
+        vector=TaskVector(_displacement(trainer), metadata | facts),
         intercept=trainer.intercept,
         outputs={name: np.stack(f) for name, f in state.outputs.items()},
         layers=state.layers,
@@ -314,23 +297,7 @@ def _task_rows(trainer: Trainer) -> list[dict[str, Any]]:
     return rows
 
 
-def _displacement(trainer: Trainer, model: Any) -> dict[str, torch.Tensor]:
-    """Return theta_best - theta_0 by parameter name; adapters are multiplied out into the weights that they adapt."""
-    named = dict(zip(trainer.learner.names, zip(trainer.best, trainer.start, strict=True), strict=True))
-    changes = {name: difference(best, start) for name, (best, start) in named.items()}
-    for layer, module in lora.adapted(model).items():
-        down, up = f"{layer}.{lora.DOWN}", f"{layer}.{lora.UP}"
-        if down not in named or up not in named:
-            continue
-        best, start = (named[up][i].double() @ named[down][i].double() for i in (0, 1))
-        change = lora.scale_of(module) * (best - start)
-        del changes[down], changes[up]
-        weight = getattr(module, "weight")  # noqa: B009 (a Module's attribute is untyped)
-        changes[f"{layer}.weight"] = (change if _keeps_orientation(module) else change.T).to(weight.dtype).contiguous()
-    return changes
-
-
-def _keeps_orientation(module: torch.nn.Module) -> bool:
-    """Whether a linear layer stores [d_out, d_in]; GPT-2's Conv1D stores the transpose."""
-    assert is_linear(module)
-    return isinstance(module, torch.nn.Linear)
+def _displacement(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Return theta_best - theta_0 by parameter name."""
+    named = zip(trainer.learner.names, trainer.best, trainer.start, strict=True)
+    return {name: difference(best, start) for name, best, start in named}

@@ -113,8 +113,6 @@ class FinetuneSettings:
             raise ValueError("finetune.objective: squared loss on outputs 'logits' has singular noise; use 'contrast'")
         if self.objective == "squared" and self.outputs == "vocabulary":
             raise ValueError("finetune.objective: outputs 'vocabulary' are for cross_entropy, not squared loss")
-        if self.tangent and (self.parameters == "lora" or isinstance(self.parameters, Mapping)):
-            raise ValueError("finetune.tangent: adapters (lora) have no tangent training; choose other parameters")
         if self.optimizer == "adamw" and self.formula != "adam" and self.learning_rate is None:
             raise ValueError(
                 "finetune.learning_rate: optimizer 'adamw' needs a number > 0 or kernel.formula: adam, found null"

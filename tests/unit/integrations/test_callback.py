@@ -11,39 +11,14 @@ import torch
 from transformers import TrainerCallback, get_scheduler
 
 from stopwise.integrations.callback import StopwiseCallback
-from stopwise.integrations.examples import read_examples
 from stopwise.integrations.preview import predict_stop, preview
-from stopwise.integrations.reading import linearised, trained_objective, untouched
-from stopwise.integrations.trainer_schedule import TrainerRun, learning_rates, optimizer_metric, trainer_schedule
+from stopwise.integrations.trainer_schedule import learning_rates, optimizer_metric
 from stopwise.linearized.coding import columns
 from stopwise.linearized.objectives import Objective
 from stopwise.stopping.scheduled import trained_path
-from trainer_runs import VERBALIZERS, Collate, N, jacobian, make, network, rows_of
+from trainer_runs import VERBALIZERS, Collate, N, Reader, drawn_by, jacobian, make, network, rows_of
 
 KINDS = ["words", "bert", "gpt2", "lora-words", "lora-bert"]
-
-
-class Reader(TrainerCallback):
-    """Keep the run as the callback is given it, and its linearisation at the beginning or after some steps."""
-
-    def __init__(self, trainer, at=0):
-        self.trainer, self.at, self.read = trainer, at, None
-        trainer.add_callback(self)
-
-    def keep(self, args, state, model, optimizer, lr_scheduler, train_dataloader):
-        run = TrainerRun(model, args, optimizer, lr_scheduler, train_dataloader, state.max_steps, self.trainer)
-        with untouched(model):
-            examples = read_examples(model, run.dataset, run.collate, 256, 0)
-            objective, flags = trained_objective(run, examples)
-            schedule, own = trainer_schedule(run, examples, self.at)
-            net, schedule, found = linearised(run, examples, objective, schedule)
-        self.read = examples, objective, schedule, net, (*flags, *own, *found)
-        self.trainer.data_collator.seen.clear()
-
-    def on_train_begin(self, args, state, control, **given):
-        if self.at == 0:
-            given = {k: given[k] for k in ("model", "optimizer", "lr_scheduler", "train_dataloader")}
-            self.keep(args, state, **given)
 
 
 def simulated(trainer, kind, drawn, diagonal, classes=2, coding="contrast", mean_of_means=False):
@@ -82,15 +57,6 @@ def simulated(trainer, kind, drawn, diagonal, classes=2, coding="contrast", mean
         dummy.step()
         scheduler.step()
     return np.array([*out, f0 + (j @ delta).reshape(-1, q)])
-
-
-def drawn_by(trainer, together):
-    """Micro-batches of the optimizer steps that a trained Trainer drew, epoch by epoch."""
-    seen, out, per_epoch = trainer.data_collator.seen, [], len(trainer.get_train_dataloader())
-    for first in range(0, len(seen), per_epoch):
-        epoch = seen[first : first + per_epoch]
-        out += [epoch[s : s + together] for s in range(0, len(epoch), together)]
-    return out
 
 
 def diagonal_of(trainer, reader, kind, coding="contrast", classes=2):
@@ -281,41 +247,6 @@ def test_a_stop_at_zero_moves_nothing(tmp_path):
     assert trainer.optimizer.param_groups[0]["lr"] > 0
 
 
-def test_after_some_steps_the_kernel_is_that_of_the_optimizer(tmp_path):
-    """The first steps after the reading agree with the network's own, the better the smaller they are."""
-    errors = []
-    for rate in (1e-3, 1e-4):
-        trainer = make("words", tmp_path, learning_rate=rate, num_train_epochs=4, max_grad_norm=0.0, weight_decay=0.1)
-        late = Late(trainer, 8)
-        trainer.train()
-        _, objective, schedule, net, flags = late.read
-        assert flags == ("labels_seen",)
-        path = trained_path(net, objective, schedule, np.arange(schedule.done, schedule.done + 4))
-        real = np.array(late.outputs)
-        errors.append(np.abs(path - real).max() / np.abs(real - real[0]).max())
-    # Second moments keep moving and the network bends: both vanish with the rate but for v's share, a step's of nine.
-    assert errors[1] < 0.1
-    assert errors[1] < errors[0]
-
-
-class Late(Reader):
-    """Read after some steps, and keep the outputs of the next three."""
-
-    outputs = ()
-
-    def on_step_end(self, args, state, control, **given):
-        if state.global_step == self.at:
-            given = {k: given[k] for k in ("model", "optimizer", "lr_scheduler", "train_dataloader")}
-            self.keep(args, state, **given)
-            self.outputs = []
-        if self.read is not None and len(self.outputs) < 4:
-            from stopwise.network.forward import class_outputs
-
-            model = self.trainer.model
-            with untouched(model), torch.no_grad():
-                self.outputs.append(class_outputs(model, self.read[0].batch).double().numpy())
-
-
 def test_warm_up_is_where_it_reads(tmp_path):
     callback = StopwiseCallback(when="warmup", stop=False)
     trainer = make("words", tmp_path, [callback], warmup_steps=3)
@@ -323,6 +254,14 @@ def test_warm_up_is_where_it_reads(tmp_path):
     assert callback.answer.read_at == 3
     assert callback.answer.times[0] == 3
     assert "labels_seen" in callback.answer.flags
+
+
+@pytest.mark.parametrize(("when", "warm"), [(12, 0), ("warmup", 20)])
+def test_a_reading_that_would_come_too_late_is_refused_at_once(when, warm, tmp_path):
+    trainer = make("words", tmp_path, [StopwiseCallback(when=when)], warmup_steps=warm)
+    with pytest.raises(ValueError, match=rf"when: {when!r} is step {warm or when}, and training ends with step 12"):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 @pytest.mark.parametrize("drop", [False, True])

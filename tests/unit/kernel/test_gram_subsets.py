@@ -14,7 +14,6 @@ from stopwise.kernel import engine
 from stopwise.kernel import products as tiles
 from stopwise.kernel.fallback import Probe
 from stopwise.kernel.ntk import empirical_ntk, kernel_layers, task_kernels
-from stopwise.network import lora
 from stopwise.network.forward import attach_head, detach_head
 from stopwise.network.parameters import select_parameters
 
@@ -44,24 +43,6 @@ def test_untied_heads_and_new_heads(subset):
     found = empirical_ntk(model, batch, parameters=subset, outputs="head")
     assert relative(found.matrix, reference(model, batch, subset, "head")) < ISLANDS
     detach_head(model)
-
-
-@pytest.mark.parametrize("arch", ["gpt2", "llama"])
-@pytest.mark.parametrize("trained", [False, True])
-def test_lora_equals_autograd_over_both_factors(arch, trained):
-    model, batch = pico(arch), prompts(LENGTHS)
-    options = {"lora": {"rank": 3, "seed": 4, "scale": 0.5, "target": [r"c_attn|q_proj|v_proj|fc|up_proj"]}}
-    before = empirical_ntk(model, batch, parameters=options)
-    assert not lora.adapted(model)
-    chosen = select_parameters(model, options)
-    if trained:
-        for name, parameter in chosen.items():
-            if name.endswith(lora.UP):
-                parameter.normal_(generator=torch.Generator().manual_seed(1))
-    found = empirical_ntk(model, batch, parameters="lora")
-    assert relative(found.matrix, reference(model, batch, "lora")) < ISLANDS
-    assert trained or np.array_equal(found.matrix, before.matrix)
-    assert relative(empirical_ntk(model, batch).matrix, reference(model, batch, "attention")) < ISLANDS
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "qwen2"])

@@ -210,7 +210,7 @@ def test_what_lies_outside_the_theory_is_named():
     assert outside_theory(inside, "attention", "sgd") is None
     adamw = FinetuneSettings.from_config({"optimizer": "adamw", "learning_rate": 0.1, "objective": "cross_entropy"})
     assert outside_theory(adamw, "attention", "sgd") == "objective cross_entropy; optimizer adamw"
-    assert outside_theory(inside, {"lora": {"rank": 2}}, "signgd") == "kernel of formula signgd; adapters"
+    assert outside_theory(inside, {"peft": {"rank": 2}}, "signgd") == "kernel of formula signgd; adapters"
 
 
 def test_spectrum_of_the_blocks_is_a_gram_matrix(blocks, trained):

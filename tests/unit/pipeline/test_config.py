@@ -157,9 +157,33 @@ def test_starts_are_a_list_or_say_which_tasks(starts, expected):
     assert start_tasks(config) == expected
 
 
-def test_adapters_may_be_asked_for_by_name_and_have_no_tangent_training():
-    completed = validated(MINIMAL | {"kernel": {"parameters": "lora"}})
-    assert completed["kernel"]["parameters"] == {"lora": {}}
+@pytest.mark.parametrize(
+    ("asked", "options"),
+    [
+        ("lora", {"rank": 8, "alpha": 8, "target": "attention", "seed": 0}),
+        ({"lora": None}, {"rank": 8, "alpha": 8, "target": "attention", "seed": 0}),
+        (
+            {"lora": {"rank": 2, "scale": 0.5, "target": ["q_proj", "^x"], "seed": 3}},
+            {"rank": 2, "alpha": 1.0, "target": ".*(?:(?:q_proj)|(?:^x)).*", "seed": 3},
+        ),
+    ],
+)
+def test_lora_is_short_for_an_adapter_of_peft(asked, options):
+    completed = validated(MINIMAL | {"kernel": {"parameters": asked}})
+    assert completed["kernel"]["parameters"] == {"peft": options}
+    assert validated(completed) == completed
+    assert completed["arithmetic"]["enabled"] is False
+
+
+def test_what_may_be_an_adapter_is_not_merged():
+    assert validated(MINIMAL | {"kernel": {"parameters": "trainable"}})["arithmetic"]["enabled"] is False
+    with pytest.raises(
+        ConfigError, match=r"arithmetic\.enabled: kernel\.parameters 'trainable' may be .* allowed: false"
+    ):
+        validated(MINIMAL | {"kernel": {"parameters": "trainable"}, "arithmetic": {"enabled": True}})
+
+
+def test_adapters_have_no_tangent_training():
     with pytest.raises(ConfigError, match=r"finetune\.tangent: adapters"):
         validated(MINIMAL | {"kernel": {"parameters": "lora"}, "finetune": {"tangent": True}})
 
@@ -181,7 +205,6 @@ def test_the_kernel_of_adamw_gives_its_learning_rate():
     ("changed", "message"),
     [
         ({"finetune": {"optimizer": "heavy_ball"}}, r"kernel\.formula: 'adam' .* finetune\.optimizer is 'heavy_ball'"),
-        ({"kernel": {"formula": "adam", "parameters": "lora"}}, r"kernel\.formula: 'adam' .* adapter's"),
         ({"joint": {"enabled": True}}, r"joint\.enabled: .* allowed: false"),
         ({"arithmetic": {}, "tasks": {"movie": {}, "spam": {}}}, r"arithmetic\.predict: .* allowed: false"),
         ({"kernel": {"formula": "sgd"}}, r"finetune\.learning_rate: .* kernel\.formula: adam"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from stopwise.linearized.coding import squared_loss, targets
+from stopwise.network.adapters import with_adapter
 from stopwise.network.learner import Learner
 from stopwise.network.parameters import select_parameters
 from stopwise.network.pico import pico_model
@@ -43,13 +44,23 @@ def run(model, data, config, **options):
     return finetune(model, *data, config, progress=False, **options)
 
 
-@pytest.mark.parametrize("optimizer", ["gradient_descent", "heavy_ball", "nesterov"])
-def test_training_follows_its_recursion(model, data, optimizer):
-    """Against a loop that sums gradients example by example and writes the update out."""
-    config = settings(optimizer=optimizer, momentum=0.8, learning_rate=0.3, steps=4)
+@pytest.mark.parametrize(
+    ("optimizer", "subset"),
+    [
+        ("gradient_descent", "attention"),
+        ("heavy_ball", "attention"),
+        ("nesterov", "attention"),
+        ("heavy_ball", "trainable"),
+    ],
+)
+def test_training_follows_its_recursion(data, optimizer, subset):
+    """Against a loop that sums gradients example by example and writes the update out; an adapter is trainable."""
+    model, reference = pico_model("llama"), pico_model("llama")
+    if subset == "trainable":
+        model, reference = (with_adapter(one, {"rank": 2, "alpha": 8}, seed=3) for one in (model, reference))
+    config = settings(optimizer=optimizer, momentum=0.8, learning_rate=0.3, steps=4, parameters=subset)
     result = run(model, data, config)
-    reference = pico_model("llama")
-    parameters = select_parameters(reference, "attention")
+    parameters = select_parameters(reference, subset)
     start = {name: p.detach().clone() for name, p in parameters.items()}
     y = targets(data[0]["labels"].numpy(), 2)
     b_hat = (y - outputs_one_by_one(reference, data[0])).mean(axis=0)
@@ -250,15 +261,15 @@ def test_only_the_subset_moves(model, data, subset):
     assert all(float(result.vector[name].abs().max()) > 0 for name in result.vector)
 
 
-def test_adapters_become_a_vector_of_the_weights_they_adapt(data):
-    """Applying the LoRA vector to the plain model gives the outputs of the adapted one; no trace is left."""
-    model = pico_model("gpt2")
+def test_an_adapter_has_a_vector_of_its_own(data):
+    """Only the adapter moves, and its vector gives the trained outputs; the model comes back as it was."""
+    model = with_adapter(pico_model("gpt2"), {"rank": 2, "alpha": 1, "target": "attention"}, seed=3)
     before, f = weights(model), {}
 
     def look(step):
         f[step] = outputs_one_by_one(model, data[2])
 
-    config = settings(parameters={"lora": {"rank": 2, "scale": 0.5, "seed": 3}}, steps=4, learning_rate=5.0)
+    config = settings(parameters="trainable", steps=4, learning_rate=5.0)
     result = run(model, data, config, on_evaluation=look)
     assert same_weights(model, before)
     assert set(dict(model.named_parameters())) == set(before)
@@ -389,7 +400,6 @@ BAD = [
     ({"stop": "oracle"}, "finetune.stop: 'oracle'"),
     ({"stop": {"rule": "holdout", "wait": 3}}, "finetune.stop: unknown key 'wait'"),
     ({"patients": 3}, "finetune: unknown key 'patients'"),
-    ({"tangent": True, "parameters": "lora"}, "finetune.tangent"),
     ({"weight_decay": -1.0}, "finetune.weight_decay"),
     ({"tokens_per_batch": 0}, "finetune.tokens_per_batch"),
     ({"target_scale": 0.0}, "finetune.target_scale"),
