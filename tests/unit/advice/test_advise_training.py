@@ -135,15 +135,6 @@ def test_labels_that_say_nothing_are_not_trained_on(tmp_path):
         found.training_arguments()
 
 
-def test_the_squared_loss_and_cross_entropy_read_the_same_examples_and_words():
-    from stopwise.advice.findings import Settings, advise
-
-    one = advise_training(words_plan())
-    other = advise(Settings("pico-llama", str(MOODS), ("text",), "label", max_examples=16), device="cpu")
-    assert [text for (text,) in one.data.texts] == other.sample["prompt"].to_pylist()
-    assert one.words == tuple(other.task.verbalizers.values())
-
-
 def test_more_labels_than_the_kernel_holds_are_answered_for(encoder, tmp_path):
     options = {"max_examples": 24, "learning_rate": 1e-3}
     found = stopwise.advise(encoder, topic_rows(60), **options)
