@@ -14,13 +14,14 @@ import stopwise as package
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
-Assets = Annotated[str, typer.Option(help="where fetched models lie, or are put")]
+Assets = Annotated[str | None, typer.Option(help="where fetched models lie; default: where Hugging Face keeps them")]
 # The groups of options in the help of ``advise``.
-DATA, MODEL, TRAINING, SQUARED, ANSWER = (
+DATA, MODEL, TRAINING, ADAPTER, SQUARED, ANSWER = (
     "Your data",
     "The model",
     "The training (AdamW, cross-entropy)",
-    "The training on squared loss (words only)",
+    "An adapter instead of the weights",
+    "With --objective squared (words only)",
     "The answer",
 )
 
@@ -46,16 +47,28 @@ def stopwise(
 
 @app.command()
 def advise(
-    data: Annotated[str, _option("a .csv, .tsv, .txt, .json, .jsonl or .parquet file (.gz may follow)", DATA)],
-    text: Annotated[list[str], _option("the column that holds the text, or its number (repeat for several)", DATA)],
-    label: Annotated[list[str], _option("the column that holds the label, or its number", DATA)],
+    context: typer.Context,
+    data: Annotated[
+        str | None, _option("a .csv, .tsv, .txt, .json, .jsonl or .parquet file (.gz may follow)", DATA)
+    ] = None,
+    dataset: Annotated[
+        str | None, _option("a data set of the Hugging Face hub instead: id, or id:config", DATA)
+    ] = None,
+    split: Annotated[str | None, _option("of that data set; default train", DATA)] = None,
+    text: Annotated[
+        list[str] | None,
+        _option("the column that holds the text, or its number (repeat for several); default: a usual name", DATA),
+    ] = None,
+    label: Annotated[
+        list[str] | None, _option("the column that holds the label, or its number; default: a usual name", DATA)
+    ] = None,
     encoding: Annotated[str | None, _option("of a text file; default: recognised", DATA)] = None,
     delimiter: Annotated[str | None, _option("of a text file; default: recognised", DATA)] = None,
     header: Annotated[
         bool | None, _option("whether the first row names the columns", DATA, "--header/--no-header")
     ] = None,
     strict: Annotated[bool, _option("refuse a file with a single bad row", DATA, "--strict")] = False,
-    max_examples: Annotated[int, _option("examples used; time grows with them", DATA)] = 64,
+    max_examples: Annotated[int, _option("examples that the kernel holds; time grows with them", DATA)] = 64,
     max_tokens: Annotated[int, _option("longest prompt; longer texts are cut", DATA)] = 64,
     model: Annotated[str, _option("built-in name, folder of safetensors, or hub id", MODEL)] = "smollm2-135m",
     revision: Annotated[str | None, _option("a hub revision", MODEL)] = None,
@@ -78,22 +91,37 @@ def advise(
             "label=word pairs (0=bad,1=good), a JSON object, or @file of one; default: the labels, else A, B, …", MODEL
         ),
     ] = None,
-    objective: Annotated[
-        str | None,
-        _option("cross_entropy or squared; default: cross_entropy with a head, squared with words", TRAINING),
-    ] = None,
+    objective: Annotated[str | None, _option("cross_entropy (default), or squared", TRAINING)] = None,
     learning_rate: Annotated[
-        float | None, _option("the largest of the schedule; default: 4/lambda_1 of the kernel", TRAINING)
+        float | None, _option("the largest of the schedule; default: 4/lambda_1 of AdamW's kernel", TRAINING)
     ] = None,
-    schedule: Annotated[str | None, _option("linear, cosine or constant", TRAINING)] = None,
+    schedule: Annotated[str | None, _option("linear (default), cosine or constant", TRAINING)] = None,
     warmup: Annotated[
-        float | None, _option("share of the steps in which the rate rises; default 0.1", TRAINING)
+        float | None, _option("share of the steps in which the rate rises, or their number; default 0.1", TRAINING)
     ] = None,
     epochs: Annotated[float | None, _option("that you plan; the answer compares them", TRAINING)] = None,
     batch_size: Annotated[int, _option("mini-batch", TRAINING)] = 16,
     weight_decay: Annotated[float | None, _option("of AdamW; default 0", TRAINING)] = None,
+    max_grad_norm: Annotated[
+        float | None,
+        _option("at which gradients are clipped, 0: never; default 1 with --learning-rate, else 0", TRAINING),
+    ] = None,
     parameters: Annotated[
-        str | None, _option("what would be trained: attention (default), linear, all or lora", SQUARED)
+        str | None,
+        _option("what is trained: all (default with a head), attention (default with words) or linear", TRAINING),
+    ] = None,
+    size: Annotated[
+        int | None,
+        _option("labels that training will have; default: all of the data, also beyond --max-examples", TRAINING),
+    ] = None,
+    adapter: Annotated[str | None, _option("lora", ADAPTER)] = None,
+    rank: Annotated[int | None, _option("default 8", ADAPTER)] = None,
+    alpha: Annotated[float | None, _option("updates are scaled by alpha/rank; default 16", ADAPTER)] = None,
+    rslora: Annotated[
+        bool | None, _option("scale them by alpha/sqrt(rank) instead", ADAPTER, "--rslora/--no-rslora")
+    ] = None,
+    target: Annotated[
+        str | None, _option("names of layers with commas between; default: all linear layers", ADAPTER)
     ] = None,
     optimizer: Annotated[
         str | None, _option("heavy_ball (default), nesterov, gradient_descent or adamw", SQUARED)
@@ -108,6 +136,7 @@ def advise(
     target_scale: Annotated[
         float | None, _option("size of the regression targets; default: fitted to the outputs", SQUARED)
     ] = None,
+    verify: Annotated[int | None, _option("train so many real folds as well (4 or 8), and follow them", ANSWER)] = None,
     seed: Annotated[int, _option("which examples are drawn, and how they are left out", ANSWER)] = 0,
     device: Annotated[str, _option("auto, cpu or cuda", ANSWER)] = "auto",
     assets: Annotated[
@@ -118,87 +147,55 @@ def advise(
 ) -> None:
     r"""Say when to stop fine-tuning a model on your texts, before training: how long, at which rate, how sure.
 
-    With a head:   stopwise advise --data tickets.csv --text text --label topic --model minilm --head
-
     With words:    stopwise advise --data reviews.csv --text text --label label
 
-    Writes advice.md, one figure and its tables into the output folder, and with a head train.py, which trains. Nothing
-    is trained here. About a minute on two cores with a built-in model and 64 examples.
+    With a head:   stopwise advise --data tickets.csv --text text --label topic --model minilm --head
+
+    Writes advice.md, a figure, its tables and train.py, which trains, into the output folder. Nothing is trained here
+    unless you ask for real folds (--verify 4). About a minute on two cores with a built-in model and 64 examples.
     """
-    _say(f"reading {data}")
+    _say(f"reading {dataset or data}")
     from stopwise.advice.data import in_options
-    from stopwise.tasks.labels import HOW_TO
 
-    options = {
-        "model": model,
-        "data": data,
-        "text": tuple(text),
-        "label": label[0],
-        "template": None if template is None else template.replace("\\n", "\n"),
-        "verbalizers": tuple(verbalizers or ()),
-        "max_examples": max_examples,
-        "max_tokens": max_tokens,
-        "seed": seed,
-        "batch_size": batch_size,
-        "encoding": encoding,
-        "delimiter": delimiter.replace("\\t", "\t") if delimiter else delimiter,
-        "header": header,
-        "strict": strict,
-        "revision": revision,
-    }
-    scheduled = {
-        "learning_rate": learning_rate,
-        "schedule": schedule,
-        "warmup": warmup,
-        "epochs": epochs,
-        "weight_decay": weight_decay,
-        "head_start": head_start,
-    }
-    squared = {
-        "parameters": parameters,
-        "optimizer": optimizer,
-        "momentum": momentum,
-        "steps": steps,
-        "step_size": step_size,
-        "target_scale": target_scale,
-    }
+    options = dict(context.params)
+    delivery = {key: options.pop(key) for key in ("assets", "device", "output", "force")}
     try:
-        if len(label) > 1:
-            raise ValueError(f"--label: {', '.join(label)}: several label columns are not supported; {HOW_TO}")
-        from stopwise.advice.choice import chosen
+        from stopwise.advice.choice import asked
 
-        kind, more = chosen(options, scheduled, squared, head=head, objective=objective, assets=assets)
-        run = _advise_training if kind == "cross_entropy" else _advise
-        run({**options, **more}, assets=assets, device=device, output=output, force=force)
+        objective, options = asked(options, delivery["assets"])
+        run = _advise_training if objective == "cross_entropy" else _advise
+        run(options, **delivery)
     except ValueError as error:
         raise ValueError(in_options(str(error))) from error
 
 
 def _advise_training(options: dict, *, assets: str | None, device: str, output: str, force: bool) -> None:
-    """Check the folder, compute, write, and print the answer for training under a schedule."""
-    from stopwise.advice.door import check_device, check_folder, check_model
+    """Look at what can be looked at without torch, compute, write, and print the answer for training."""
+    from stopwise.advice.door import look
     from stopwise.advice.plan import Plan
+    from stopwise.advice.rows import with_columns
 
-    plan = Plan(**options)
-    check_device(device)
-    check_model(plan.model, plan.revision)
-    check_folder(output, plan, force)
+    plan = with_columns(Plan(**options))
+    file = look(plan, device=device, output=output, force=force)
     _say("loading libraries")
-    from stopwise.advice.training_text import headline
+    from stopwise.advice.training_text import headline, preamble
     from stopwise.advice.under_schedule import advise_training
 
-    advice = advise_training(plan, assets=assets, device=device, say=_say)
+    bars = sys.stderr.isatty()
+    advice = advise_training(plan, file, assets=assets, device=device, say=_say, progress=bars)
     folder = advice.write(output)
-    print("\n" + "\n".join(headline(advice)))
+    print("\n" + "\n".join([*preamble(advice), *headline(advice)]))
     print(f"\nThe whole answer: {folder / 'advice.md'}; to train: python {folder / 'train.py'}")
 
 
 def _advise(options: dict, *, assets: str | None, device: str, output: str, force: bool) -> None:
     """Look at what can be looked at without torch, compute, write, and print the answer."""
     from stopwise.advice.door import look
+    from stopwise.advice.rows import columns_of
     from stopwise.advice.settings import Settings
 
-    settings = Settings(**options)
+    text, label = columns_of(options["data"], options["text"], options["label"])
+    settings = Settings(**{**options, "text": text, "label": label})
     file = look(settings, device=device, output=output, force=force)
     _say("loading libraries")
     from stopwise.advice.findings import advise as compute
@@ -225,7 +222,7 @@ def doctor(
     revision: Annotated[str | None, typer.Option(help="a hub revision")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16")] = "float32",
     parameters: Annotated[str, typer.Option(help="attention, linear or all")] = "attention",
-    assets: Assets = "results/assets",
+    assets: Assets = None,
 ) -> None:
     """Report how far a model's kernel rows move with batch size, padding and attention kernel, and against autograd.
 
@@ -233,8 +230,12 @@ def doctor(
     """
     from stopwise.kernel.doctor import doctor as examine
     from stopwise.network.loading import load_model
+    from stopwise.network.model_cache import cached_model
 
-    network, tokenizer = load_model(model, revision=revision, dtype=dtype, assets=assets)
+    if assets is None:
+        network, tokenizer = load_model(cached_model(model, revision), dtype=dtype)
+    else:
+        network, tokenizer = load_model(model, revision=revision, dtype=dtype, assets=assets)
     findings = examine(network, tokenizer, parameters=parameters)
     width = max(len(finding.check) for finding in findings)
     print(f"{model}, {dtype}, {parameters}: largest relative movement of a row (limit {findings[0].limit:g})")

@@ -35,7 +35,7 @@ def test_the_readme_says_what_the_built_in_model_is():
 
 def test_the_answer_in_the_readme_is_the_one_that_the_tutorial_gets():
     answer = [line.removeprefix("> ") for line in pages.text(README).splitlines() if line.startswith("> ")]
-    assert len(answer) == 4
+    assert len(answer) == 5
     assert "\n".join(answer) in "".join(pages.blocks("docs/tutorials/first-advice.md", "text"))
 
 

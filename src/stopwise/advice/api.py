@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stopwise.advice.labelled import columns_of
+from stopwise.advice.choice import made_for_head
+from stopwise.advice.data import in_options
 from stopwise.advice.plan import Plan
+from stopwise.advice.rows import columns_of
 from stopwise.advice.settings import AdviceError
 from stopwise.advice.under_schedule import TrainingAdvice, advise_training
 from stopwise.training.settings import FinetuneSettings
@@ -27,17 +29,39 @@ def advise(
     assets: str | None = None,
     **options: Any,
 ) -> TrainingAdvice:
-    """Return how many epochs to fine-tune a classifier on labelled texts, before training; nothing is written.
+    """Return how many epochs to fine-tune a model on labelled texts, before training; nothing is written.
 
-    ``model``: a built-in name, a folder or a hub id, which gets a new head, or a sequence classifier with its
-    ``tokenizer``, which comes back as it was. ``data``: a ``datasets.Dataset``, a pandas DataFrame, rows, or a file's
-    path; ``text`` and ``label`` name its columns (None: the usual names). ``training``: ``TrainingArguments``, a
+    ``model``: a built-in name, a folder or a hub id, or a model at hand with its ``tokenizer``, which comes back as it
+    was and trains what requires a gradient (so a PEFT model its adapter). ``head=True`` gives a named model a new
+    classification head, ``head=False`` lets it answer with words; without it, whatever the model is made for.
+    ``data``: a ``datasets.Dataset``, a pandas DataFrame, rows, or a file's path; ``text`` and ``label`` name its
+    columns (None: the usual names). ``training``: ``TrainingArguments``, a
     ``FinetuneSettings`` of AdamW on cross-entropy, or None for AdamW under a linear schedule at the kernel's own rate.
-    ``options``: other fields of ``Plan``, such as ``epochs``, ``learning_rate``, ``max_examples``, ``seed``.
+    ``options``: other fields of ``Plan``, such as ``epochs``, ``learning_rate``, ``max_examples``, ``adapter="lora"``,
+    ``verify=4``, ``seed``.
 
     The answer's ``stop`` has the epochs, their interval and what to expect; ``figure()``, ``training_arguments(args)``
     and ``write(folder)`` deliver it. Raises ValueError, in one line, for what cannot be used.
     """
+    try:
+        return _advise(model, data, training, text, label, tokenizer, assets, options)
+    except AdviceError:
+        raise
+    except ValueError as error:
+        raise AdviceError(in_options(str(error))) from error
+
+
+def _advise(
+    model: Any,
+    data: Any,
+    training: Any,
+    text: str | Sequence[str] | None,
+    label: str | None,
+    tokenizer: Any,
+    assets: str | None,
+    options: dict[str, Any],
+) -> TrainingAdvice:
+    """Make the plan, and return its advice."""
     texts, target = columns_of(data, text, label)
     named = isinstance(model, (str, Path))
     if not named and tokenizer is None:
@@ -48,6 +72,8 @@ def advise(
     wrong = sorted(options.keys() - Plan.__dataclass_fields__.keys())
     if wrong:
         raise AdviceError(f"advise: unknown option {wrong[0]!r}; allowed: {', '.join(Plan.__dataclass_fields__)}")
+    if options.get("head") is None:
+        options = options | {"head": _takes_head(model, named, options.get("revision"), assets)}
     plan = Plan(name, data if isinstance(data, str) else type(data).__name__, texts, target, **options)
     args = None
     if isinstance(training, FinetuneSettings):
@@ -56,6 +82,15 @@ def advise(
         plan, args = _of_arguments(plan, training), training
     own = {} if named else {"network": model, "tokenizer": tokenizer}
     return advise_training(plan, data, args=args, assets=assets, **own)
+
+
+def _takes_head(model: Any, named: bool, revision: str | None, assets: str | None) -> bool:
+    """Tell whether a model is made for a head, rather than for words."""
+    if named:
+        return made_for_head(str(model), revision, assets)
+    from stopwise.network.heads import is_classifier
+
+    return is_classifier(model)
 
 
 def _of_settings(plan: Plan, training: FinetuneSettings) -> Plan:
@@ -72,7 +107,7 @@ def _of_settings(plan: Plan, training: FinetuneSettings) -> Plan:
         warmup=training.warmup,
         batch_size=training.batch_size or plan.max_examples,
         weight_decay=training.weight_decay,
-        max_grad_norm=0.0,
+        max_grad_norm=training.clip_norm or 0.0,
     )
 
 
@@ -81,6 +116,10 @@ def _of_arguments(plan: Plan, training: Any) -> Plan:
     schedule = str(getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type))
     if schedule not in _SCHEDULES:
         raise AdviceError(f"training: lr_scheduler_type {schedule!r} is not one of {', '.join(_SCHEDULES)}")
+    if training.max_steps > 0:
+        raise AdviceError(
+            f"training: max_steps {training.max_steps} is given; give num_train_epochs, and -1 for max_steps"
+        )
     return replace(
         plan,
         learning_rate=training.learning_rate,

@@ -38,7 +38,10 @@ _OPTIONS = {
     r"data\.max_tokens": "--max-tokens",
     r"model\.source": "--model",
     r"model\.revision": "--revision",
+    r"kernel\.parameters\.peft\.target": "--target",
+    r"kernel\.parameters: peft is": "--adapter: peft is",
     r"kernel\.parameters": "--parameters",
+    r"model\.head: classification": "--head",
     r"finetune\.(\w+)": r"--\1",
     r"set 'encoding' in the source": "give --encoding",
     rf" \(task '{NAME}'\)": "",
@@ -90,12 +93,15 @@ def read_file(
     encoding: str | None = None,
     *,
     template: str | None = None,
+    head: bool = False,
+    name: str | None = None,
     **options: Any,
 ) -> File:
     """Return what a file holds in these columns; needs no model. ``options``: delimiter, header and strict.
 
-    Raises AdviceError, SourceError or TaskError, in one line, for a file that cannot be read, a missing column, too
-    many bad rows, a template that does not fit the columns, or a label column that is none.
+    ``head``: labels need no words, so that all that have two texts count (``labelled``); ``name``: what the file is
+    called. Raises AdviceError, SourceError or TaskError, in one line, for a file that cannot be read, a missing column,
+    too many bad rows, a template that does not fit the columns, or a label column that is none.
     """
     try:
         source = source_of(path, {"encoding": encoding, **options})
@@ -106,9 +112,10 @@ def read_file(
         cfg["template"] = template
     task = Task.from_config(cfg, name=NAME, assets=ASSETS)
     shares = dict(sorted(Counter(row[label].strip() for row in task.rows).items()))
-    notes = (*task.read.said, *task.classes.said)
-    file = File(str(path), source, tuple(text), label, shares, task, notes)
-    count = len(task.examples)
+    classes = task.classes
+    notes = (*task.read.said, *(() if head else classes.said))
+    file = File(name or str(path), source, tuple(text), label, shares, task, notes)
+    count = len(task.read.rows if head else task.examples)
     if count < FEWEST_EXAMPLES:
         raise AdviceError(f"--data: {file.path} holds {count} distinct labelled texts; needs {FEWEST_EXAMPLES} or more")
     return file

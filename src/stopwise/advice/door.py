@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from stopwise.advice.data import File, read_file, words_of
+from stopwise.advice.plan import Plan
+from stopwise.advice.rows import read_data
 from stopwise.advice.settings import AdviceError, Settings
 
 SUMMARY = "summary.parquet"
@@ -16,7 +18,7 @@ DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 BUILT_IN = ("smollm2-135m", "pico-gpt2", "pico-gpt-neo", "pico-llama")
 
 
-def look(settings: Settings, *, device: str, output: str | Path, force: bool) -> File:
+def look(settings: Settings | Plan, *, device: str, output: str | Path, force: bool) -> File:
     """Return the file read, when nothing that can be known without the model speaks against advice.
 
     Raises ValueError in one line for a device that torch cannot have, a folder that may not be replaced, a model that
@@ -25,7 +27,7 @@ def look(settings: Settings, *, device: str, output: str | Path, force: bool) ->
     check_device(device)
     check_model(settings.model, settings.revision)
     check_folder(output, settings, force)
-    file = read_settings(settings)
+    file = read_data(settings) if isinstance(settings, Plan) else read_settings(settings)
     words_of(file, settings.verbalizers)
     return file
 

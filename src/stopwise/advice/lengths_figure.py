@@ -35,8 +35,16 @@ def draw(table: pa.Table) -> Figure:
         style.line_key("expected by the rule", color=style.COLORS["wine"], linestyle=(0, (4, 2))),
         style.line_key("the most frequent label", color="black", linewidth=0.9, linestyle=(0, (1, 1.5))),
     ]
-    style.outside_legend(figure, keys, 3)
+    if data["folds_loss"].notna().any():
+        _folds(axes[0, 0], data, "folds_loss")
+        _folds(axes[0, 1], data, "folds_accuracy")
+        keys.append(style.line_key("real folds", color=style.COLORS["green"], marker="s"))
+    style.outside_legend(figure, keys, len(keys))
     return figure
+
+
+def _folds(ax: Axes, data: pd.DataFrame, value: str) -> None:
+    ax.plot(data["epochs"], data[value], color=style.COLORS["green"], marker="s", markersize=3.5)
 
 
 def _panel(ax: Axes, data: pd.DataFrame, value: str, low: str, high: str) -> None:

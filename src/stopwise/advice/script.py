@@ -6,9 +6,12 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 
+from stopwise.advice.larger import Larger
 from stopwise.advice.text import number, percent
 from stopwise.advice.under_schedule import TrainingAdvice
+from stopwise.stopping.horizon import Horizon
 
 _HEAD = """\
 tokenizer = AutoTokenizer.from_pretrained(MODEL)
@@ -25,7 +28,7 @@ model = AutoModelForSequenceClassification.from_pretrained(
 )
 # @START@
 model.load_state_dict(load_file(HERE / "head.safetensors"), strict=False)
-
+@PART@
 with open(HERE / "examples.csv", encoding="utf-8", newline="") as file:
     rows = list(csv.DictReader(file))
 train = [
@@ -39,10 +42,35 @@ tokenizer = AutoTokenizer.from_pretrained(MODEL)
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 model = AutoModelForCausalLM.from_pretrained(MODEL, dtype="float32")
 words = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in LABELS]
-
+@PART@
 with open(HERE / "examples.csv", encoding="utf-8", newline="") as file:
     rows = list(csv.DictReader(file))
 train = [answer_example(tokenizer(row["prompt"])["input_ids"], words[LABELS.index(row["answer"])]) for row in rows]
+"""
+
+_LORA = """\
+config = LoraConfig(
+    task_type="@TASK@",
+    r=@RANK@,
+    lora_alpha=@ALPHA@,
+    use_rslora=@RSLORA@,
+    target_modules=@TARGET@,@SAVED@
+)
+model = get_peft_model(model, config)
+"""
+
+_FROZEN = """\
+# Of the network @WHAT@ trained@HEADTOO@, as the advice supposes.
+for name, parameter in model.named_parameters():
+    parameter.requires_grad_(name.endswith(TRAINED))
+"""
+
+_STOP = """
+
+class Stop(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= @STOPAT@  # where the real folds were best
+
 """
 
 _SCRIPT = '''\
@@ -59,7 +87,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 MODEL = @MODEL@
 LABELS = @LABELS@
-
+@NAMES@@STOP@
 set_seed(@SEED@)
 @BODY@
 args = TrainingArguments(
@@ -79,59 +107,135 @@ trainer = Trainer(
     model,
     args,
     train_dataset=train,
-    data_collator=@COLLATOR@(tokenizer),@LOSS@
+    data_collator=@COLLATOR@(tokenizer),@LOSS@@CALLBACKS@
 )
 @TRAIN@
-model.save_pretrained(HERE / "model")
+@SAVE@
 tokenizer.save_pretrained(HERE / "model")
 '''
 
 
 def train_script(advice: TrainingAdvice) -> str:
     """Return train.py for an advice; it reads ``examples.csv`` and, of a head, ``head.safetensors`` beside itself."""
-    plan, stop, head = advice.plan, advice.stop, advice.plan.head
-    auto = "AutoModelForSequenceClassification" if head else "AutoModelForCausalLM"
-    collator = "DataCollatorWithPadding" if head else "DataCollatorForSeq2Seq"
-    names = [*sorted([auto, "AutoTokenizer", collator]), "Trainer", "TrainingArguments", "set_seed"]
-    own = ["from safetensors.torch import load_file"] if head else []
-    imports = [*own, "from transformers import (\n" + "".join(f"    {name},\n" for name in names) + ")"]
-    if not head:
-        imports.append("\nfrom stopwise.integrations.losses import answer_example, answer_loss")
-    columns = [f'row["{name}"]' for name in columns_of(advice)[:-1]]
+    head, names = advice.plan.head, trained_names(advice)
+    values = _data_values(advice) | _training_values(advice)
+    values |= {
+        "TITLE": _title(advice),
+        "IMPORTS": _imports(advice),
+        "PART": _part(advice, bool(names)),
+        "NAMES": f"TRAINED = {_tuple(names)}\n" if names else "",
+        "STOP": _STOP.replace("@STOPAT@", str(advice.stop_at)) if advice.stop_at else "",
+    }
+    script = _SCRIPT.replace("@BODY@", _HEAD if head else _WORDS)
+    return re.sub(r"@([A-Z]+)@", lambda found: values[found[1]], script)
+
+
+def _data_values(advice: TrainingAdvice) -> dict[str, str]:
+    """Return what the script says of the model and of the data."""
+    plan, head = advice.plan, advice.plan.head
     start = "The head starts as a logistic regression on the features, as the advice supposes."
     if advice.penalty is None:
         start = "The head starts at random, with the numbers that the advice was computed for."
-    low, high = (steps / stop.steps_per_epoch for steps in (stop.low, stop.high))
-    values = {
-        "TITLE": _title(advice),
-        "IMPORTS": "\n".join(imports),
+    return {
         "MODEL": json.dumps(advice.folder),
         "LABELS": json.dumps(list(advice.data.classes if head else advice.words), ensure_ascii=False),
         "SEED": str(plan.seed),
         "START": start,
-        "COLUMNS": ", ".join(columns),
+        "COLUMNS": ", ".join(f'row["{name}"]' for name in columns_of(advice)[:-1]),
         "TOKENS": str(plan.max_tokens),
-        "EPOCHS": f"{max(advice.epochs, 1.0 if stop.t == 0 else 0.0):g}",
-        "STEPS": str(stop.t),
+    }
+
+
+def _training_values(advice: TrainingAdvice) -> dict[str, str]:
+    """Return what the script says of the training."""
+    plan, stop, advised = advice.plan, advice.stop, advice.kind != "do_not_train"
+    about: Horizon | Larger = advice.carried or stop
+    low, high = (steps / about.steps_per_epoch for steps in (about.low, about.high))
+    if advice.folds is not None:
+        low, high = advice.folds.within
+    save = 'model.save_pretrained(HERE / "model")'
+    if plan.adapter:
+        save = (
+            'model.save_pretrained(HERE / "adapter")  # for peft\n'
+            'model.merge_and_unload().save_pretrained(HERE / "model")'
+        )
+    return {
+        "EPOCHS": f"{max(advice.epochs, 0.0 if stop.t or advice.folds else 1.0):g}",
+        "STEPS": str(advice.steps),
         "RANGE": f"; {low:.1f} to {high:.1f} epochs cost less than 5 %",
         "RATE": f"{stop.learning_rate:.6g}",
         "SCHEDULE": plan.schedule,
         "WARMUP": str(advice.warmup_steps),
         "BATCH": str(plan.batch_size),
         "DECAY": f"{plan.weight_decay:g}",
-        "CLIP": f"{plan.max_grad_norm:g}",
-        "COLLATOR": collator,
-        "LOSS": "" if head else "\n    compute_loss_func=answer_loss(words),",
-        "TRAIN": "trainer.train()" if stop.t else "# trainer.train()  # advised against: the start is as good",
+        "CLIP": f"{plan.clip:g}",
+        "COLLATOR": _collator(advice),
+        "LOSS": "" if plan.head else "\n    compute_loss_func=answer_loss(words),",
+        "CALLBACKS": "\n    callbacks=[Stop()]," if advice.stop_at else "",
+        "TRAIN": "trainer.train()" if advised else "# trainer.train()  # advised against: it does not pay",
+        "SAVE": save,
     }
-    script = _SCRIPT.replace("@BODY@", _HEAD if head else _WORDS)
-    return re.sub(r"@([A-Z]+)@", lambda found: values[found[1]], script)
+
+
+def _collator(advice: TrainingAdvice) -> str:
+    return "DataCollatorWithPadding" if advice.plan.head else "DataCollatorForSeq2Seq"
+
+
+def _imports(advice: TrainingAdvice) -> str:
+    head = advice.plan.head
+    auto = "AutoModelForSequenceClassification" if head else "AutoModelForCausalLM"
+    own = ["Trainer", *(["TrainerCallback"] if advice.stop_at else []), "TrainingArguments", "set_seed"]
+    names = [*sorted([auto, "AutoTokenizer", _collator(advice)]), *own]
+    lines = ["from peft import LoraConfig, get_peft_model"] if advice.plan.adapter else []
+    lines += ["from safetensors.torch import load_file"] if head else []
+    lines.append("from transformers import (\n" + "".join(f"    {name},\n" for name in names) + ")")
+    if not head:
+        lines.append("\nfrom stopwise.integrations.losses import answer_example, answer_loss")
+    return "\n".join(lines)
+
+
+def _part(advice: TrainingAdvice, frozen: bool) -> str:
+    """Return the lines that choose what is trained."""
+    plan = advice.plan
+    if frozen:
+        what = "only the attention layers are" if plan.trained == "attention" else "only the linear layers are"
+        return _FROZEN.replace("@WHAT@", what).replace("@HEADTOO@", ", and the head" if plan.head else "")
+    if plan.lora is None:
+        return ""
+    saved = sorted({name.split(".")[0] for name in advice.head})
+    values = {
+        "TASK": "SEQ_CLS" if plan.head else "CAUSAL_LM",
+        "RANK": str(plan.rank),
+        "ALPHA": f"{plan.alpha:g}",
+        "RSLORA": str(plan.rslora),
+        "TARGET": json.dumps(plan.target if plan.target == "all-linear" else list(advice.targets)),
+        "SAVED": f"\n    modules_to_save={json.dumps(saved)}," if plan.head else "",
+    }
+    return re.sub(r"@([A-Z]+)@", lambda found: values[found[1]], _LORA)
+
+
+def trained_names(advice: TrainingAdvice) -> tuple[str, ...]:
+    """Return the endings of the names of the trained parameters; none where all weights are, or an adapter is."""
+    if advice.plan.adapter or advice.plan.trained == "all":
+        return ()
+    return tuple(sorted({re.sub(r"^.*\.\d+\.", "", name) for name in advice.trained}))
+
+
+def _tuple(names: Sequence[str]) -> str:
+    lines = "".join(f"    {json.dumps(name)},\n" for name in names)
+    return f"(\n{lines})"
 
 
 def _title(advice: TrainingAdvice) -> str:
-    stop = advice.stop
-    right = stop.accuracy_interval(stop.best)
-    first = f"Fine-tune for {stop.epochs:.1f} epochs at learning rate {number(stop.learning_rate)}"
+    if advice.kind == "do_not_train":
+        return "Fine-tuning is advised against: it does not pay on these examples."
+    stop, carried = advice.stop, advice.carried
+    right, epochs = stop.accuracy_interval(stop.best), stop.epochs
+    if advice.folds is not None:
+        right, epochs = advice.folds.accuracy_interval(advice.folds.best), advice.folds.epoch
+    elif carried is not None:
+        right, epochs = carried.accuracy or right, carried.epochs
+    first = f"Fine-tune for {epochs:.1f} epochs at learning rate {number(stop.learning_rate)}"
     return f"{first}; expected accuracy {percent(right[0])} ({percent(right[1])} to {percent(right[2])})."
 
 
@@ -143,11 +247,11 @@ def columns_of(advice: TrainingAdvice) -> list[str]:
 
 
 def examples_csv(advice: TrainingAdvice) -> str:
-    """Return the examples used as CSV: what train.py trains on."""
+    """Return what train.py trains on as CSV."""
     text = io.StringIO()
     write = csv.writer(text)
     write.writerow(columns_of(advice))
     names = advice.data.classes if advice.plan.head else advice.words
-    for texts, label in zip(advice.data.texts, advice.data.labels, strict=True):
+    for texts, label in advice.examples:
         write.writerow([*texts, names[label]])
     return text.getvalue()

@@ -74,10 +74,7 @@ class Settings:
                 raise AdviceError(f"--{name.replace('_', '-')}: found {getattr(self, name)}, must be {allowed}")
         if self.adam and self.parameters == "lora":
             raise AdviceError("--optimizer: 'adamw' has no kernel for adapters (--parameters lora); choose another")
-        for name in ("text", "label", "template", "verbalizers"):
-            value = getattr(self, name)
-            if any(not _is_text(part) for part in ((value,) if isinstance(value, str) else value or ())):
-                raise AdviceError(f"--{name}: holds bytes that are not text; check the encoding of your terminal")
+        check_text(self)
         if len(set(self.text)) != len(self.text):
             raise AdviceError(f"--text: {', '.join(self.text)} names a column twice")
 
@@ -126,6 +123,14 @@ class Settings:
         from stopwise.training.settings import ADAM_BETAS
 
         return {"gradient_descent": 0.0, "adamw": ADAM_BETAS[0]}.get(self.optimizer, self.momentum)
+
+
+def check_text(asked: Any) -> None:
+    """Raise AdviceError for columns, a template or words that hold bytes which are no text."""
+    for name in ("text", "label", "template", "verbalizers"):
+        value = getattr(asked, name)
+        if any(not _is_text(part) for part in ((value,) if isinstance(value, str) else value or ())):
+            raise AdviceError(f"--{name}: holds bytes that are not text; check the encoding of your terminal")
 
 
 def _is_text(text: str) -> bool:

@@ -6,15 +6,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from stopwise.advice import lengths_figure
 from stopwise.advice.folder import new_folder, record_of
 from stopwise.advice.script import examples_csv, train_script
-from stopwise.advice.training_text import document, kind_of, matters, trusted
+from stopwise.advice.training_document import document
+from stopwise.advice.training_text import matters, trusted
 from stopwise.advice.under_schedule import TrainingAdvice
 from stopwise.artifacts import tables as artifacts
 from stopwise.figures import style
+from stopwise.training.folds import FoldCurves
 
 Row = dict[str, Any]
 
@@ -30,6 +33,8 @@ def write_training_advice(advice: TrainingAdvice, folder: str | Path) -> Path:
     with new_folder(path) as new:
         artifacts.write_table(new / "lengths.parquet", lengths, "advice_lengths", record)
         artifacts.write_table(new / "summary.parquet", [_summary(advice)], "advice_training", record)
+        if advice.folds is not None:
+            artifacts.write_table(new / "folds.parquet", _folds(advice.folds), "advice_folds", record)
         style.save(lengths_figure.draw(lengths), new / "advice")
         (new / "advice.md").write_text(document(advice), encoding="utf-8")
         (new / "train.py").write_text(train_script(advice), encoding="utf-8")
@@ -59,10 +64,31 @@ def lengths_table(advice: TrainingAdvice) -> pa.Table:
                 "accuracy": right,
                 "accuracy_low": right_low,
                 "accuracy_high": right_high,
-                "majority": advice.baseline[0],
+                "majority": float(advice.levels["shares"].correct.mean()),
+                **_real(advice, float(steps / stop.steps_per_epoch)),
             }
         )
     return artifacts.table_of(rows, "advice_lengths")
+
+
+def _real(advice: TrainingAdvice, epochs: float) -> Row:
+    """Return what the folds came to after so many epochs, null where none were trained for as long."""
+    folds = advice.folds
+    if folds is None or epochs > folds.epochs[-1]:
+        return {"folds_loss": None, "folds_accuracy": None}
+    right = float(np.interp(epochs, folds.epochs, folds.correct.mean(axis=1)))
+    return {"folds_loss": folds.loss_at(epochs), "folds_accuracy": right}
+
+
+def _folds(folds: FoldCurves) -> list[Row]:
+    """Return the rows of the folds' curves."""
+    rows = []
+    for k, epochs in enumerate(folds.epochs):
+        loss, right = folds.loss_interval(k), folds.accuracy_interval(k)
+        row: Row = {"epochs": float(epochs), "chosen": k == folds.best}
+        row |= dict(zip(("loss", "loss_low", "loss_high"), map(_bounded, loss), strict=True))
+        rows.append(row | dict(zip(("accuracy", "accuracy_low", "accuracy_high"), right, strict=True)))
+    return rows
 
 
 def _bounded(value: float) -> float:
@@ -74,7 +100,7 @@ def _summary(advice: TrainingAdvice) -> Row:
     stop = advice.stop
     loss, right = stop.loss_interval(stop.best), stop.accuracy_interval(stop.best)
     return {
-        "verdict": kind_of(advice),
+        "verdict": advice.kind,
         "trusted": trusted(advice),
         "matters": matters(advice),
         "rule": stop.rule,
@@ -90,8 +116,30 @@ def _summary(advice: TrainingAdvice) -> Row:
         **dict(zip(("accuracy", "accuracy_low", "accuracy_high"), right, strict=True)),
         "start_loss": stop.loss_interval(0)[0],
         "start_accuracy": stop.accuracy_interval(0)[0],
-        "majority": advice.baseline[0],
-        "entropy": advice.baseline[1],
+        "majority": float(advice.levels["shares"].correct.mean()),
+        "entropy": advice.levels["shares"].loss,
+        "level": advice.level.name,
+        "level_loss": advice.level.loss,
+        **dict(zip(("gain", "gain_low", "gain_high"), advice.gain, strict=True)),
         "penalty": advice.penalty,
+        **_more(advice),
+        "folds": None if advice.folds is None else advice.folds.folds,
+        "folds_epochs": None if advice.folds is None else advice.folds.epoch,
+        "folds_seconds": None if advice.folds is None else advice.folds.seconds,
         "flags": list(stop.flags),
+    }
+
+
+def _more(advice: TrainingAdvice) -> Row:
+    """Return the answer for more labels than the kernel holds, null where there is none."""
+    more = advice.larger
+    if more is None:
+        return dict.fromkeys(("size", "size_steps", "size_epochs", "size_exponent", "size_loss", "size_accuracy"))
+    return {
+        "size": more.size,
+        "size_steps": more.steps,
+        "size_epochs": more.epochs,
+        "size_exponent": more.exponent[0],
+        "size_loss": None if more.loss is None else more.loss[0],
+        "size_accuracy": None if more.accuracy is None else more.accuracy[0],
     }

@@ -1,44 +1,41 @@
-"""Advice for training under a schedule, in plain words (pure text: no torch, no files)."""
+"""Advice for training under a schedule: the answer in a few plain sentences (pure text: no torch, no files)."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 
+from stopwise.advice.baselines import Baseline
 from stopwise.advice.text import between, number, percent, several
 from stopwise.advice.under_schedule import TrainingAdvice
+from stopwise.training.folds import FoldCurves
 
 Interval = tuple[float, float, float]
 
 WORDS = {"linear": "linear decay", "cosine": "cosine decay", "constant": "a constant rate"}
+LEVELS = {
+    "prompt": "the prompt alone",
+    "with_offset": "the prompt with a fitted offset and temperature",
+    "head": "the head alone, fitted to the features as they are",
+    "shares": "always the most frequent label",
+}
+GUESS = "guessing by the labels' shares"
+TRAINED = {"attention": "the attention layers alone", "linear": "the linear layers alone", "all": "all weights"}
 UNTRUSTED = (
-    "Not to be trusted at this learning rate: the steps are {times} the largest that the kernel describes, and the"
-    " network leaves the predicted path, mostly for the better. In recorded runs at usual rates the predicted stop was"
-    " good in none of four. Decide by real trainings (leave a quarter of the labels out, in turn), or leave"
-    " `--learning-rate` out: the smaller steps that you get then are easier to predict, and may cost accuracy."
+    "Not to be trusted at this learning rate: the steps are {times} the largest that the kernel describes. The network"
+    " leaves the predicted path, mostly for the better: it learns more, and its best stop is not predicted. Real folds"
+    " tell (`--verify 4`); without `--learning-rate` the steps are small and predictable, and may cost accuracy."
 )
 RANDOM = (
     "Not to be trusted: at a head that starts at random the kernel of the network is almost nothing, and it grows"
-    " manyfold within the first epoch. Let the head start as a logistic regression (`--head-start probe`), or decide by"
-    " real trainings (leave a quarter of the labels out, in turn)."
+    " manyfold within the first epoch. Let the head start as a logistic regression (`--head-start probe`), or let real"
+    " folds tell (`--verify 4`)."
 )
-# The start's accuracy, as a multiple of the most frequent label's, below which its features say little.
-WEAK = 1.5
-FLAGS = {
-    "clipped": "Gradients are clipped at the start; the clipping is replayed.",
-    "subset": "Training has more examples than the kernel.",
-    "order_unknown": "The order of the batches is not known beforehand; others of the same size were replayed.",
-    "other_loss": "The Trainer's loss is not the cross-entropy of the labels (label smoothing, or a loss of its own).",
-    "rule_without_answer": "The labels say nothing to the rule `bayes`; plain leave-one-out answered instead.",
-    "second_order_left_out": "Half of the adapters does not show in the kernel at the start.",
-}
-
-
-def kind_of(advice: TrainingAdvice) -> str:
-    """Return train, unclear (the gain over the start may be none) or do_not_train."""
-    stop = advice.stop
-    if stop.t == 0:
-        return "do_not_train"
-    return "train" if stop.gain_interval(stop.best)[1] > 0 else "unclear"
+SMALL = (
+    "How sure: the steps are small enough for the kernel to describe training; the numbers are those of {n} examples,"
+    " each left out in turn. Larger steps may reach a higher accuracy (`--learning-rate {usual}`); when those should"
+    " stop only real folds tell (`--verify 4`)."
+)
+FOLDED = "How sure: the folds are real trainings; the numbers are those of {n} examples, each left out of one of them."
 
 
 def trusted(advice: TrainingAdvice) -> bool:
@@ -56,92 +53,167 @@ def still_falling(advice: TrainingAdvice) -> bool:
     return "longest" in advice.stop.flags
 
 
+def preamble(advice: TrainingAdvice) -> list[str]:
+    """Return what comes before the answer: how the data were read, what was left out, which words were chosen."""
+    return [f"Note: {note}." for note in advice.data.notes]
+
+
 def headline(advice: TrainingAdvice) -> list[str]:
     """Return the answer in a few sentences: what to do, whether the length matters, what to expect, what to trust."""
     lines = [_what(advice), _range(advice), _expect(advice)]
+    if advice.larger is not None and advice.stop.t:
+        lines.append(_with_more(advice))
+    if advice.folds is not None:
+        lines.append(_verified(advice, advice.folds))
     planned = _planned(advice)
-    lines += [planned] if planned else []
-    lines.append(_trust(advice))
-    return lines
+    return [*lines, *([planned] if planned else []), trust(advice)]
 
 
-def _how(advice: TrainingAdvice) -> str:
+def how(advice: TrainingAdvice) -> str:
+    """Return the training in words: optimizer, rate, schedule, batches and what is trained."""
     plan = advice.plan
     warm = f", {several(plan.warmup, 'step')} of warm-up" if plan.warmup >= 1 else ""
     if 0 < plan.warmup < 1 and plan.schedule != "constant":
         warm = f", warm-up over {percent(plan.warmup)} of the steps"
+    trained = f", LoRA of rank {plan.rank}" if plan.adapter else ""
+    if not plan.adapter and plan.trained != "all":
+        trained = f", {TRAINED[plan.trained]}"
     return (
         f"AdamW on cross-entropy, learning rate {number(advice.stop.learning_rate)}, {WORDS[plan.schedule]}{warm},"
-        f" batches of {plan.batch_size}"
+        f" batches of {plan.batch_size}{trained}"
     )
+
+
+def epochs_in_words(steps: float, advice: TrainingAdvice) -> str:
+    """Return so many steps as epochs: one epoch, 3.2 epochs."""
+    return several(round(float(steps) / advice.stop.steps_per_epoch, 1), "epoch")
 
 
 def _what(advice: TrainingAdvice) -> str:
-    stop, n = advice.stop, advice.stop.examples
-    kind, start = kind_of(advice), _start(advice)
+    stop, folds, n = advice.stop, advice.folds, advice.stop.examples
+    kind, level = advice.kind, level_in_words(advice)
     if kind == "do_not_train":
-        longest = _epochs(stop.steps[-1], advice)
-        return f"Do not train the network: {start} does as well as any training of up to {longest}."
-    about = "at least" if still_falling(advice) else "about"
-    unclear = f"It is unclear whether training improves on {start}; if you train, do so for {about}"
-    return (
-        f"{f'Train for {about}' if kind == 'train' else unclear} {several(round(stop.epochs, 1), 'epoch')} of the {n}"
-        f" examples ({several(stop.t, 'step')}; {_how(advice)})."
-    )
+        longest = epochs_in_words(stop.steps[-1], advice)
+        if folds is not None:
+            longest = several(float(folds.epochs[-1]), "epoch")
+        return f"Do not train: {level} does as well as any training of up to {longest}."
+    about = "at least" if folds is None and still_falling(advice) else "about"
+    unclear = f"It is unclear whether training improves on {level}; if you train, do so for {about}"
+    first = f"Train for {about}" if kind == "train" else unclear
+    if folds is None:
+        length = f"{several(round(stop.epochs, 1), 'epoch')} of the {n} examples ({several(stop.t, 'step')}"
+    else:
+        length = f"{several(round(folds.epoch, 1), 'epoch')} of the {n} examples ({several(_steps(advice), 'step')}"
+        if advice.stop_at is not None:
+            length += f" of a schedule of {several(advice.epochs, 'epoch')}"
+    return f"{first} {length}; {how(advice)})."
 
 
-def _start(advice: TrainingAdvice) -> str:
-    if not advice.plan.head:
-        return "the prompt alone"
-    return "the head alone, fitted to the features as they are," if advice.penalty is not None else "the new head"
+def level_in_words(advice: TrainingAdvice) -> str:
+    """Return in words what training has to beat."""
+    return GUESS if advice.level.name == "shares" else LEVELS[advice.level.name]
 
 
-def _epochs(steps: float, advice: TrainingAdvice) -> str:
-    return several(round(float(steps) / advice.stop.steps_per_epoch, 1), "epoch")
+def _steps(advice: TrainingAdvice) -> int:
+    return advice.steps if advice.stop_at is None else advice.stop_at
 
 
 def _range(advice: TrainingAdvice) -> str:
     stop = advice.stop
+    if advice.folds is not None:
+        first, last = advice.folds.within
+        return (
+            f"In the folds every stop between {first:.1f} and {several(round(last, 1), 'epoch')} cost less than 5 % of"
+            " the log-loss."
+        )
     low = f"{stop.low / stop.steps_per_epoch:.1f}"
     if still_falling(advice):
         return (
-            f"The expected log-loss still falls at {_epochs(stop.steps[-1], advice)}, the longest looked at: ask for"
-            f" more (`--epochs {2 * advice.plan.longest:g}`), or train at a larger rate and decide by real trainings."
+            f"The expected log-loss still falls at {epochs_in_words(stop.steps[-1], advice)}, the longest looked at:"
+            f" ask for more (`--epochs {advice.plan.longest:g}`), or train at a larger rate and let real folds tell"
+            " (`--verify 4`)."
         )
     if not matters(advice):
         return (
-            f"When to stop hardly matters: every training from {low} to {_epochs(stop.steps[-1], advice)}, the longest"
-            " looked at, costs less than 5 % of the expected log-loss."
+            f"When to stop hardly matters: every training from {low} to {epochs_in_words(stop.steps[-1], advice)}, the"
+            " longest looked at, costs less than 5 % of the expected log-loss."
         )
     worst = f"{stop.loss[-1]:.2f}" if stop.loss[-1] < 100 else "far more"
     return (
-        f"Any training of {low} to {_epochs(stop.high, advice)} costs less than 5 % of the expected log-loss;"
-        f" {_epochs(stop.steps[-1], advice)} would end at {worst}."
+        f"Any training of {low} to {epochs_in_words(stop.high, advice)} costs less than 5 % of the expected log-loss;"
+        f" {epochs_in_words(stop.steps[-1], advice)} would end at {worst}."
     )
 
 
 def _expect(advice: TrainingAdvice) -> str:
-    stop, (share, entropy) = advice.stop, advice.baseline
+    stop, folds = advice.stop, advice.folds
     loss, right = stop.loss_interval(stop.best), stop.accuracy_interval(stop.best)
+    if folds is not None:
+        loss, right = folds.loss_interval(folds.best), folds.accuracy_interval(folds.best)
     text = (
         f"Expect an accuracy of about {percent(right[0])} ({between(right)}) and a log-loss of {_interval(loss)} on new"
-        f" texts of this kind; always the most frequent label: {percent(share)}, and {entropy:.2f} with the labels'"
-        " shares"
+        " texts of this kind"
     )
-    if stop.t == 0 or (advice.plan.head and advice.penalty is None):
-        return f"{text}."
-    start, first = stop.loss_interval(0), stop.accuracy_interval(0)
-    return f"{text}; {_start(advice).rstrip(',')}: {percent(first[0])}, and {_interval(start)}."
+    order = [name for name in LEVELS if name in advice.levels]
+    return "; ".join([text, *(_level(advice.levels[name]) for name in order)]) + "."
+
+
+def _level(level: Baseline) -> str:
+    loss, right = level.loss_interval(), level.accuracy_interval()
+    if level.name == "shares":
+        return f"{LEVELS[level.name]}: {percent(right[0])}, and {loss[0]:.2f} with the labels' shares"
+    return f"{LEVELS[level.name].rstrip(',')}: {percent(right[0])}, and {_interval(loss)}"
 
 
 def _interval(values: Interval) -> str:
-    return f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
+    return f"{values[0]:.2f} ({max(values[1], 0.0):.2f} to {values[2]:.2f})"
+
+
+def _with_more(advice: TrainingAdvice) -> str:
+    """Say what training on all labels would come to, carried there by the decay of the eigenvalues."""
+    more = advice.larger
+    assert more is not None
+    per = more.steps_per_epoch
+    text = (
+        f"With {more.size} labels train for about {several(round(more.epochs, 1), 'epoch')}"
+        f" ({several(round(more.steps), 'step')}; {more.low / per:.1f} to"
+        f" {several(round(more.high / per, 1), 'epoch')} within 5 %)"
+    )
+    if more.loss is not None and more.accuracy is not None:
+        text += (
+            f", and expect a log-loss of {_interval(more.loss)} and an accuracy of {percent(more.accuracy[0])}"
+            f" ({between(more.accuracy)})"
+        )
+    text += f": carried there from {advice.stop.examples} by the decay of the kernel's eigenvalues"
+    if more.far:
+        text += ", which is a hint at most so far away; with so many labels, keep some aside and stop on them"
+    return f"{text}."
+
+
+def _verified(advice: TrainingAdvice, folds: FoldCurves) -> str:
+    """Say what the folds found beside the kernel's answer, and what they took."""
+    loss, right = folds.loss_interval(folds.best), folds.accuracy_interval(folds.best)
+    epochs = several(float(folds.epochs[-1]), "epoch")
+    text = (
+        f"Verified by {folds.folds} real folds of {epochs}: the log-loss of examples left out was lowest after"
+        f" {several(round(folds.epoch, 1), 'epoch')}, {_interval(loss)}, with an accuracy of {percent(right[0])}"
+        f" ({between(right)})"
+    )
+    kernel = advice.stop.epochs
+    at = folds.loss_at(kernel)
+    if math.isfinite(at):
+        text += f"; after {several(round(kernel, 1), 'epoch')}, the kernel's answer, it was {at:.2f}"
+    else:
+        text += f"; the kernel's answer, {several(round(kernel, 1), 'epoch')}, lies beyond"
+    from_now = round(folds.seconds)
+    took = f"{from_now} s" if from_now < 100 else f"{from_now // 60} min {from_now % 60} s"
+    return f"{text}. The folds took {took}."
 
 
 def _planned(advice: TrainingAdvice) -> str:
     """Say what the training that was planned costs beside the advised one."""
     plan, stop = advice.plan, advice.stop
-    if plan.epochs is None:
+    if plan.epochs is None or advice.folds is not None:
         return ""
     loss, best = stop.at(plan.epochs * stop.steps_per_epoch), float(stop.loss[stop.best])
     more = loss / best - 1
@@ -149,98 +221,13 @@ def _planned(advice: TrainingAdvice) -> str:
     return f"The {several(plan.epochs, 'epoch')} that you plan would end at an expected log-loss of {loss:.2f}: {said}."
 
 
-def _trust(advice: TrainingAdvice) -> str:
+def trust(advice: TrainingAdvice) -> str:
+    """Say how far the answer can be trusted, and what to do where it cannot."""
+    n = advice.stop.examples
+    if advice.folds is not None:
+        return FOLDED.format(n=n)
     if advice.plan.random_head:
         return RANDOM
     if not trusted(advice):
-        times = several(round(advice.stop.largest_step, 1), "time")
-        return UNTRUSTED.format(times=times)
-    small = "How sure: the steps are small enough for the kernel to describe training"
-    return f"{small}; the numbers are those of {advice.stop.examples} examples, each left out in turn."
-
-
-def document(advice: TrainingAdvice) -> str:
-    """Return the whole answer as Markdown."""
-    first, *rest = headline(advice)
-    name = Path(advice.plan.data).name
-    return (
-        "\n\n".join(
-            [
-                f"# How long to fine-tune: advice for {name}",
-                f"**{first}**\n\n" + "\n".join(f"- {line}" for line in rest),
-                "![Expected log-loss and accuracy by length of training](advice.svg)",
-                _asked(advice),
-                _lengths(advice),
-                _run(advice),
-                _reservations(advice),
-            ]
-        ).rstrip()
-        + "\n"
-    )
-
-
-def _asked(advice: TrainingAdvice) -> str:
-    plan, data = advice.plan, advice.data
-    counts = ", ".join(f"{label} ({data.names.count(label)})" for label in data.classes)
-    what = f"a new head of {len(data.classes)} labels on `{plan.model}`, all of its weights trained"
-    if not plan.head:
-        what = f"`{plan.model}` answers a prompt with a word, all of its weights trained"
-    more = ""
-    if len(data.labels) < data.distinct:
-        more = (
-            f" The answer is for training on these examples; with all {data.distinct} take at least as many *steps*,"
-            f" and ask again with a larger `--max-examples`."
-        )
-    return (
-        f"## What was asked\n\n{what}. {len(data.labels)} examples were used of {data.rows} rows: {counts}.{more}"
-        f" The training is the Trainer's own: {_how(advice)}, weight decay {plan.weight_decay:g}, gradients clipped at"
-        f" {plan.max_grad_norm:g}."
-    )
-
-
-def _lengths(advice: TrainingAdvice) -> str:
-    stop = advice.stop
-    rows = []
-    for k, steps in enumerate(stop.steps):
-        mark = "**" if k == stop.best else ""
-        right = stop.accuracy_interval(k)
-        rows.append(
-            f"| {mark}{steps / stop.steps_per_epoch:.1f}{mark} | {steps} | {_loss(stop.loss[k])} |"
-            f" {_loss(stop.losses[k].mean())} | {percent(right[0])} |"
-        )
-    head = "| epochs | steps | expected log-loss | log-loss, left out | accuracy, left out |\n|---|---|---|---|---|"
-    return (
-        "## Every length\n\nEach row is a training of its own, with the whole schedule from its beginning to its end,"
-        " replayed on the kernel once without each example; nothing was trained.\n\n" + "\n".join([head, *rows])
-    )
-
-
-def _loss(value: float) -> str:
-    return f"{value:.3f}" if value < 100 else "diverges"
-
-
-def _run(advice: TrainingAdvice) -> str:
-    start, task = "", "text-classification" if advice.plan.head else "text-generation"
-    if advice.penalty is not None:
-        start = (
-            " The head does not start at random but as a regularised logistic regression on the features"
-            f" (`head.safetensors`; penalty {advice.penalty:g}, chosen by cross-validation): the start is already a"
-            " classifier, and the kernel read there describes more of the training."
-        )
-    return (
-        "## Run it\n\n`python train.py`, in this folder, trains on `examples.csv` with exactly these settings, and"
-        f' leaves the model in `model/`, which `pipeline("{task}")` loads.{start}'
-    )
-
-
-def _reservations(advice: TrainingAdvice) -> str:
-    lines = [FLAGS[flag] for flag in advice.stop.flags if flag in FLAGS]
-    if not trusted(advice):
-        lines.insert(0, _trust(advice))
-    if advice.penalty is not None and advice.stop.correct[0].mean() < WEAK * advice.baseline[0]:
-        lines.append(
-            "The features say little about these labels before training: from a head at random the network may come"
-            " further at the same rate, and nobody can predict how far."
-        )
-    lines.append("Dropout is left out of the kernel, and on in training.")
-    return "## Reservations\n\n" + "\n".join(f"- {line}" for line in lines)
+        return UNTRUSTED.format(times=several(round(advice.stop.largest_step / 4, 1), "time"))
+    return SMALL.format(n=n, usual="2e-4" if advice.plan.adapter else "5e-5" if advice.plan.head else "1e-4")

@@ -10,23 +10,27 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stopwise.advice.data import make_task, read_file
-from stopwise.advice.labelled import Labelled, labelled
+from stopwise.advice import baselines
+from stopwise.advice.baselines import Baseline
+from stopwise.advice.data import File
+from stopwise.advice.job import TRAINER, Job, Say, make_job
+from stopwise.advice.labelled import Labelled
+from stopwise.advice.larger import Larger, larger
 from stopwise.advice.plan import Plan
+from stopwise.advice.rows import read_data
 from stopwise.advice.settings import AdviceError
+from stopwise.stats import mean_interval
 from stopwise.stopping.horizon import Horizon
+from stopwise.training.folds import FoldCurves
 
-Say = Callable[[str], None]
 # The learning rate of a plan without one: the largest whose predictions have been compared with real runs.
 STEP_SIZE = 4.0
-TRAINER = "the Trainer of transformers needs accelerate: pip install 'stopwise[trainer]'"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +38,12 @@ class TrainingAdvice:
     """How long to train, and what that is worth; ``stop`` is the length to choose among those of ``stop.steps``.
 
     ``data``: the examples used; ``folder``: where the model lies; ``head``: the tensors of a new head at its start, by
-    name (of a language model none); ``baseline``: accuracy and log-loss of the shares of the labels; ``words``: of a
-    language model, the words that answer, by class; ``penalty``: of the logistic regression (None: a random head).
+    name (of a language model none); ``levels``: what no training reaches, by name (``shares``, and ``prompt`` with
+    ``with_offset``, or ``head``); ``words``: of a language model, the words that answer, by class; ``trained``: the
+    names of the trained parameters; ``targets``: of an adapter, the layers beside which it stands; ``penalty``: of the
+    logistic regression (None: a random head); ``larger``: the answer for more labels than the kernel holds; ``folds``:
+    what real trainings said, where they were asked for. ``larger`` is the answer for the size asked for, ``whole`` for
+    as many of them as the data hold.
     """
 
     plan: Plan
@@ -43,21 +51,82 @@ class TrainingAdvice:
     stop: Horizon
     folder: str
     head: dict[str, Any] = field(repr=False)
-    baseline: tuple[float, float]
+    levels: dict[str, Baseline]
     words: tuple[str, ...] = ()
+    trained: tuple[str, ...] = field(default=(), repr=False)
+    targets: tuple[str, ...] = ()
     penalty: float | None = None
+    larger: Larger | None = None
+    whole: Larger | None = None
+    folds: FoldCurves | None = None
     provenance: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
-    def warmup_steps(self) -> int:
-        """The steps in which the learning rate rises, of the chosen length."""
-        share = self.plan.warmup
-        return int(share) if share >= 1 else math.ceil(share * self.stop.t)
+    def level(self) -> Baseline:
+        """What training has to beat: the level with the lowest log-loss."""
+        return baselines.best(self.levels)
+
+    @property
+    def gain(self) -> tuple[float, float, float]:
+        """How much log-loss training takes away from ``level`` on the same examples left out, with 95 % interval."""
+        return mean_interval(self.level.losses - self.losses)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """The log-loss of each example left out of the training that is advised, [n]: real where folds were trained."""
+        return self.stop.losses[self.stop.best] if self.folds is None else self.folds.losses[self.folds.best]
+
+    @property
+    def kind(self) -> str:
+        """``train``, ``unclear`` (the gain may be none) or ``do_not_train`` (there is none)."""
+        value, low, _ = self.gain
+        nothing = self.stop.t == 0 if self.folds is None else self.folds.best == 0
+        if nothing or not value > 0:
+            return "do_not_train"
+        return "train" if low > 0 else "unclear"
+
+    @property
+    def carried(self) -> Larger | None:
+        """The answer for all of the data, where ``train.py`` trains on them: not after folds, and not from afar."""
+        usable = self.whole is not None and not self.whole.far
+        return self.whole if usable and self.folds is None and self.stop.t else None
+
+    @property
+    def examples(self) -> list[tuple[tuple[str, ...], int]]:
+        """What ``train.py`` trains on: texts and class of the kernel's examples, then of others as asked for."""
+        used = list(zip(self.data.texts, self.data.labels.tolist(), strict=True))
+        return [*used, *self.data.rest[: self.carried.size - len(used)]] if self.carried else used
 
     @property
     def epochs(self) -> float:
-        """The epochs of the chosen length, rounded so that a Trainer makes of them exactly ``stop.t`` steps."""
-        return math.floor(1e4 * self.stop.epochs) / 1e4
+        """The epochs of the schedule to train under, so that a Trainer makes of them exactly ``steps`` steps.
+
+        Those of the kernel's answer, carried to all of the data, or those that the folds were trained for.
+        """
+        if self.folds is not None:
+            return float(self.folds.epochs[-1])
+        per = self.carried.steps_per_epoch if self.carried else self.stop.steps_per_epoch
+        return math.floor(1e4 * self.steps / per) / 1e4
+
+    @property
+    def steps(self) -> int:
+        """The steps of the whole schedule."""
+        if self.folds is not None:
+            return math.ceil(float(self.folds.epochs[-1]) * self.stop.steps_per_epoch)
+        return max(1, round(self.carried.steps)) if self.carried else self.stop.t
+
+    @property
+    def stop_at(self) -> int | None:
+        """The step to stop at where the folds were best before the end of the schedule, else None."""
+        if self.folds is None or self.folds.best == len(self.folds.epochs) - 1:
+            return None
+        return max(1, round(self.folds.epoch * self.stop.steps_per_epoch))
+
+    @property
+    def warmup_steps(self) -> int:
+        """The steps in which the learning rate rises."""
+        share = self.plan.warmup
+        return int(share) if share >= 1 else math.ceil(share * self.steps)
 
     def figure(self) -> Any:
         """Return the expected log-loss and accuracy by length of training, as a matplotlib figure."""
@@ -71,7 +140,7 @@ class TrainingAdvice:
 
         ValueError where the advice is not to train.
         """
-        if self.stop.t == 0:
+        if self.kind == "do_not_train":
             raise ValueError("advice: it is not to train, so there are no training arguments")
         args = make_arguments(self.plan, self.epochs) if args is None else copy.copy(args)
         args.num_train_epochs, args.max_steps = self.epochs, -1
@@ -111,7 +180,7 @@ def make_arguments(plan: Plan, epochs: float, folder: str = "trainer_output") ->
             warmup_steps=plan.warmup,
             per_device_train_batch_size=plan.batch_size,
             weight_decay=plan.weight_decay,
-            max_grad_norm=plan.max_grad_norm,
+            max_grad_norm=plan.clip,
             seed=plan.seed,
             save_strategy="no",
             report_to="none",
@@ -130,152 +199,139 @@ def advise_training(
     assets: str | None = None,
     device: str = "auto",
     say: Say = lambda message: None,
+    progress: bool = False,
 ) -> TrainingAdvice:
-    """Return the advice for a plan; nothing is written, nothing is trained.
+    """Return the advice for a plan; nothing is written, and nothing is trained but the folds that were asked for.
 
-    ``data``: what ``labelled`` takes (None: the file of the plan). ``args``: TrainingArguments whose training is meant
-    (None: those of the plan). ``network`` and ``tokenizer``: a model at hand (None: the plan's, loaded from
+    ``data``: what ``rows.read_data`` takes (None: the file of the plan). ``args``: TrainingArguments whose training is
+    meant (None: those of the plan). ``network`` and ``tokenizer``: a model at hand (None: the plan's, loaded from
     ``assets``); it comes back as it was. Raises ValueError, in one line, for what cannot be used. Cost: a kernel of at
     most ``max_examples`` examples (two where gradients are clipped), a few passes, and the replay.
     """
-    make = _head_rows if plan.head else _word_rows
-    job = make(plan, plan.data if data is None else data, network, tokenizer, assets, say)
-    n, classes = len(job.data.labels), len(job.data.classes)
-    own = {} if network is None else {k: v.clone() for k, v in job.model.state_dict().items() if k in job.head_names}
-    try:
-        left, penalty = _start_head(job, plan, say)
-        head = {k: v.detach().cpu().clone() for k, v in job.model.state_dict().items() if k in job.head_names}
-        say(f"computing AdamW's kernel of {n} examples with {classes} classes")
-        stop = _read(job, plan, args, device, left)
-    finally:
-        if own:
-            job.model.load_state_dict(own, strict=False)
-    share = np.bincount(job.data.labels, minlength=classes) / n
-    baseline = float(share.max()), float(-(share[share > 0] * np.log(share[share > 0])).sum())
+    file = read_data(plan, data)
+    say_file(file, say)
+    from stopwise.advice.door import check_present
     from stopwise.network.loading import model_fingerprint
+    from stopwise.network.parameters import select_parameters
 
-    config = asdict(plan) | {"text": list(plan.text), "verbalizers": list(plan.verbalizers)}
-    record = {"config": config, "model": model_fingerprint(job.model)}
-    return TrainingAdvice(plan, job.data, stop, job.folder, head, baseline, job.words, penalty, record)
-
-
-@dataclass
-class _Job:
-    """A model, its tokenizer, and the rows that its Trainer is given."""
-
-    model: Any
-    tokenizer: Any
-    folder: str
-    data: Labelled
-    rows: list[dict[str, Any]]
-    head_names: frozenset[str] = frozenset()
-    words: tuple[str, ...] = ()
-    tokens: tuple[int, ...] = ()
-
-
-def _head_rows(plan: Plan, data: Any, network: Any, tokenizer: Any, assets: str | None, say: Say) -> _Job:
-    """Load a classifier with a new head, and tokenize the examples."""
-    examples = labelled(plan, data)
-    counts = ", ".join(f"{name} ({count})" for name, count in list(examples.shares.items())[:8])
-    say(f"{examples.rows} rows, {len(examples.classes)} labels: {counts}; {len(examples.labels)} examples are used")
-    from stopwise.network.classifiers import load_classifier
-    from stopwise.network.heads import head_names, is_classifier
-
-    folder = plan.model
-    if network is None:
-        folder = model_folder(plan, assets, say)
-        names = examples.classes
-        network, tokenizer = load_classifier(folder, len(names), labels=names, seed=plan.seed, new_head=True)
-    elif not is_classifier(network) or network.num_labels != len(examples.classes):
+    check_present(device)
+    job = make_job(plan, file, network, tokenizer, assets, say)
+    n, classes = len(job.data.labels), len(job.data.classes)
+    if plan.size is not None and plan.size < n:
         raise AdviceError(
-            f"model: needs a classification head of {len(examples.classes)} labels, as the data have; found"
-            f" {type(network).__name__} with {getattr(network, 'num_labels', 0)}"
+            f"--size: found {plan.size}, must be at least the {n} examples of the kernel (--max-examples)"
         )
-    rows = [
-        {**tokenizer(*texts, truncation=True, max_length=plan.max_tokens), "labels": int(label)}
-        for texts, label in zip(examples.texts, examples.labels, strict=True)
-    ]
-    return _Job(network, tokenizer, folder, examples, rows, frozenset(head_names(network)))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            args = _arguments(plan, args, folder, device, n)
+            say(f"computing AdamW's kernel of {n} examples with {classes} classes")
+            reading = _read(job, plan, args)
+            stop, folds = reading.answer, None
+            if plan.verify is not None:
+                from stopwise.advice.verify import real_folds
+
+                folds = real_folds(job, plan, reading, args, say, progress)
+        size, distinct = plan.size or job.data.distinct, job.data.distinct
+        more = _for_more(job, plan, reading, size, say)
+        whole = more if size <= distinct else _for_more(job, plan, reading, distinct, say)
+        trained = tuple(select_parameters(job.model, "trainable"))
+        config = asdict(plan) | {"text": list(plan.text), "verbalizers": list(plan.verbalizers)}
+        record = {"config": config, "model": model_fingerprint(job.model)}
+    finally:
+        job.put_back()
+    return TrainingAdvice(
+        plan=plan,
+        data=job.data,
+        stop=stop,
+        folder=job.folder,
+        head=job.head,
+        levels=_levels(job, reading, plan.seed),
+        words=job.words,
+        trained=trained,
+        targets=job.targets,
+        penalty=None if job.probe is None else job.probe.penalty,
+        larger=more,
+        whole=whole,
+        folds=folds,
+        provenance=record,
+    )
 
 
-def _word_rows(plan: Plan, data: Any, network: Any, tokenizer: Any, assets: str | None, say: Say) -> _Job:
-    """Load a language model, and make prompts that one word answers."""
-    if not isinstance(data, (str, Path)) or network is not None:
-        raise AdviceError("model: words of a language model need a file and the name of a model; or ask for a head")
-    from stopwise.integrations.losses import answer_example
-    from stopwise.network.loading import load_model
-    from stopwise.tasks.batch import batch_from_table
-
-    file = read_file(data, plan.text, plan.label, template=plan.template, **plan.reading)
-    folder = model_folder(plan, assets, say)
-    network, tokenizer = load_model(folder)
-    options: dict[str, Any] = {"template": plan.template, "verbalizers": plan.verbalizers}
-    task = make_task(file, tokenizer, max_tokens=plan.max_tokens, max_examples=plan.max_examples, **options)
-    sample = task.sample(tokenizer, plan.seed)
-    batch = batch_from_table(sample, "train")
-    labels, tokens = batch["labels"].numpy(), tuple(map(int, batch["verbalizers"]))
-    prompts = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-    rows: list[dict[str, Any]] = [
-        answer_example(ids, tokens[label]) for ids, label in zip(prompts, labels, strict=True)
-    ]
-    texts = tuple((prompt,) for prompt in sample["prompt"].to_pylist())
-    examples = Labelled(texts, labels, tuple(task.verbalizers), file.rows, dict(file.shares))
-    say(f"{file.rows} rows; {len(labels)} examples are used; words: {', '.join(map(repr, task.verbalizers.values()))}")
-    return _Job(network, tokenizer, folder, examples, rows, words=tuple(task.verbalizers.values()), tokens=tokens)
+def say_file(file: File, say: Say, most: int = 8) -> None:
+    """Tell what a file holds, and how it was read."""
+    shares = list(file.shares.items())
+    if len(shares) > most:
+        shares = sorted(shares, key=lambda one: -one[1])[:most]
+    more = f" and {len(file.shares) - most} more" if len(file.shares) > most else ""
+    say(f"{file.path}: {file.rows} rows, labels {', '.join(f'{name} ({count})' for name, count in shares)}{more}")
+    for note in file.notes:
+        say(note)
 
 
-def model_folder(plan: Plan, assets: str | None, say: Say) -> str:
-    """Return the folder of the plan's model, fetched where Hugging Face keeps models when it is not there yet."""
-    from stopwise.network.loading import prepare_model
-    from stopwise.network.model_cache import cached_model
-
-    say(f"loading {plan.model}")
-    if assets is not None:
-        return str(prepare_model(plan.model, assets, revision=plan.revision).resolve())
-    return str(cached_model(plan.model, plan.revision).resolve())
-
-
-def _start_head(job: _Job, plan: Plan, say: Say) -> tuple[np.ndarray | None, float | None]:
-    """Start a new head as a logistic regression; return its logits without each example, and its penalty."""
-    if not plan.head or plan.head_start == "random":
-        return None, None
-    from stopwise.training.probe import fit_probe, start_at
-
-    say("fitting the head to the features")
-    batch = _collator(job)(job.rows)
-    probe = fit_probe(job.model, batch, job.data.labels, plan.seed)
-    start_at(job.model, probe)
-    return probe.left_out, probe.penalty
+def _arguments(plan: Plan, args: Any, folder: str, device: str, n: int) -> Any:
+    """Return the arguments of the longest training; AdviceError for a warm-up that never ends."""
+    args = make_arguments(plan, plan.longest, folder) if args is None else copy.copy(args)
+    args.num_train_epochs, args.max_steps, args.output_dir = plan.longest, -1, folder
+    args.remove_unused_columns, args.report_to = False, []
+    if device == "cpu":
+        args.use_cpu = True
+    epochs = plan.epochs or plan.longest
+    steps = math.ceil(epochs * math.ceil(n / plan.batch_size))
+    if plan.warmup >= 1 and plan.warmup >= steps:
+        raise AdviceError(
+            f"--warmup: {plan.warmup:g} steps are no fewer than the {steps} of {epochs:g} epochs of {n} examples, so"
+            " that the rate would never be reached; give fewer, or a share"
+        )
+    return args
 
 
-def _collator(job: _Job) -> Callable[[list[Any]], Any]:
-    from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
-
-    if job.words:
-        if job.tokenizer.pad_token_id is None:
-            job.tokenizer.pad_token = job.tokenizer.eos_token
-        return DataCollatorForSeq2Seq(job.tokenizer)
-    return DataCollatorWithPadding(job.tokenizer)
-
-
-def _read(job: _Job, plan: Plan, args: Any, device: str, left: np.ndarray | None) -> Horizon:
+def _read(job: Job, plan: Plan, args: Any) -> Any:
     """Make the Trainer of the longest training, and read what its shorter ones come to."""
-    from transformers import Trainer
-
     from stopwise.integrations.horizon import read_horizon
-    from stopwise.integrations.losses import answer_loss
-    from stopwise.network.heads import is_classifier
 
-    with tempfile.TemporaryDirectory() as folder:
-        args = make_arguments(plan, plan.longest, folder) if args is None else copy.copy(args)
-        args.num_train_epochs, args.max_steps, args.output_dir = plan.longest, -1, folder
-        args.remove_unused_columns, args.report_to = False, []
-        if device == "cpu":
-            args.use_cpu = True
-        job.model.requires_grad_(True)
-        loss = None if is_classifier(job.model) else answer_loss(job.tokens)
-        trainer = Trainer(job.model, args, train_dataset=job.rows, data_collator=_collator(job), compute_loss_func=loss)
-        step_size = STEP_SIZE if plan.learning_rate is None else None
-        words = list(job.tokens) or None
-        stop, _ = read_horizon(trainer, step_size=step_size, words=words, n_max=len(job.rows), left_logits=left)
-    return stop
+    trainer = job.trainer(args)
+    return read_horizon(
+        trainer,
+        step_size=STEP_SIZE if plan.learning_rate is None else None,
+        words=list(job.tokens) or None,
+        n_max=len(job.rows),
+        left_logits=None if job.probe is None else job.probe.left_out,
+    )
+
+
+def _for_more(job: Job, plan: Plan, reading: Any, size: int, say: Say) -> Larger | None:
+    """Return the answer for so many labels, where the kernel holds fewer."""
+    if size == len(job.data.labels):
+        return None
+    from stopwise.linearized.coding import coding_matrix
+
+    say(f"carrying the answer to {size} examples")
+    start_of = None
+    if job.probe is not None:
+        coding, probe = coding_matrix(len(job.data.classes)), job.probe
+
+        def start_of(inside: np.ndarray) -> np.ndarray:
+            return probe.trained_on(inside) @ coding.T
+
+    return larger(
+        reading.net,
+        reading.objective,
+        reading.schedules,
+        reading.answer,
+        size,
+        batch_size=plan.batch_size,
+        seed=plan.seed,
+        start_of=start_of,
+    )
+
+
+def _levels(job: Job, reading: Any, seed: int) -> dict[str, Baseline]:
+    """Return what is reached without training, by name."""
+    stop, labels, classes = reading.answer, job.data.labels, len(job.data.classes)
+    found = {"shares": baselines.shares(labels, classes)}
+    if job.words:
+        found["prompt"] = baselines.start(stop.losses[0], stop.correct[0], "prompt")
+        found["with_offset"] = baselines.with_offset(reading.net.start, labels, classes, seed)
+    elif job.probe is not None:
+        found["head"] = baselines.start(stop.losses[0], stop.correct[0], "head")
+    return found

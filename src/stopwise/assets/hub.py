@@ -157,6 +157,17 @@ def snapshot(hub_id: str, revision: str | None = None) -> Path:
         raise AssetError(f"model.source: {hub_id!r} could not be downloaded ({_first_line(error)})") from error
 
 
+def cache_folder() -> Path:
+    """Return the folder of what was fetched for people outside of a workflow: ``stopwise`` in the home of Hugging Face.
+
+    That home is ``HF_HOME``, else ``huggingface`` in ``XDG_CACHE_HOME``.
+    """
+    home = (
+        os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
+    )
+    return Path(home).expanduser() / "stopwise"
+
+
 def _record(folder: Path, hub_id: str, revision: str | None, commit: str) -> None:
     record = {"id": hub_id, "revision": revision or "main", "commit": commit}
     (folder / RESOLVED).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,26 @@ from stopwise.integrations.preview import run_of
 from stopwise.integrations.reading import LARGEST_STEP, N_MAX, linearised, trained_objective, untouched
 from stopwise.integrations.trainer_schedule import TrainerRun, learning_rates, trainer_schedule
 from stopwise.linearized.coding import coding_matrix
+from stopwise.linearized.objectives import Objective
 from stopwise.stopping.horizon import Horizon, horizon, lengths, scaled
-from stopwise.stopping.scheduled import Schedule, largest_step
+from stopwise.stopping.scheduled import Linearised, Schedule, largest_step
+
+# A rate that was made to fit the largest step is not beyond it.
+ROUNDING = 1 + 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What trainings of several lengths come to, and what that was computed from.
+
+    ``schedules``: one for each length, shortest first.
+    """
+
+    answer: Horizon
+    examples: Examples
+    net: Linearised
+    objective: Objective
+    schedules: tuple[Schedule, ...]
 
 
 def read_horizon(
@@ -26,8 +44,8 @@ def read_horizon(
     rule: str = "bayes",
     n_max: int = N_MAX,
     left_logits: np.ndarray | None = None,
-) -> tuple[Horizon, Examples]:
-    """Return what trainings of several lengths, up to the Trainer's own, come to, and the examples of the kernel.
+) -> Reading:
+    """Return what trainings of several lengths, up to the Trainer's own, come to.
 
     Each length has the Trainer's schedule from its beginning to its end. ``step_size`` c: the learning rate is
     c/lambda_1, lambda_1 the largest eigenvalue of K_BB/m_B, and not the Trainer's (None: the Trainer's).
@@ -51,9 +69,9 @@ def read_horizon(
         factor = step_size / largest_step(net, whole)
         parts = [scaled(part, factor) for part in parts]
     answer = horizon(net, objective, parts, rule, seed=seed, flags=(*flags, *known, *found))
-    if answer.largest_step > LARGEST_STEP:
+    if answer.largest_step > LARGEST_STEP * ROUNDING:
         answer = replace(answer, flags=(*answer.flags, "large_steps"))
-    return answer, examples
+    return Reading(answer, examples, net, objective, tuple(parts))
 
 
 def _of_length(run: TrainerRun, whole: Schedule, steps: int) -> Schedule:

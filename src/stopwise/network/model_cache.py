@@ -5,17 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from stopwise.assets.hub import snapshot
+from stopwise.assets.hub import cache_folder, snapshot
 from stopwise.assets.wheels import ASSETS
 from stopwise.network.loading import BUILTIN, ENCODER, PICO, PICO_ENCODER, prepare_model
-
-
-def cache_folder() -> Path:
-    """Return the folder of built-in models: ``stopwise`` in the home of Hugging Face (``HF_HOME``)."""
-    home = (
-        os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
-    )
-    return Path(home).expanduser() / "stopwise"
 
 
 def assets_of(source: str) -> Path:

@@ -107,14 +107,17 @@ def left_out_path(
     times: np.ndarray,
     folds: int | None = None,
     seed: int = 0,
+    groups: list[np.ndarray] | None = None,
 ) -> np.ndarray:
     """Return the outputs of each example along the path trained without it; float64 [len(times), n, columns].
 
     ``times``: whole steps, ascending, from ``schedule.done`` to its last. A batch that holds left-out examples has the
-    loss of the others with their weights scaled to the same sum; one of left-out examples alone moves nothing. Groups
-    as in ``loo_curve``. Cost O(n m) per example of each batch.
+    loss of the others with their weights scaled to the same sum; one of left-out examples alone moves nothing.
+    ``groups``: examples that are left out together (None: as in ``loo_curve``); outputs of examples in none of them are
+    not set. Cost O(n m) per example of each batch.
     """
-    return _outputs(net, objective, schedule, times, leave_out_groups(len(net.start), folds, seed), left_out=True)
+    groups = leave_out_groups(len(net.start), folds, seed) if groups is None else groups
+    return _outputs(net, objective, schedule, times, groups, left_out=True)
 
 
 def _outputs(

@@ -20,12 +20,15 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from torch import nn
 
+from stopwise.linearized.coding import coding_matrix
 from stopwise.network.heads import accepts, class_count, evaluating, head_modules
 from stopwise.stopping.leave_one_out import leave_out_groups
 
 # Penalties that are tried, of features with a mean squared norm of 1.
 PENALTIES = tuple(np.geomspace(1e-1, 1e-5, 9))
 FOLDS = 8
+# Up to so many unknowns Newton's method is the cheaper one.
+NEWTON, NEWTON_STEPS, NEWTON_TOLERANCE = 600, 50, 1e-8
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -36,12 +39,35 @@ class Probe:
     ``weight`` [C, d] and ``bias`` [C] (None where the layer has none): logits are features @ weight.T + bias.
     ``penalty``: gamma in mean log-loss + gamma/2 |W|^2 on scaled features, chosen by cross-validation. ``left_out``
     float64 [groups, n, C]: the logits of all examples by the regression without a group of ``leave_out_groups``.
+    ``space``: what the regression was fitted in.
     """
 
     weight: np.ndarray
     bias: np.ndarray | None
     penalty: float
     left_out: np.ndarray = field(repr=False)
+    space: _Space = field(repr=False)
+
+    def trained_on(self, index: np.ndarray) -> np.ndarray:
+        """Return the logits of all examples by the regression on some of them, with the same penalty; [n, C]."""
+        return self.space.without(np.setdiff1d(np.arange(len(self.space.labels)), index))
+
+
+@dataclass(frozen=True, eq=False)
+class _Space:
+    """The features that regressions are fitted in, ``z`` [n, k], and the regression on all examples, ``whole``."""
+
+    z: np.ndarray
+    labels: np.ndarray
+    classes: int
+    penalty: float
+    intercept: bool
+    whole: np.ndarray
+
+    def without(self, group: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the logits of all examples by the regression without some of them, [n, C]."""
+        rest = _without(self.z, self.labels, group)
+        return _logits(self.z, _regression(*rest, self.classes, self.penalty, self.intercept, self.whole))
 
 
 def final_layer(model: Any) -> nn.Linear:
@@ -79,10 +105,11 @@ def features(model: Any, batch: Mapping[str, Any], size: int = 16) -> np.ndarray
     return torch.cat(rows).double().cpu().numpy()
 
 
-def fit_probe(model: Any, batch: Mapping[str, Any], labels: np.ndarray, seed: int = 0) -> Probe:
+def fit_probe(model: Any, batch: Mapping[str, Any], labels: np.ndarray, seed: int = 0, left_out: bool = True) -> Probe:
     """Return the probe of a classifier on the examples of a batch; the model is not changed (see ``start_at``).
 
-    Cost: one forward pass over the examples, and n + 73 regressions in n dimensions.
+    ``left_out`` False leaves out what it says without each example. Cost: one forward pass over the examples, and n +
+    73 regressions in n dimensions.
     """
     classes, layer = class_count(model), final_layer(model)
     phi, intercept = features(model, batch), layer.bias is not None
@@ -93,15 +120,12 @@ def fit_probe(model: Any, batch: Mapping[str, Any], labels: np.ndarray, seed: in
     z, back = u[:, own] * s[own] / scale, vt[own] / scale
     penalty = _penalty(z, labels, classes, intercept, seed)
     whole = _regression(z, labels, classes, penalty, intercept)
-    left_out = np.stack(
-        [
-            _logits(z, _regression(*_without(z, labels, group), classes, penalty, intercept, whole))
-            for group in leave_out_groups(len(labels), seed=seed)
-        ]
-    )
+    space = _Space(z, np.asarray(labels), classes, penalty, intercept, whole)
+    groups = leave_out_groups(len(labels), seed=seed) if left_out else []
+    without = [space.without(group) for group in groups]
     weight = whole[:, :-1] @ back
     bias = whole[:, -1] - weight @ mean if intercept else None
-    return Probe(weight, bias, penalty, left_out)
+    return Probe(weight, bias, penalty, np.array(without), space)
 
 
 def start_at(model: Any, probe: Probe) -> None:
@@ -143,17 +167,81 @@ def _regression(
     intercept: bool,
     start: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the weights and, in the last column, the intercepts of the regression; float64 [classes, d + 1]."""
-    n, d = z.shape
-    given, keep = np.eye(classes)[labels], np.append(np.ones(d), float(intercept))
+    """Return the weights and, in the last column, the intercepts of the regression; float64 [classes, d + 1].
 
-    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        at = flat.reshape(classes, d + 1)
-        logs = log_softmax(_logits(z, at), axis=1)
-        error = (np.exp(logs) - given) / n
-        gradient = np.hstack([error.T @ z + penalty * at[:, :-1], error.sum(axis=0)[:, None]]) * keep
-        return float(-(logs * given).sum() / n + penalty / 2 * (at[:, :-1] ** 2).sum()), gradient.ravel()
+    The weights of the classes add up to zero at the minimum, so that C - 1 contrasts of them are looked for: by
+    Newton's method where these are few, else by L-BFGS.
+    """
+    coding = coding_matrix(classes)
+    x = np.hstack([z, np.full((len(z), 1), float(intercept))])
+    ridge = penalty * np.append(np.ones(z.shape[1]), 0.0)
+    first = np.zeros((classes - 1, x.shape[1])) if start is None else coding @ start
+    given = np.eye(classes)[labels]
+    smooth = _Smooth(x, coding, given, ridge)
+    if first.size <= NEWTON:
+        return coding.T @ _newton(smooth, first)
+    found = minimize(
+        lambda flat: smooth.loss(flat.reshape(first.shape)),
+        first.ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 500, "gtol": 1e-6},
+    )
+    return coding.T @ found.x.reshape(first.shape)
 
-    first = np.zeros((classes, d + 1)) if start is None else start
-    found = minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-6})
-    return found.x.reshape(classes, d + 1)
+
+@dataclass(frozen=True, eq=False)
+class _Smooth:
+    """Mean log-loss of labels ``given`` [n, C] under logits x v' B, and a ridge on v [C - 1, d + 1]."""
+
+    x: np.ndarray
+    coding: np.ndarray
+    given: np.ndarray
+    ridge: np.ndarray
+
+    def _logs(self, v: np.ndarray) -> np.ndarray:
+        logits = self.x @ v.T @ self.coding
+        logits -= logits.max(axis=1, keepdims=True)
+        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+    def loss(self, v: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the loss and its gradient, flat."""
+        logs = self._logs(v)
+        error = (np.exp(logs) - self.given) @ self.coding.T / len(self.x)
+        value = -(logs * self.given).sum() / len(self.x) + (self.ridge * v**2).sum() / 2
+        return float(value), (error.T @ self.x + self.ridge * v).ravel()
+
+    def curvature(self, v: np.ndarray) -> np.ndarray:
+        """Return the second derivatives [size of v, size of v]; a direction that nothing sees has a tiny one."""
+        p = np.exp(self._logs(v))
+        spread = np.einsum("ac,nc,bc->nab", self.coding, p, self.coding)
+        mean = p @ self.coding.T
+        spread -= mean[:, :, None] * mean[:, None, :]
+        q, d = v.shape
+        whole = np.empty((q, d, q, d))
+        for a in range(q):
+            for b in range(a, q):
+                whole[a, :, b] = (self.x * (spread[:, a, b] / len(self.x))[:, None]).T @ self.x
+                whole[b, :, a] = whole[a, :, b].T
+        flat = whole.reshape(q * d, q * d)
+        flat[np.diag_indices(q * d)] += np.tile(self.ridge, q) + 1e-12
+        return flat
+
+
+def _newton(smooth: _Smooth, v: np.ndarray) -> np.ndarray:
+    """Return the minimum, by steps that are halved until the loss falls."""
+    value, slope = smooth.loss(v)
+    for _ in range(NEWTON_STEPS):
+        if np.abs(slope).max() <= NEWTON_TOLERANCE:
+            break
+        step = np.linalg.solve(smooth.curvature(v), slope).reshape(v.shape)
+        share = 1.0
+        while share > 1e-8:
+            new, bent = smooth.loss(v - share * step)
+            if new <= value - 1e-4 * share * float(slope @ step.ravel()):
+                break
+            share /= 2
+        else:
+            break
+        v, value, slope = v - share * step, new, bent
+    return v

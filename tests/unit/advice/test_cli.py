@@ -7,6 +7,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
+
+from stopwise.cli import app
 
 MOODS = str(Path(__file__).parents[2] / "data" / "moods.csv")
 
@@ -55,16 +58,38 @@ def test_advice_is_printed_in_words_and_written(tmp_path):
             ["--data", MOODS, "--label", "mood"],
             "stopwise: --data: there is no column 'mood'; found: text, label, author",
         ),
-        (["--data", MOODS, "--momentum", "2"], "stopwise: --momentum: found 2.0, must be in [0, 1)"),
+        (["--data", MOODS, "--momentum", "2"], "stopwise: --momentum: belongs to --objective squared"),
+        (
+            ["--data", MOODS, "--objective", "squared", "--momentum", "2"],
+            "stopwise: --momentum: found 2.0, must be in [0, 1)",
+        ),
+        (["--data", MOODS, "--optimizer", "heavy_ball"], "stopwise: --optimizer: 'heavy_ball' has no kernel under"),
+        (["--data", MOODS, "--rank", "4"], "stopwise: --rank: belongs to --adapter lora"),
+        (["--data", MOODS, "--split", "test"], "stopwise: --split: belongs to --dataset, and a file has no splits"),
+        (["--data", MOODS, "--dataset", "a/b"], "stopwise: --dataset: a file is given with --data already"),
+        ([], "stopwise: --data: name a file, or a data set of the hub with --dataset"),
+        (["--data", MOODS, "--verify", "1"], "stopwise: --verify: found 1, must be 2 to 20 folds"),
+        (
+            ["--data", MOODS, "--objective", "squared", "--verify", "4"],
+            "stopwise: --verify: belongs to --objective cross_entropy, not to squared",
+        ),
     ],
 )
-def test_wrong_input_is_one_clear_line(tmp_path, arguments, message):
+def test_wrong_input_is_one_clear_line(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
     label = [] if "--label" in arguments else ["--label", "label"]
-    done = stopwise("advise", "--text", "text", *label, *arguments, cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith(message)
-    assert "Traceback" not in done.stderr
+    done = CliRunner().invoke(app, ["advise", "--text", "text", *label, *arguments])
+    assert isinstance(done.exception, (ValueError, OSError))  # which ``main`` prints, as the next test sees
+    assert f"stopwise: {done.exception}".startswith(message)
+    assert "\n" not in str(done.exception)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_ends_with_its_line_and_code_1(tmp_path):
+    done = stopwise("advise", "--data", "none.csv", "--text", "text", "--label", "label", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("stopwise: --data: there is no file 'none.csv'")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
