@@ -208,7 +208,7 @@ def _add_layer(job: Job, visit: Visit, layout: Layout, parts: list[Part], device
         blocks = Blocks(layout, device)
         while terms:
             term, rows = terms.pop(0)
-            add_term(blocks, rows, job.signed, scale=_scale_of(term, rows, job.scales))
+            add_term(blocks, rows, job.signed, scale=scale_of(term, rows, job.scales))
         blocks.finish()
         key = visit.layer if job.by == "layer" else module
         for part, (a, b), matrix in zip(parts, layout.pairs, blocks.matrices, strict=True):
@@ -219,7 +219,7 @@ def _add_layer(job: Job, visit: Visit, layout: Layout, parts: list[Part], device
             part.norms[module][row_order(layout.groups[a])] = np.sqrt(squares)
 
 
-def _scale_of(
+def scale_of(
     term: Term, rows: Sequence[tuple[Batch, Features]], scales: Mapping[str, torch.Tensor] | None
 ) -> torch.Tensor | None:
     """Return a parameter's scales in the layout of its features: factors of weights make them [d_out, d_in]."""

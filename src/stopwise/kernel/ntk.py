@@ -294,7 +294,7 @@ def _kernels(
     with prepared(model, tasks, verbalizers, parameters, outputs, device, dtype, layers) as bare:
         job = replace(bare, pairs=numbers, signed=formula == "signgd", by=by, progress=progress, **limits)
         if preconditioner is not None:
-            job.scales = {term.name: _root_of(preconditioner, term) for term in job.terms}
+            job.scales = {term.name: root_of(preconditioner, term) for term in job.terms}
         parts, f0 = kernel_parts(job)
         classes = [len(tokens) for _, tokens in job.tasks]
     found = {}
@@ -307,7 +307,7 @@ def _kernels(
     return found
 
 
-def _root_of(preconditioner: Mapping[str, torch.Tensor], term: Term) -> torch.Tensor:
+def root_of(preconditioner: Mapping[str, torch.Tensor], term: Term) -> torch.Tensor:
     """Return sqrt(D) of a parameter, where the parameter is; ValueError where D does not fit it."""
     own, parameter = preconditioner.get(term.name), term.parameter
     if own is None or own.shape != parameter.shape or not bool((own >= 0).all()):
