@@ -280,7 +280,7 @@ def _modules(visit: Visit) -> Iterator[tuple[str, list]]:
 def _add_terms(job: Job, blocks: Blocks, terms: list) -> None:
     while terms:
         term, rows = terms.pop(0)
-        add_term(blocks, rows, job.signed, scale=_scale_of(term, rows, job.scales))
+        add_term(blocks, rows, job.signed, scale=scale_of(term, rows, job.scales))
 
 
 def _add_layer(engine: Engine, visit: Visit, layout: Layout, parts: list[Part]) -> None:
@@ -359,7 +359,7 @@ def _norms(squares: torch.Tensor, layout: Layout, a: int) -> np.ndarray:
     return found
 
 
-def _scale_of(
+def scale_of(
     term: Term, rows: Sequence[tuple[Batch, Features]], scales: Mapping[str, torch.Tensor] | None
 ) -> torch.Tensor | None:
     """Return a parameter's scales in the layout of its features: factors of weights make them [d_out, d_in]."""

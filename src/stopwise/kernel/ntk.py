@@ -297,7 +297,7 @@ def _kernels(
                 raise ValueError("kernel over ranks: by 'total' is for one process; allowed: layer, module")
         job.targets = [(targets or {}).get(name) for name in names] if by == "total" else ()
         if preconditioner is not None:
-            job.scales = {term.name: _root_of(preconditioner, term) for term in job.terms}
+            job.scales = {term.name: root_of(preconditioner, term) for term in job.terms}
         parts, f0, plan = kernel_parts(job)
         classes = [len(tokens) for _, tokens in job.tasks]
     found = {}
@@ -312,7 +312,7 @@ def _kernels(
     return found
 
 
-def _root_of(preconditioner: Mapping[str, torch.Tensor], term: Term) -> torch.Tensor:
+def root_of(preconditioner: Mapping[str, torch.Tensor], term: Term) -> torch.Tensor:
     """Return sqrt(D) of a parameter, where the parameter is; ValueError where D does not fit it."""
     own, parameter = preconditioner.get(term.name), term.parameter
     if own is None or own.shape != parameter.shape or not bool((own >= 0).all()):
