@@ -26,6 +26,17 @@ class Labels:
     classes: int
     by_split: Mapping[str, np.ndarray]
 
+    @cached_property
+    def test_weights(self) -> np.ndarray:
+        """The weight of each test row, mean 1: every class counts as it does among all training rows.
+
+        Training rows are balanced. A class that has run out among the test rows would otherwise make the judge ask for
+        other shares of the classes than those that were trained on.
+        """
+        train, test = (np.bincount(self.by_split[split], minlength=self.classes) for split in ("train", "test"))
+        weights = (train / np.maximum(test, 1))[self.by_split["test"]]
+        return weights / weights.mean()
+
     def objective(self, split: str, n: int | None = None) -> Objective:
         """Return the log-loss of the first n examples of a split."""
         return Objective("cross_entropy", self.by_split[split][:n], self.classes, "contrast", 1.0, np.zeros(1))
@@ -79,10 +90,10 @@ class Recorded:
         """The log-loss of each test row along the run on all examples, float64 [evaluations, rows]."""
         return self.example_losses(ALL, 0, "test")
 
-    @property
+    @cached_property
     def test_loss(self) -> np.ndarray:
-        """The test log-loss along the run on all examples, float64 [evaluations]."""
-        return self.test.mean(axis=1)
+        """The weighted mean test log-loss along the run on all examples, float64 [evaluations]."""
+        return self.test @ self.labels.test_weights / self.test.shape[1]
 
     @property
     def best(self) -> int:

@@ -57,25 +57,27 @@ def _row(recorded: Recorded, name: str, answer: Answer, trainings: float) -> dic
 
 
 def _measures(recorded: Recorded, key: tuple[str, int, str]) -> dict[str, np.ndarray]:
-    """Return the test log-loss, accuracy and calibration error at every evaluation of one training."""
+    """Return the weighted test log-loss, accuracy and calibration error at every evaluation of one training."""
     f = recorded.outputs[key].astype(np.float64)
-    labels = recorded.labels.by_split["test"]
+    labels, weights = recorded.labels.by_split["test"], recorded.labels.test_weights
     logs = log_softmax(f @ coding_matrix(recorded.labels.classes), axis=-1)
     right = logs.argmax(axis=-1) == labels
     return {
-        "loss": -logs[:, np.arange(len(labels)), labels].mean(axis=1),
-        "accuracy": right.mean(axis=1),
+        "loss": -logs[:, np.arange(len(labels)), labels] @ weights / len(labels),
+        "accuracy": right @ weights / len(labels),
         "calibration": np.array(
-            [calibration_error(np.exp(p).max(axis=1), r) for p, r in zip(logs, right, strict=True)]
+            [calibration_error(np.exp(p).max(axis=1), r, weights) for p, r in zip(logs, right, strict=True)]
         ),
     }
 
 
-def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
+def calibration_error(
+    confidence: np.ndarray, right: np.ndarray, weights: np.ndarray | None = None, bins: int = BINS
+) -> float:
     """Return the mean gap between confidence and accuracy over bins of equal width, weighted by their examples."""
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(confidence[place == k].sum() - right[place == k].sum()) for k in np.unique(place)]
-    return float(np.sum(gaps) / len(confidence))
+    weights = np.ones(len(confidence)) if weights is None else weights
+    place, gap = np.minimum((confidence * bins).astype(int), bins - 1), weights * (confidence - right)
+    return float(np.abs(np.bincount(place, weights=gap)).sum() / weights.sum())
 
 
 def cell_rows(cells: Iterable[Recorded], seed: int = 0) -> list[dict[str, Any]]:
@@ -91,7 +93,7 @@ def cell_rows(cells: Iterable[Recorded], seed: int = 0) -> list[dict[str, Any]]:
         shares = np.bincount(labels.by_split["train"][:n], minlength=labels.classes) / n
         # A class without a training label would cost infinitely: it counts as half an example.
         shares = np.maximum(shares, 0.5 / n) / np.maximum(shares, 0.5 / n).sum()
-        constant = float(-np.log(shares[labels.by_split["test"]]).mean())
+        constant = float(-np.log(shares[labels.by_split["test"]]) @ labels.test_weights / len(labels.test_weights))
         losses = recorded.test_loss
         out.append(
             {
@@ -102,7 +104,7 @@ def cell_rows(cells: Iterable[Recorded], seed: int = 0) -> list[dict[str, Any]]:
                 "best_step": int(recorded.steps[recorded.best]),
                 "best_loss": float(losses.min()),
                 "constant_loss": constant,
-                "ceiling": ceiling(recorded.test, seed),
+                "ceiling": ceiling(recorded.test, labels.test_weights, seed),
                 "informative": bool(losses.min() <= 0.95 * constant),
                 "last_misses": bool(losses[-1] > (1 + HIT) * losses.min()),
                 "censored": recorded.best == len(losses) - 1,
@@ -111,15 +113,15 @@ def cell_rows(cells: Iterable[Recorded], seed: int = 0) -> list[dict[str, Any]]:
     return out
 
 
-def ceiling(losses: np.ndarray, seed: int = 0, draws: int = CEILING_DRAWS) -> float:
+def ceiling(losses: np.ndarray, weights: np.ndarray, seed: int = 0, draws: int = CEILING_DRAWS) -> float:
     """Return how often the evaluation with the least loss is a hit when the test rows are drawn anew.
 
-    ``losses``: of each test row at every evaluation, [evaluations, rows].
+    ``losses``: of each test row at every evaluation, [evaluations, rows]; ``weights``: of the rows.
     """
     rng, (_, rows) = np.random.default_rng(seed), losses.shape
-    counts = rng.multinomial(rows, np.full(rows, 1 / rows), size=draws)
-    drawn = counts @ losses.T / rows
-    return float(np.mean(drawn[:, int(losses.mean(axis=1).argmin())] <= (1 + HIT) * drawn.min(axis=1)))
+    counts = rng.multinomial(rows, np.full(rows, 1 / rows), size=draws) * weights
+    drawn = counts @ losses.T / counts.sum(axis=1, keepdims=True)
+    return float(np.mean(drawn[:, int((losses @ weights).argmin())] <= (1 + HIT) * drawn.min(axis=1)))
 
 
 def worth_rows(judged: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 from stopwise.artifacts import tables as artifacts
 from stopwise.figures.registry import figure
 from stopwise.stats import redrawn, redrawn_counts, redrawn_means, redrawn_quantiles
-from stopwise.studies.encoder_cells import read_cells
+from stopwise.studies.encoder_cells import Labels, read_cells
 from stopwise.studies.encoder_design import Design
 from stopwise.studies.encoder_judge import calibration_error, ceiling, cell_rows, judged_rows, worth_rows
 from stopwise.studies.encoder_rows import ALL, PARTS, Cell, Recipe, output_rows, own_test_rows, step_rows
@@ -169,14 +169,22 @@ def test_the_kernel_rules_read_the_recorded_batches_and_rates():
 
 
 def test_a_judge_without_noise_has_the_ceiling_1_and_a_noisy_one_less():
-    assert ceiling(np.tile(np.array([[0.5], [0.3], [0.6]]), 50)) == 1.0
+    assert ceiling(np.tile(np.array([[0.5], [0.3], [0.6]]), 50), np.ones(50)) == 1.0
     rng = np.random.default_rng(0)
-    assert ceiling(rng.exponential(size=(20, 30))) < 1.0
+    assert ceiling(rng.exponential(size=(20, 30)), np.ones(30)) < 1.0
+
+
+def test_test_rows_count_by_the_shares_of_their_classes_in_training():
+    labels = Labels(2, {"train": np.array([0, 1] * 8), "test": np.array([0, 0, 0, 1])})
+    assert labels.test_weights == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])
+    even = Labels(2, {"train": np.array([0, 1] * 8), "test": np.array([0, 1])})
+    assert even.test_weights.tolist() == [1, 1]
 
 
 def test_calibration_is_the_gap_between_confidence_and_accuracy():
     assert calibration_error(np.full(10, 0.8), np.array([1] * 8 + [0] * 2)) == pytest.approx(0)
     assert calibration_error(np.full(10, 0.9), np.zeros(10)) == pytest.approx(0.9)
+    assert calibration_error(np.full(2, 0.5), np.array([1, 0]), np.array([1.5, 0.5])) == pytest.approx(0.25)
 
 
 def test_the_facts_of_a_cell_say_what_there_was_to_choose():
