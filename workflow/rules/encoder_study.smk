@@ -273,7 +273,7 @@ rule record_encoder_study:
         **study_files(judged_in("development"), there=True),
         judge=[path for name, path in judge_outputs("development-so-far").items() if name != "svg"],
     output:
-        f"docs/records/{config['name']}/README.md",
+        f"docs/records/{config['name']}/study.md",
     log:
         f"{RESULTS}/logs/record_encoder_study.log",
     benchmark:

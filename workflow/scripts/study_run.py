@@ -37,18 +37,21 @@ with Job(snakemake) as job:
         runner = Runner(model, train, watched, parameters, params.weight_decay, params.clip_norm)
         if part == ALL:
             every = np.arange(n)
-            run = runner.run(every, rates, params.steps, params.batch_size, seed, list(watched), f"{cell.task} n={n}")
-            rows += [row for split, f in run.outputs.items() for row in output_rows(cell, ALL, 0, run.steps, split, f)]
+            title = f"{cell.task} n={n}"
+            run = runner.run(every, rates, params.steps, params.batch_size, seed, list(watched), title=title)
+            for split, (at, f) in run.outputs.items():
+                rows += output_rows(cell, ALL, 0, at, split, f)
             taken = step_rows(cell, run.taken)
         else:
             count, left_out = PARTS[part]
             folds = stratified_folds(sample.labels("train", n), count, seed)
             for fold in left_out:
-                inside, seen = np.flatnonzero(folds != fold), ["test"] if part == "holdout" else []
+                inside, outside = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+                asked = {"watched": ["test"], "held_out": outside} if part == "holdout" else {"watched": []}
                 title = f"{cell.task} n={n} fold {fold + 1}/{count}"
-                run = runner.run(inside, rates, params.steps, params.batch_size, seed, seen, title)
-                for split, f in run.outputs.items():
-                    rows += output_rows(cell, part, fold, run.steps, split, f)
+                run = runner.run(inside, rates, params.steps, params.batch_size, seed, **asked, title=title)
+                for split, (at, f) in run.outputs.items():
+                    rows += output_rows(cell, part, fold, at, split, f)
     origin = {"model": stamp["fingerprint"], "data": sample.digest}
     job.write(snakemake.output.outputs, rows, "study_outputs", **origin)
     if part == ALL:

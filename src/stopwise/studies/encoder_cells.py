@@ -62,14 +62,16 @@ class Recorded:
     """One cell as it was recorded.
 
     ``outputs``: (part, fold, split) -> [evaluations, examples, columns]. Parts that have not run are missing, and
-    ``kernel`` is None without one. ``steps``: of the evaluations. ``rates``, ``batches``: of every step; None when they
-    were not kept.
+    ``kernel`` is None without one. ``steps``: of the evaluations; ``kept``: those of each entry of ``outputs``
+    (hold-out's training looks at the test rows only where its validation loss is the least so far). ``rates``,
+    ``batches``: of every step; None when they were not kept.
     """
 
     cell: Cell
     labels: Labels
     steps: np.ndarray
     outputs: Mapping[tuple[str, int, str], np.ndarray]
+    kept: Mapping[tuple[str, int, str], np.ndarray]
     kernel: Kernel | None = None
     rates: np.ndarray | None = None
     batches: list[np.ndarray] = field(default_factory=list)
@@ -136,10 +138,11 @@ def read_cells(
         if (ALL, 0, "test") not in own:
             continue
         at = np.array(sorted(own[ALL, 0, "test"]))
-        stacked = {key: np.stack([by_step[t] for t in at]) for key, by_step in own.items()}
+        kept = {key: np.array(sorted(by_step)) for key, by_step in own.items()}
+        stacked = {key: np.stack([by_step[t] for t in kept[key]]) for key, by_step in own.items()}
         rates, batches = taken.get(cell, (None, []))
         where = cell.task, cell.seed
-        yield Recorded(cell, known[where], at, stacked, kernel.get(where), rates, batches)
+        yield Recorded(cell, known[where], at, stacked, kept, kernel.get(where), rates, batches)
 
 
 def _cell(row: Mapping[str, Any]) -> Cell:

@@ -38,7 +38,8 @@ def judged_rows(
 
 
 def _row(recorded: Recorded, name: str, answer: Answer, trainings: float) -> dict[str, Any]:
-    steps, key = recorded.steps, (answer.part, 0, "test")
+    key = answer.part, 0, "test"
+    steps = recorded.kept[key]
     measured = _measures(recorded, key)
     at = {measure: float(loss_at(steps, values, answer.step)) for measure, values in measured.items()}
     best = float(recorded.test_loss.min())

@@ -30,12 +30,12 @@ TOKENS = 1024  # padded tokens of one pass
 class Run:
     """What a run left: the steps of its evaluations, outputs by split at each, and every step's batch.
 
-    ``outputs``: [evaluations, examples of the split, columns] float32; ``taken``: (learning rate, examples of the
-    batch, their outputs before the step) of every step.
+    ``outputs``: of each split its steps and [its evaluations, examples, columns] float32; ``taken``: (learning rate,
+    examples of the batch, their outputs before the step) of every step.
     """
 
     steps: Sequence[int]
-    outputs: dict[str, np.ndarray]
+    outputs: dict[str, tuple[list[int], np.ndarray]]
     taken: list[tuple[float, np.ndarray, np.ndarray]] = field(default_factory=list)
 
 
@@ -74,20 +74,22 @@ class Runner:
         batch_size: int,
         seed: int,
         watched: Sequence[str],
+        held_out: np.ndarray | None = None,
         title: str = "",
         look: Callable[[int, torch.optim.Optimizer], None] | None = None,
     ) -> Run:
         """Train on ``examples`` (their places among the training examples) and return the outputs at ``steps``.
 
-        ``rates``: of every step. ``look(step, optimizer)`` is called before every step, while the model holds its
-        weights: for a way of choosing that reads the network along a run. The outputs are those of all training
-        examples, whether trained on or not (split ``train``), and of the ``watched`` ones. Cost: a pass forth and back
-        over a batch a step, and a pass forth over all that is watched an evaluation.
+        ``rates``: of every step. ``held_out``: examples that hold-out stopping looks at; what is watched is then looked
+        at only where their loss is the least so far, for hold-out stopping delivers no other step.
+        ``look(step, optimizer)`` is called before every step, while the model holds its weights: for a way of choosing
+        that reads the network along a run. The outputs are those of all training examples, whether trained on or not
+        (split ``train``), and of the ``watched`` ones. Cost: a pass forth and back over a batch a step, and a pass
+        forth over all that is watched an evaluation.
         """
         batches = [examples[b] for b in draw_batches(len(examples), batch_size, len(rates), seed)]
-        prompts = {"train": self.train} | {name: self.watched[name] for name in watched}
-        kept: dict[str, list[np.ndarray]] = {name: [] for name in prompts}
-        taken = []
+        kept: dict[str, tuple[list[int], list[np.ndarray]]] = {name: ([], []) for name in ("train", *watched)}
+        taken, least = [], np.inf
         for tensor, start in zip(self.learner.tensors, self.start, strict=True):
             tensor.copy_(start)
         weights = list(self.learner.parameters.values())
@@ -98,14 +100,26 @@ class Runner:
             )
             for step in tqdm(range(len(rates) + 1), desc=title, unit="step", disable=not title, mininterval=10):
                 if step in wanted:
-                    for name, own in prompts.items():
-                        kept[name].append(self.learner.predict(own))
+                    f = self._keep(kept, "train", step, self.train)
+                    loss = -np.inf if held_out is None else self.objective(held_out).loss(f[held_out])
+                    for name in watched if loss < least else ():
+                        self._keep(kept, name, step, self.watched[name])
+                    least = least if held_out is None else min(least, loss)
                 if look is not None and step < len(rates):
                     look(step, optimizer)
                 if step < len(rates):
                     f = self._step(optimizer, weights, batches[step], float(rates[step]))
                     taken.append((float(rates[step]), batches[step], f))
-        return Run(list(steps), {name: np.stack(own) for name, own in kept.items()}, taken)
+        return Run(list(steps), {name: (at, np.stack(own)) for name, (at, own) in kept.items()}, taken)
+
+    def _keep(
+        self, kept: dict[str, tuple[list[int], list[np.ndarray]]], name: str, step: int, own: Prompts
+    ) -> np.ndarray:
+        """Return the outputs of a split now, and add them to what is kept."""
+        f = self.learner.predict(own)
+        kept[name][0].append(step)
+        kept[name][1].append(f)
+        return f
 
     def _step(
         self, optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], batch: np.ndarray, rate: float

@@ -11,6 +11,7 @@ from scripts import Named, run_script
 from stopwise.artifacts import tables as artifacts
 from stopwise.network.folders import prepare_model
 from stopwise.network.pico import pico_classifier
+from stopwise.stopping.folds import patient_step
 from stopwise.studies.encoder_runs import Runner, small_vocabulary
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,9 +39,11 @@ def test_a_run_repeats_itself_bit_for_bit_and_starts_anew_each_time(model):
     train, test = batch_of(12), batch_of(9, seed=1)
     own = runner(model, train, test)
     runs = [own.run(np.arange(12), RATES, STEPS, 4, 0, ["test"]) for _ in range(2)]
-    assert all((runs[0].outputs[split] == runs[1].outputs[split]).all() for split in ("train", "test"))
-    assert runs[0].outputs["test"].shape == (3, 9, 1)
-    assert (runs[0].outputs["train"][0] != runs[0].outputs["train"][2]).any()
+    assert all((runs[0].outputs[split][1] == runs[1].outputs[split][1]).all() for split in ("train", "test"))
+    steps, test = runs[0].outputs["test"]
+    assert steps == STEPS
+    assert test.shape == (3, 9, 1)
+    assert (test[0] != test[2]).any()
     assert [len(batch) for _, batch, _ in runs[0].taken] == [4] * 6
 
 
@@ -51,14 +54,14 @@ def test_labels_of_examples_that_are_left_out_change_nothing(model):
     flipped = {**train, "labels": torch.cat([1 - train["labels"][:3], train["labels"][3:]])}
     model = pico_classifier("bert", 2)
     second = runner(model, flipped, test).run(inside, RATES, STEPS, 4, 0, [])
-    assert (first.outputs["train"] == second.outputs["train"]).all()
+    assert (first.outputs["train"][1] == second.outputs["train"][1]).all()
     assert set(np.concatenate([batch for _, batch, _ in first.taken])) <= set(inside)
 
 
 def test_the_outputs_of_a_steps_batch_are_those_before_the_step(model):
     train, test = batch_of(12), batch_of(4, seed=1)
     run = runner(model, train, test).run(np.arange(12), RATES, [0, 1], 4, 0, [])
-    for (_, batch, f), outputs in zip(run.taken, run.outputs["train"], strict=False):
+    for (_, batch, f), outputs in zip(run.taken, run.outputs["train"][1], strict=False):
         assert f == pytest.approx(outputs[batch], abs=1e-6)  # passes of another width round otherwise
 
 
@@ -73,8 +76,20 @@ def test_a_token_table_of_the_words_in_use_trains_the_same_network(model):
         small = runner(model, small_train, small_test).run(np.arange(12), RATES, STEPS, 4, 0, ["test"])
     assert model.get_input_embeddings() is table
     # The gradient's norm is a sum over fewer zeros: the last bits may differ, and Adam divides by them.
-    assert small.outputs["test"] == pytest.approx(whole.outputs["test"], abs=1e-4)
-    assert (small.outputs["test"][0] == whole.outputs["test"][0]).all()
+    assert small.outputs["test"][1] == pytest.approx(whole.outputs["test"][1], abs=1e-4)
+    assert (small.outputs["test"][1][0] == whole.outputs["test"][1][0]).all()
+
+
+def test_on_the_way_of_holdout_the_test_rows_are_looked_at_where_it_may_stop_only(model):
+    train, test = batch_of(12), batch_of(9, seed=1)
+    inside, outside = np.arange(3, 12), np.arange(3)
+    own, every = runner(model, train, test), [0, 1, 2, 3, 4, 5, 6]
+    run = own.run(inside, RATES * 20, every, 4, 0, ["test"], held_out=outside)
+    losses = [own.objective(outside).loss(f[outside]) for f in run.outputs["train"][1]]
+    least = [t for t in every if losses[t] < min([np.inf, *losses[:t]])]
+    assert run.outputs["test"][0] == least
+    assert len(least) < len(every)
+    assert {patient_step(every, losses, patience) for patience in range(1, 7)} <= set(least)
 
 
 TASK = {"source": {"csv": str(ROOT / "tests/data/feelings.csv")}, "text": "text", "label": "label"}
@@ -161,7 +176,7 @@ def test_a_cell_keeps_all_that_a_later_rule_may_ask_for(steps):
 
 
 def test_the_judge_has_every_way_whose_parts_are_there(steps):
-    judged = artifacts.read_table(steps["judged"], "encoder_studyd").to_pylist()
+    judged = artifacts.read_table(steps["judged"], "study_judged").to_pylist()
     assert {row["way"] for row in judged} == {
         "epochs_1",
         "all_steps",
