@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from stopwise.stats import TAILS, redrawn_counts, redrawn_means, redrawn_quantiles, wilson
+from stopwise.stats import interval, redrawn, wilson
 from stopwise.stopping.scores import table_line, written
 from stopwise.studies.encoder_design import Design
 from stopwise.studies.encoder_judge import worth_rows
@@ -144,14 +144,12 @@ def _score(name: str, measure: str, columns: Columns, groups: Sequence[str], see
         return value, np.nan, np.nan
     if measure in SHARES and value in (0.0, 1.0):
         return value, *wilson(value * count, count)
-    counts, member = redrawn_counts(own, seed)
-    drawn = (
-        redrawn_means(values[known], counts, member)
-        if share is None
-        else redrawn_quantiles(values[known], share, counts, member)
-    )
-    low, high = np.nanquantile(drawn, TAILS)
-    return value, float(low), float(high)
+
+    def measured(columns: Columns) -> np.ndarray:
+        drawn = columns["values"]
+        return np.mean(drawn, axis=-1) if share is None else np.quantile(drawn, share, axis=-1)
+
+    return value, *interval({"values": values[known]}, measured, redrawn(own, seed))
 
 
 def way_lines(table: Iterable[Mapping[str, Any]], design: Design, expected: int) -> list[str]:

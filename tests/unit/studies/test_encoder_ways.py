@@ -8,7 +8,6 @@ import pytest
 
 from stopwise.artifacts import tables as artifacts
 from stopwise.figures.registry import figure
-from stopwise.stats import redrawn, redrawn_counts, redrawn_means, redrawn_quantiles
 from stopwise.studies.encoder_cells import Labels, read_cells
 from stopwise.studies.encoder_design import Design
 from stopwise.studies.encoder_judge import calibration_error, ceiling, cell_rows, judged_rows, worth_rows
@@ -256,18 +255,6 @@ def test_the_page_says_how_much_is_finished():
     assert f"{len(cells)} of {len(expected)} runs are finished, of 3 data sets (a, b, c)." in text
     assert "| 8 folds of real training | 6 of 12 |" in text
     assert "Recipes: others." in text
-
-
-def test_fast_samples_of_data_sets_are_those_of_redrawn():
-    rng = np.random.default_rng(0)
-    groups = ["a"] * 3 + ["b"] * 5 + ["c"]
-    values = rng.exponential(size=9)
-    counts, member = redrawn_counts(groups, 1, draws=50)
-    samples = redrawn(groups, 1, draws=50)
-    assert redrawn_means(values, counts, member) == pytest.approx([values[own].mean() for own in samples])
-    for share in (0.5, 0.9):
-        expected = [np.quantile(values[own], share) for own in samples]
-        assert redrawn_quantiles(values, share, counts, member) == pytest.approx(expected)
 
 
 def test_evaluations_hold_the_fixed_epochs_and_both_ends():
