@@ -207,7 +207,11 @@ def judge_params(name):
 def judge_outputs(folder):
     """Return what the judge writes into a folder."""
     tables = {name: f"{STUDY}/{folder}/{name}.parquet" for name in ("judged", "cells", "ways", "labels_spent", "F11")}
-    return tables | {"text": f"{STUDY}/{folder}/ways.md", "svg": f"{STUDY}/{folder}/F11.svg", "png": f"{STUDY}/{folder}/F11.png"}
+    return tables | {
+        "text": f"{STUDY}/{folder}/ways.md",
+        "svg": f"{STUDY}/{folder}/F11.svg",
+        "png": f"{STUDY}/{folder}/F11.png",
+    }
 
 
 rule encoder_study:
