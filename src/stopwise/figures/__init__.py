@@ -1,1 +1,1 @@
-"""Figures F1 to F10: a table in, a picture out. Nothing here imports torch."""
+"""Figures F1 to F11: a table in, a picture out. Nothing here imports torch."""

@@ -51,6 +51,7 @@ FIGURES = {
     "F8": Figure("f08_merging", {"additions": "arithmetic", "predictions": "arithmetic_prediction", "joint": "joint"}),
     "F9": Figure("f09_layers", {"shares": "layer_share"}),
     "F10": Figure("f10_known_truth", {"studies": "theory_study"}, wildcards=False),
+    "F11": Figure("f11_labels", {"spent": "study_labels_spent"}, wildcards=False),
 }
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from stopwise.pipeline.config_messages import message
-from stopwise.pipeline.config_models import LEFT_OUT, SECTIONS, Config, Section
+from stopwise.pipeline.config_models import LEFT_OUT, SECTIONS, Config, Section, Study
+from stopwise.stopping.registry import FIXED_STOP, FOLDED_STOPS
 from stopwise.tasks.names import names_of
 
 # Built-in models without a language-model head.
@@ -165,7 +166,8 @@ def _fill(section: dict[str, Any], model: type[Section]) -> None:
             section[key] = {} if key in SECTIONS and model is Config else copy.deepcopy(field.default)
     if model is Config:
         for key, part in SECTIONS.items():
-            _fill(section[key], part)
+            if key in section:
+                _fill(section[key], part)
 
 
 def _cross_checks(config: dict[str, Any]) -> None:
@@ -176,6 +178,11 @@ def _cross_checks(config: dict[str, Any]) -> None:
     _complete_stage(config, "arithmetic", middle)
     _complete_stage(config, "drift", min(config["sizes"]))
     _complete_stage(config, "joint", min(config["sizes"]))
+    if (folds := config["finetune"].get("folds", 2)) > min(config["sizes"]):
+        raise ConfigError(
+            f"config key finetune.folds: {folds} parts of {min(config['sizes'])} examples, the smallest of sizes;"
+            " allowed: at most one part an example"
+        )
     if config["arithmetic"]["disentanglement"] and not config["arithmetic"]["predict"]:
         raise ConfigError(
             "config key arithmetic.disentanglement: the plane is held against its prediction; allowed: [], or"
@@ -242,10 +249,20 @@ def _check_finetune(section: Mapping[str, Any], rules: Sequence[str], formula: s
             f"config key finetune.evaluate_every: {every} is neither a whole number of steps nor a fraction of an"
             " epoch below 1"
         )
-    if stop not in ("holdout", "none", *rules):
+    if (stop == FIXED_STOP) != ("epochs" in section):
+        raise ConfigError(
+            f"config key finetune.epochs: found {section.get('epochs')!r} with finetune.stop {stop!r}; allowed: a"
+            " number > 0 with stop: epochs, and none with another stop"
+        )
+    if "folds" in section and stop != "cross_validation":
+        raise ConfigError(
+            f"config key finetune.folds: {section['folds']} given for finetune.stop {stop!r}; allowed: stop:"
+            " cross_validation, or no folds"
+        )
+    if stop not in ("holdout", "none", FIXED_STOP, *FOLDED_STOPS, *rules):
         raise ConfigError(
             f"config key finetune.stop: {stop!r} is not among stopping.rules {list(rules)}, so nothing predicts its"
-            " time; allowed: holdout, none, or one of these kernel rules"
+            f" time; allowed: holdout, none, {FIXED_STOP}, {', '.join(FOLDED_STOPS)}, or one of these kernel rules"
         )
 
 
@@ -295,6 +312,11 @@ def start_tasks(config: Mapping[str, Any]) -> dict[str, list[str]]:
         return dict.fromkeys(starts, every)
     chosen = {start: every if tasks == "all" else tasks for start, tasks in starts.items()}
     return {start: sorted(tasks, key=lambda t: every.index(t) if t in every else -1) for start, tasks in chosen.items()}
+
+
+def completed_study(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the study section of a completed configuration with its defaults, which a run without one has too."""
+    return {name: field.default for name, field in Study.model_fields.items()} | dict(config.get("study") or {})
 
 
 def config_digest(config: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from stopwise.stopping.registry import MEASURED, RULES
+from stopwise.stopping.registry import FIXED_STOP, FOLDED_STOPS, MEASURED, RULES
 
 T = TypeVar("T")
 LEFT_OUT = "left out"  # marks a key that the completed configuration lacks unless it was given
@@ -21,7 +21,7 @@ LEFT_OUT = "left out"  # marks a key that the completed configuration lacks unle
 # The branches of a key that takes values of several kinds; in an error's place they are no part of the key.
 WORD, LIST, MAPPING, NUMBER = BRANCHES = ("<word>", "<list>", "<mapping>", "<number>")
 
-STOPS = ("holdout", "none", *(rule for rule in RULES if rule not in MEASURED))
+STOPS = ("holdout", "none", FIXED_STOP, *FOLDED_STOPS, *(rule for rule in RULES if rule not in MEASURED))
 if TYPE_CHECKING:
     Rule = str
     Stop = str
@@ -270,7 +270,17 @@ class Finetune(Section):
     )
     patience: int = _key(2, "an integer >= 1", "evaluations without improvement that hold-out stopping waits for", ge=1)
     min_delta: float = _key(0.0, "a number >= 0", "the smallest change of the loss that counts as improvement", ge=0)
-    stop: Stop = _key("bayes", "holdout, none or the name of a kernel rule", "what ends training")
+    stop: Stop = _key(
+        "bayes",
+        "holdout, none, epochs, cross_validation, holdout_refit or the name of a kernel rule",
+        "what ends training (cross_validation and holdout_refit train without parts of the examples first)",
+    )
+    folds: Annotated[int, LEFT_OUT] = _key(
+        8, "an integer >= 2 (8 when left out)", "the trainings of cross_validation, each without one part", ge=2
+    )
+    epochs: Annotated[float, LEFT_OUT] = _key(
+        None, "a number > 0, which stop: epochs needs", "the epochs after which stop: epochs ends training", gt=0
+    )
     continue_after_stop: bool = _key(
         True, "true or false", "whether the curve is finished after the stop, so that every rule can be judged"
     )
@@ -351,6 +361,64 @@ class Arithmetic(Section):
     tangent: bool = _key(False, "true or false", "whether tangent vectors are trained and compared")
 
 
+class Recipe(Section):
+    """One way of training in the study: a learning rate, given or read off the kernel, and its schedule."""
+
+    learning_rate: Annotated[float, LEFT_OUT] = _key(
+        None, "a number > 0 (left out where step_size is given)", "the absolute learning rate", gt=0
+    )
+    step_size: Annotated[float, LEFT_OUT] = _key(
+        None, "a number > 0 (left out where learning_rate is given)", "c in c / lambda_1 of AdamW's own kernel", gt=0
+    )
+    schedule: Literal["constant", "decay"] = _key(
+        "constant", "constant or decay", "a constant rate, or 10 % of warm-up and linear decay"
+    )
+
+
+class Study(Section):
+    """The targets `encoder_study` and `encoder_study_set_aside`: ways of choosing a stop, judged on real training."""
+
+    set_aside: Annotated[Distinct[str], LEFT_OUT] = _key(
+        [], "a list of names of tasks ([] when left out)", "the tasks that no choice is made with"
+    )
+    recipes: Annotated[dict[str, Recipe], LEFT_OUT] = _key(
+        {"1e-4-constant": {"learning_rate": 1e-4}},
+        "a mapping from names to recipes (one of 1e-4, constant, when left out)",
+        "the ways of training",
+        min_length=1,
+    )
+    primary: Annotated[Distinct[str] | None, LEFT_OUT] = _key(
+        None, "a list of names of recipes (all when left out)", "the recipes that run at every size and seed"
+    )
+    others_size: Annotated[int, LEFT_OUT] = _key(
+        None, "one of sizes (the smallest when left out)", "the size of the other recipes, which have the first seed"
+    )
+    usual: Annotated[str, LEFT_OUT] = _key(
+        None,
+        "the name of a primary recipe (the last when left out)",
+        "the recipe whose last step is the usual recipe that accuracies are compared with",
+    )
+    steps: Annotated[int, LEFT_OUT] = _key(
+        160, "an integer >= 4 (160 when left out)", "the least length of a run", ge=4
+    )
+    epochs: Annotated[int, LEFT_OUT] = _key(12, "an integer >= 1 (12 when left out)", "the least epochs of a run", ge=1)
+    evaluations: Annotated[int, LEFT_OUT] = _key(
+        8, "an integer >= 1 (8 when left out)", "evaluations spaced evenly in logarithm, beside the fixed epochs", ge=1
+    )
+    fixed_epochs: Annotated[Distinct[int], LEFT_OUT] = _key(
+        [1, 3, 5, 10], "a list of integers >= 1 ([1, 3, 5, 10] when left out)", "the fixed lengths that are compared"
+    )
+    kernel_examples: Annotated[int, LEFT_OUT] = _key(
+        64, "an integer >= 4 (64 when left out)", "training examples of the kernel at the start, at most", ge=4
+    )
+    kernel_rows: Annotated[int, LEFT_OUT] = _key(
+        256, "an integer >= 4 (256 when left out)", "rows of that kernel, at most: examples times classes less 1", ge=4
+    )
+    test_rows: Annotated[dict[str, Annotated[int, Field(ge=2)]], LEFT_OUT] = _key(
+        {}, "a mapping from names of tasks to integers >= 2", "test rows of a seed where data.test is too many"
+    )
+
+
 class Theory(Section):
     """The synthetic problems of the target `theory`, whose truth is known."""
 
@@ -403,6 +471,7 @@ class Config(Section):
     drift: Drift = Field(default_factory=Drift)
     joint: Joint = Field(default_factory=Joint)
     arithmetic: Arithmetic = Field(default_factory=Arithmetic)
+    study: Annotated[Study, LEFT_OUT] = Field(default_factory=Study)
     theory: Theory = Field(default_factory=Theory)
     mlflow: Mlflow = Field(default_factory=Mlflow)
 

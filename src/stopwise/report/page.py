@@ -66,6 +66,7 @@ TITLES = {
     ),
     "F9": ("Where the kernel comes from", "Share of the trace, alignment and effective dimension by layer."),
     "F10": ("Synthetic check", "Rates and regret against theory where the truth is known."),
+    "F11": ("Worth in labels", "Test log-loss and accuracy against the labels spent, for every way of choosing."),
 }
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from stopwise.stopping.registry import MEASURED, RULES
+from stopwise.stopping.registry import FIXED_STOP, FOLDED_STOPS, MEASURED, RULES
 
 
 class StopRule:
@@ -46,7 +46,7 @@ class StopRule:
 
 
 class Predicted(StopRule):
-    """Stop at step t, chosen by a kernel rule before training; no validation data is read."""
+    """Stop at step t, chosen before training by a kernel rule, folds or a number; no validation data is read."""
 
     def __init__(self, rule: str, t: int, end: int) -> None:
         super().__init__(end)
@@ -88,8 +88,8 @@ class Holdout(StopRule):
 
 
 def allowed_rules() -> tuple[str, ...]:
-    """Return every value of ``finetune.stop``: none, holdout, and the rules that predict a time before training."""
-    return ("none", "holdout", *(name for name in RULES if name not in MEASURED))
+    """Return every value of ``finetune.stop``: none, holdout, and whatever names a step before training begins."""
+    return ("none", "holdout", FIXED_STOP, *FOLDED_STOPS, *(name for name in RULES if name not in MEASURED))
 
 
 def make_stop_rule(rule: str, end: int, *, t: int | None = None, patience: int = 2, min_delta: float = 0.0) -> StopRule:

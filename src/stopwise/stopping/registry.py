@@ -132,6 +132,10 @@ PREDICTED = tuple(rule.name for rule in ROWS if not rule.measured)
 NEED_SIGMA = tuple(rule.name for rule in ROWS if SIGMA in rule.needs)
 # The stops of a run that no prediction decides.
 MEASURED_STOPS = ("none", *(rule.name for rule in ROWS if VALIDATION in rule.needs))
+# The stops that training on a part of the examples names, for a training on all of them that reads no validation data.
+FOLDED_STOPS = ("cross_validation", "holdout_refit")
+# The stop after a fixed number of epochs.
+FIXED_STOP = "epochs"
 # The rules that follow training on cross-entropy by replaying its steps on the kernel.
 REPLAYING_RULES = tuple(rule.name for rule in ROWS if rule.replays)
 REFITTED = tuple(rule.name for rule in ROWS if rule.refits)

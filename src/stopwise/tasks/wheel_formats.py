@@ -67,8 +67,29 @@ def messages(text: str) -> list[Row]:
     return rows
 
 
+def orange(text: str) -> list[Row]:
+    """Read a table of Orange: tabs, and three header lines that name each column, its type and its role.
+
+    Rows whose text (a column of type string that is no side matter) is empty are passed over, and tweets that repeat
+    somebody else's: their author is not who wrote them.
+    """
+    names, types, roles, *records = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
+    texts = [i for i, kind in enumerate(types) if kind == "string" and roles[i] != "meta"]
+    rows: list[Row] = []
+    for number, fields in enumerate(records, start=4):
+        if not fields:
+            continue
+        if len(fields) != len(names):
+            raise FormatError(f"line {number}: expected {len(names)} fields, found {len(fields)}")
+        row: Row = dict(zip(names, fields, strict=True))
+        if all(fields[i].strip() for i in texts) and row.get("Is retweet") != "True":
+            rows.append(row)
+    return rows
+
+
 TEXT_FORMATS: dict[str, Callable[[str], list[Row]]] = {
     "messages": messages,
+    "orange": orange,
     "questions": questions,
     "snippets": snippets,
 }

@@ -196,6 +196,12 @@ def first_examples(batch: Batch, n: int) -> dict[str, Any]:
     return {key: value if key in _SHARED else value[:n] for key, value in batch.items()}
 
 
+def rows_of(batch: Batch, index: Iterable[int]) -> dict[str, Any]:
+    """Return the examples of a batch at these places, in their order."""
+    chosen = torch.as_tensor(list(index))
+    return {key: value if key in _SHARED else value[chosen] for key, value in batch.items()}
+
+
 def _of_splits(known: Mapping[str, np.ndarray] | None, batches: Mapping[str, Batch]) -> dict[str, np.ndarray]:
     return {name: value for name, value in (known or {}).items() if name in batches or name == "distance"}
 

@@ -15,6 +15,7 @@ from stopwise.linearized.paths import linearized_path, squared_norm_path, train_
 from stopwise.linearized.replay import batch_lambda_max, draw_batches, minibatch_weights, replayed_weights
 from stopwise.linearized.spectrum import Spectrum
 from stopwise.stopping.cross_entropy import Replay
+from stopwise.stopping.registry import FIXED_STOP
 from stopwise.stopping.schedule_path import Linearised, Schedule, replayed_moves
 from stopwise.training.settings import FinetuneSettings
 
@@ -95,12 +96,17 @@ def _plain(kernel: AssembledKernel, settings: FinetuneSettings) -> np.ndarray | 
     return kernel.train if settings.formula == "sgd" else kernel.plain
 
 
-def stop_steps(rows: Iterable[Mapping[str, Any]], settings: FinetuneSettings) -> dict[int, int]:
-    """Return by training size the step that the rule ``settings.stop`` predicted, from rows of the stopping table.
+def stop_steps(
+    rows: Iterable[Mapping[str, Any]], settings: FinetuneSettings, sizes: Iterable[int] = ()
+) -> dict[int, int]:
+    """Return by training size the step that the stop ``settings.stop`` names, from rows of the stopping table.
 
-    A rule without an answer stops nothing: its run goes to the end.
+    A rule without an answer stops nothing: its run goes to the end. A fixed number of epochs needs no rows: it is
+    counted for each of ``sizes``, to the nearest step and at least one.
     """
     never = settings.steps + 1
+    if settings.stop == FIXED_STOP and settings.epochs is not None:
+        return {n: max(1, round(settings.epochs * settings.steps_per_epoch(n))) for n in sizes}
     return {row["n"]: never if row["t"] is None else row["t"] for row in rows if row["rule"] == settings.stop}
 
 

@@ -20,7 +20,7 @@ from stopwise.linearized.filters import (
     linear_schedule,
 )
 from stopwise.stopping.in_training import StopRule, make_stop_rule
-from stopwise.stopping.registry import MEASURED_STOPS, REPLAYING_RULES
+from stopwise.stopping.registry import FIXED_STOP, MEASURED_STOPS, REPLAYING_RULES
 
 OBJECTIVES = ("squared", "cross_entropy")
 OPTIMIZERS = ("gradient_descent", "heavy_ball", "nesterov", "adamw")
@@ -39,11 +39,11 @@ class FinetuneSettings:
 
     ``step_size`` is c in alpha = c/lambda_1 for the three rules the theory covers, and for AdamW with a kernel of
     ``formula`` adam; ``learning_rate`` is absolute and, when given, used instead: AdamW with another kernel needs it.
-    ``evaluate_every`` is in steps from 1 on and a fraction of an epoch below 1. ``stop`` is none, holdout or a kernel
-    rule, whose predicted step is ``stop_at``. ``tokens_per_batch`` bounds the padded tokens of one pass: a larger batch
-    accumulates its gradient, with the same result. ``clip_norm``: the norm that a step's gradient is cut down to, over
-    all trained parameters. ``tangent`` trains the model linearised at its start. Raises
-    ValueError naming the key of a wrong value.
+    ``evaluate_every`` is in steps from 1 on and a fraction of an epoch below 1. ``stop`` is none, holdout, ``epochs``
+    (that many), or what names its step ``stop_at`` before: a kernel rule, or training on all but one of ``folds``
+    parts. ``tokens_per_batch`` bounds the padded tokens of one pass: a larger batch accumulates its gradient, with the
+    same result. ``clip_norm``: the norm that a step's gradient is cut down to, over all trained parameters. ``tangent``
+    trains the model linearised at its start. Raises ValueError naming the key of a wrong value.
     """
 
     objective: str = "squared"
@@ -62,6 +62,8 @@ class FinetuneSettings:
     min_delta: float = 0.0
     stop: str = "holdout"
     stop_at: int | None = None
+    folds: int = 8
+    epochs: float | None = None
     continue_after_stop: bool = False
     autocast: str | None = None
     tokens_per_batch: int = 1024
@@ -131,6 +133,11 @@ class FinetuneSettings:
             "clip_norm": (
                 self.clip_norm is None or (self.clip_norm > 0 and self.optimizer != "nesterov"),
                 "greater than 0, and absent for nesterov",
+            ),
+            "folds": (self.folds >= 2, "2 or more"),
+            "epochs": (
+                self.epochs > 0 if self.epochs is not None else self.stop != FIXED_STOP,
+                "greater than 0, and given where stop is 'epochs'",
             ),
             "warmup": (
                 self.warmup >= 0 and (not self.warmup or self.schedule != "constant"),

@@ -129,8 +129,8 @@ def test_drawing_imports_neither_torch_nor_mlflow():
 
 
 def test_an_unknown_figure_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"'F11' is not one of F1, F2"):
-        registry.figure("F11")
+    with pytest.raises(ValueError, match=r"'F12' is not one of F1, F2"):
+        registry.figure("F12")
     with pytest.raises(ValueError, match="'wide' is not one of one-column, two-column"):
         style.new_figure("wide")
 

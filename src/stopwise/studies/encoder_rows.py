@@ -1,0 +1,83 @@
+"""What a training job of the study needs: the names of its cell, its recipe and folds, and the rows that it writes.
+
+A *cell* is a data set, a seed, a training size and a recipe. Four jobs train a cell: one on all n examples, one on the
+three quarters that hold-out stopping leaves, and the other folds of four and of eight. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from stopwise.linearized.filters import linear_schedule
+
+WARMUP = 0.1  # share of a run
+# What a job trains beside the run on all examples: how many folds there are, and which of them it leaves out in turn.
+PARTS = {"holdout": (4, (0,)), "folds4": (4, (1, 2, 3)), "folds8": (8, tuple(range(8)))}
+ALL = "all"
+HALF = "<f2"  # how outputs are kept: their error is below a thousandth of a logit
+SINGLE = "<f4"
+
+
+class Cell(NamedTuple):
+    """One run of the study: its data set, seed, number of training examples and recipe."""
+
+    task: str
+    seed: int
+    n: int
+    recipe: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A learning rate, absolute or c in c/lambda_1 of AdamW's own kernel, and its schedule (constant or decay)."""
+
+    name: str
+    learning_rate: float | None
+    step_size: float | None
+    schedule: str
+
+    def rates(self, steps: int, lambda_1: float | None = None) -> np.ndarray:
+        """Return the learning rate of every step, float64 [steps]; ``lambda_1`` is needed with a step size only."""
+        if self.learning_rate is None and lambda_1 is None:
+            raise ValueError(f"study.recipes.{self.name}: step_size needs the kernel's largest eigenvalue")
+        rate = self.learning_rate if self.learning_rate is not None else self.step_size / lambda_1
+        if self.schedule == "constant":
+            return np.full(steps, rate)
+        return rate * np.asarray(linear_schedule(steps, round(WARMUP * steps)))
+
+
+def own_test_rows(splits: Sequence[str], positions: Sequence[int], place: int, count: int) -> np.ndarray:
+    """Return which rows of a sample the seed at ``place`` in the list of seeds keeps: its own ``count`` test rows.
+
+    The sample holds the test rows of all seeds, one seed's after another's: no two seeds share one.
+    """
+    split, position = np.asarray(splits), np.asarray(positions)
+    return (split != "test") | ((position >= place * count) & (position < (place + 1) * count))
+
+
+def output_rows(cell: Cell, part: str, fold: int, steps: Iterable[int], split: str, outputs: np.ndarray) -> list[dict]:
+    """Return rows of ``study_outputs``: outputs [evaluations, examples, columns] of one split along one training."""
+    about = {**cell._asdict(), "part": part, "fold": fold, "split": split}
+    kept = np.asarray(outputs).astype(HALF)
+    return [
+        {**about, "step": int(step), "rows": f.shape[0], "values": np.ascontiguousarray(f).tobytes()}
+        for step, f in zip(steps, kept, strict=True)
+    ]
+
+
+def step_rows(cell: Cell, taken: Iterable[tuple[float, np.ndarray, np.ndarray]]) -> list[dict]:
+    """Return rows of ``study_steps``: of each step its learning rate, its examples and their outputs before it."""
+    return [
+        {
+            **cell._asdict(),
+            "step": step,
+            "learning_rate": rate,
+            "examples": [int(i) for i in batch],
+            "values": np.ascontiguousarray(f, dtype=SINGLE).tobytes(),
+        }
+        for step, (rate, batch, f) in enumerate(taken)
+    ]

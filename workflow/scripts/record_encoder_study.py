@@ -1,0 +1,47 @@
+"""Copy what the study has so far into docs/records: outputs without texts by data set, and the judge's tables."""
+
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+
+from job import Job
+from stopwise.artifacts import tables as artifacts
+from stopwise.report.record import revisions
+
+KINDS = {"runs": "study_outputs", "steps": "study_steps", "kernels": "study_kernel", "labels": "study_labels"}
+
+with Job(snakemake) as job:
+    params, files = snakemake.params, snakemake.input
+    folder = Path(snakemake.output[0]).parent
+    kept = {}
+    for name, kind in KINDS.items():
+        for path in files.get(name, []):
+            table = artifacts.read_table(path, kind)
+            kept.setdefault((kind, table["task"][0].as_py()), []).append(table)
+    for (kind, task), tables in sorted(kept.items()):
+        job.write(str(folder / f"{kind}-{task}.parquet"), pa.concat_tables(tables), kind)
+    for path in files.judge:
+        shutil.copyfile(path, folder / Path(path).name)
+    made_at = ", ".join(sorted(revisions(files.runs))) or "none"
+    lines = [
+        "# Record of the study on a small encoder",
+        "",
+        f"Recorded with `{params.command}` from runs made at revision {made_at} of this repository.",
+        "[The study](../../results/encoder-study.md) has the protocol and says what is finished.",
+        "[The judge's page](ways.md) has every way of choosing.",
+        "",
+        "| file | what |",
+        "| --- | --- |",
+        "| `study_outputs-{data set}.parquet` | outputs along every training, in half precision; no texts |",
+        "| `study_steps-{data set}.parquet` | each step's rate, batch and outputs |",
+        "| `study_kernel-{data set}.parquet` | AdamW's kernel and the plain one at the start |",
+        "| `study_labels-{data set}.parquet` | the labels by split |",
+        "| `judged`, `cells`, `ways`, `labels_spent`, `F11` | the judge's tables |",
+        "",
+        "[Artifacts](../../reference/artifacts.md) says what each column holds.",
+        "",
+        "![Test log-loss and accuracy against labels spent](F11.png)",
+    ]
+    with artifacts.atomic_path(snakemake.output[0]) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
