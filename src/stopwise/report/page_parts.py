@@ -16,6 +16,8 @@ nav { margin: .8rem 0; }
 nav a { margin-right: 1rem; }
 a { color: #0072b2; }
 p { max-width: 46rem; }
+.lead { font-size: 1.25rem; line-height: 1.4; margin: .6rem 0 1rem; }
+.says { font-weight: 600; margin-bottom: .2rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 caption { text-align: left; padding-bottom: .4rem; color: #555; }
@@ -26,11 +28,20 @@ thead th { white-space: normal; border-bottom: 2px solid #999; vertical-align: b
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .9rem; }
 dt { color: #555; }
 dd { margin: 0; overflow-wrap: anywhere; }
-label { margin-right: 1.2rem; font-size: .9rem; white-space: nowrap; }
-select { font: inherit; max-width: 22rem; }
-.plot { min-height: 460px; }
+label { margin-right: 1.2rem; font-size: .9rem; display: inline-block; }
+select { font: inherit; max-width: min(22rem, 80vw); }
+.plot { min-height: 430px; }
 .empty { color: #777; padding: 3rem 0; text-align: center; }
 img { max-width: 100%; height: auto; }
+@media (max-width: 40rem) {
+  body { padding: 1rem .7rem 3rem; }
+  h1 { font-size: 1.35rem; }
+  .lead { font-size: 1.1rem; }
+  th, td { padding: .25rem .4rem; }
+  td:first-child { min-width: 5rem; max-width: 9rem; }
+  section > img { max-width: none; }
+  section { overflow-x: auto; }
+}
 """
 
 SCRIPT = """
