@@ -174,7 +174,7 @@ def paint(
     titles = sum(any(p and p.title for p in row) for row in rows)
     axes_rows = 1 if share_x else len(rows)
     total = sum(heights) + len(rows) * ROW * (stops + bool(stops)) + TITLE * titles + AXIS * axes_rows
-    total += legends + 0.1 + len(rows) * (0.14 * (each + 1) if each else 0)
+    total += legends + 0.1 + len(rows) * (0.15 * (each + 1.2) if each else 0)
     ratios = [part for h in heights for part in ((h, ROW * (stops + 0.5)) if stops else (h,))]
     sharing = {"sharex": "col" if share_x or stops else False, "sharey": "row" if share_y else False}
     figure, grid = style.new_figure(

@@ -95,7 +95,7 @@ def _trace(line: Line, panel: Panel, first: bool) -> dict[str, Any]:
         "showlegend": bool(line.label) and first,
         "opacity": line.alpha,
         "line": {"color": line.color, "width": POINT * line.width, "dash": "solid" if marks else line.dash},
-        "marker": {"color": line.color, "symbol": symbol, "size": POINT * line.size, **edge},
+        "marker": {"color": line.color, "symbol": symbol, "size": 1.3 * POINT * line.size, **edge},
     }
     if line.words:
         return trace | {"text": [shown(word) for word in line.words], "hovertemplate": "%{text}<extra></extra>"}
@@ -222,13 +222,21 @@ def plot(panel: Panel) -> dict[str, Any]:
             "range": [len(names) - 0.4, -0.6],
         }
         layout["yaxis"] = y | {"domain": [share + 0.02, 1]}
-        layout["yaxis2"] = {**rows, "gridcolor": "#e6e6e6", "automargin": True, "anchor": "x", "fixedrange": True}
+        layout["yaxis2"] = {
+            **rows,
+            "gridcolor": "#e6e6e6",
+            "automargin": True,
+            "anchor": "x",
+            "fixedrange": True,
+            "tickmode": "linear",
+            "dtick": 1,
+        }
         layout["xaxis"] = x | {"anchor": "y2"}
         traces += _strip(panel)
     right = 70 if any(text.x is None for text in panel.texts) else 15
     layout |= {"plot_bgcolor": "white", "paper_bgcolor": "white", "height": height, "hovermode": "closest"}
     layout |= {
-        "margin": {"t": 15, "r": right, "l": 10, "b": 10},
+        "margin": {"t": 32, "r": right, "l": 10, "b": 10},
         "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
     }
     return {"data": traces, "layout": layout}

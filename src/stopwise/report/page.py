@@ -125,14 +125,14 @@ def answer(summary: pa.Table, curves: pa.Table | None = None) -> str:
         prompt = next((at[m] for m in BEFORE if at[m] is not None), None)
         step = _number(found[rule]["t"], ".0f") if rule in found else "–"
         shares = [prompt, at[rule], at["holdout"], ends.get((start, task, n))]
-        lines.append([task, str(n), step, *(_number(None if v is None else 100 * v, ".1f") for v in shares)])
-    header = ["task", "examples", f"stop of {name} (step)", "before training", f"at the stop of {name}"]
-    header += ["at the stop of hold-out", "trained to the end"]
-    caption = "Test accuracy in percent, mean over the seeds, at the largest number of examples"
+        lines.append([f"{task} ({n})", step, *(_number(None if v is None else 100 * v, ".1f") for v in shares)])
+    header = ["task (examples)", "step", "before", name, "hold-out", "all steps"]
+    caption = f"The step of {name}, and test accuracies in percent, mean over the seeds"
     message = f02_curves.says(curves) if curves is not None else ""
     words = (
-        f"The stop of {name} is chosen before training and reads no validation example. Hold-out stopping reads the"
-        " validation examples besides. Before training is the model's own answer with a fitted offset."
+        f"Accuracies before training (the model's own answer with a fitted offset), at the stop of {name}, at that of"
+        f" hold-out, and after all steps. The stop of {name} is chosen before training and reads no validation example;"
+        " hold-out reads them besides."
     )
     lead = f'<p class="lead">{_text(message)}</p>' if message else ""
     return f'<section id="answer">{lead}{table(header, lines, caption)}<p>{words}</p></section>'
@@ -238,7 +238,8 @@ def render(
     parts = {}
     for key in TITLES:
         if key in sections:
-            head = _heading(key, sections[key].message)
+            led = key == "F2" and summary is not None  # the answer says it already
+            head = _heading(key, "" if led else sections[key].message)
             parts[key] = f'<section id="{key}">{head}{_selectors(key, sections[key])}<div class="plot"></div></section>'
         elif key in pictures:
             parts[key] = _image(key, pictures[key])

@@ -29,6 +29,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; fon
 dt { color: #555; }
 dd { margin: 0; overflow-wrap: anywhere; }
 label { margin-right: 1.2rem; font-size: .9rem; display: inline-block; }
+label[hidden] { display: none; }
 select { font: inherit; max-width: min(22rem, 80vw); }
 .plot { min-height: 430px; }
 .empty { color: #777; padding: 3rem 0; text-align: center; }
@@ -37,7 +38,8 @@ img { max-width: 100%; height: auto; }
   body { padding: 1rem .7rem 3rem; }
   h1 { font-size: 1.35rem; }
   .lead { font-size: 1.1rem; }
-  th, td { padding: .25rem .4rem; }
+  table { font-size: .85rem; }
+  th, td { padding: .25rem; }
   td:first-child { min-width: 5rem; max-width: 9rem; }
   section > img { max-width: none; }
   section { overflow-x: auto; }
@@ -58,7 +60,10 @@ for (const [id, figures] of Object.entries(sections)) {
     if (figure) {
       if (!plot.classList.contains("js-plotly-plot")) plot.textContent = "";
       plot.classList.remove("empty");
-      Plotly.react(plot, figure.data, figure.layout, config);
+      // on a phone the legend has a line for each entry
+      const keys = figure.data.filter((trace) => trace.showlegend).length;
+      const more = window.innerWidth < 640 ? 22 * keys : 0;
+      Plotly.react(plot, figure.data, {...figure.layout, height: figure.layout.height + more}, config);
     } else {
       Plotly.purge(plot);
       plot.classList.add("empty");
