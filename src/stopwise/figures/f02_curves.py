@@ -77,6 +77,8 @@ def _grid(data: pd.DataFrame) -> list[list[Cell]]:
 
     One start: tasks and sizes. Several: every start of the first task that has them, then further tasks.
     """
+    if data.empty:
+        return []
     tasks = ordered(data["task"], style.TASKS)
     own = {task: data[data["task"] == task] for task in tasks}
     if data["start"].nunique() > 1:
@@ -225,7 +227,7 @@ def draw(table: pa.Table) -> Figure:
     rules = ordered(data["rule"], style.RULES)
     rows = [[_aligned(panel(own, looks, "loss", name), title, rules) for title, own in line] for line in grid]
     comparable = all(len({own["task"].iloc[0] for _, own in line}) == 1 for line in grid)
-    return paint(rows, says(table), height=1.15, share_x=True, share_y=comparable, legend=4)
+    return paint(rows, says(table), height=1.15, share_x=True, share_y=comparable, legend=4 if max(map(len, grid)) > 1 else 2)
 
 
 def _aligned(shown: Panel, title: str, rules: list[str]) -> Panel:

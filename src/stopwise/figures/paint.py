@@ -174,7 +174,7 @@ def paint(
     titles = sum(any(p and p.title for p in row) for row in rows)
     axes_rows = 1 if share_x else len(rows)
     total = sum(heights) + len(rows) * ROW * (stops + bool(stops)) + TITLE * titles + AXIS * axes_rows
-    total += legends + 0.1 + len(rows) * (0.15 * (each + 1.2) if each else 0)
+    total += legends + 0.1 + len(rows) * (0.16 * (each + 1.4) if each else 0)
     ratios = [part for h in heights for part in ((h, ROW * (stops + 0.5)) if stops else (h,))]
     sharing = {"sharex": "col" if share_x or stops else False, "sharey": "row" if share_y else False}
     figure, grid = style.new_figure(
@@ -200,7 +200,7 @@ def paint(
                 named = before is None or before.y.label != shown.y.label
                 _outer(drawn[i, j], below, shown, (j == 0, last), (share_x, share_y), named)
                 if own_legends:
-                    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.24)}
+                    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22)}
                     drawn[i, j].legend(handles=keys([shown]), **place)
     style.outside_legend(figure, entries, columns)
     style.headline(figure, message)

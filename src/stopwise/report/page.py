@@ -19,10 +19,11 @@ from plotly.offline import get_plotlyjs
 
 from stopwise.claims.verdicts import measurement
 from stopwise.figures import f02_curves, style
-from stopwise.figures.tables import frame, gather, ordered
+from stopwise.figures.tables import gather, ordered
 from stopwise.report import interactive
 from stopwise.report.interactive import Section
 from stopwise.report.page_parts import POLICY, SCRIPT, STYLE
+from stopwise.report.summary import ALL_STEPS
 
 SUMMARY = pa.schema(
     [
@@ -38,7 +39,7 @@ SUMMARY = pa.schema(
     ]
 )
 BEFORE = ("zero_shot_intercept", "zero_shot")  # what stands for no training: the first that the run has
-METHODS = ("zero_shot", "zero_shot_intercept", "kernel_regression", *style.RULES)
+METHODS = ("zero_shot", "zero_shot_intercept", "kernel_regression", *style.RULES, ALL_STEPS)
 SCREEN = 2.0  # pixels on the page for a point of a printed figure: its smallest text is then 14 pixels high
 TITLES = {  # in the order of the page
     "F2": (
@@ -96,20 +97,10 @@ def _chosen_rule(summary: pd.DataFrame) -> str | None:
     return "bayes" if "bayes" in known else known[0] if known else None
 
 
-def _without_stop(curves: pa.Table | None) -> dict[tuple[str, str, int], float]:
-    """Test accuracy at the last step of training, mean over the seeds, by start, task and size."""
-    if curves is None:
-        return {}
-    data = frame(curves, f02_curves.COLUMNS, "F2")
-    data = data[(data["kind"] == "measured") & (data["split"] == "test")].sort_values("step")
-    last = data.groupby(["start", "task", "n", "seed"])["accuracy"].last()
-    return {key: float(value) for key, value in last.groupby(["start", "task", "n"]).mean().items()}
-
-
 def answer(summary: pa.Table, curves: pa.Table | None = None) -> str:
     """What the run says, by task at its largest size: the stop and the accuracy beside the alternatives.
 
-    ``curves``: the table of F2, whose last steps are training without a stop. Empty without a rule.
+    ``curves``: the table of F2, for the sentence above. Empty without a rule.
     """
     data = gather([({}, summary)], SUMMARY, "summary").to_pandas()
     rule = _chosen_rule(data)
@@ -117,14 +108,14 @@ def answer(summary: pa.Table, curves: pa.Table | None = None) -> str:
         return ""
     data = data[data["start"] == ordered(data["start"], style.STARTS)[0]]
     data = data[data["n"] == data.groupby("task")["n"].transform("max")]
-    ends, lines = _without_stop(curves), []
+    lines = []
     name = style.rule_label(rule)
-    for start, task, n, rows in _rows(data):
+    for _, task, n, rows in _rows(data):
         found = {row["method"]: row for _, row in rows.iterrows()}
-        at = {m: found[m]["accuracy"] if m in found else None for m in (*BEFORE, rule, "holdout")}
+        at = {m: found[m]["accuracy"] if m in found else None for m in (*BEFORE, rule, "holdout", ALL_STEPS)}
         prompt = next((at[m] for m in BEFORE if at[m] is not None), None)
         step = _number(found[rule]["t"], ".0f") if rule in found else "–"
-        shares = [prompt, at[rule], at["holdout"], ends.get((start, task, n))]
+        shares = [prompt, at[rule], at["holdout"], at[ALL_STEPS]]
         lines.append([f"{task} ({n})", step, *(_number(None if v is None else 100 * v, ".1f") for v in shares)])
     header = ["task (examples)", "step", "before", name, "hold-out", "all steps"]
     caption = f"The step of {name}, and test accuracies in percent, mean over the seeds"

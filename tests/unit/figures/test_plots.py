@@ -20,7 +20,7 @@ from stopwise.figures import registry, style, tables
 from stopwise.report import interactive
 
 SMALL = {"tasks": 1, "seeds": 1, "sizes": (16,)}
-LARGE = {"tasks": 6, "seeds": 3, "sizes": (16, 32, 64, 128, 256)}
+LARGE = {"tasks": 6, "seeds": 3, "sizes": (16, 64, 256)}
 STARTS = {"tasks": 2, "seeds": 2, "starts": ("pretrained", "mixed", "random")}
 SHAPES = {"small": SMALL, "large": LARGE, "starts": STARTS}
 DRAWN = ("F1", "F2", "F3", "F4", "F6", "F7", "F8", "F9")
@@ -471,7 +471,7 @@ def test_f6_keeps_measured_and_predicted_apart():
     assert loss["predicted"].to_numpy() == pytest.approx(run["linearised_train_loss"].to_numpy())
     assert rows.loc[rows["quantity"] == "drift", "predicted"].isna().all()
     alone = registry.figure("F6").draw(registry.figure("F6").table(trajectories))
-    assert [ax.get_title().split()[0] for ax in alone.axes] == ["training", "distance"]
+    assert [ax.get_title(loc="left").split()[0] for ax in alone.axes] == ["training", "distance"]
 
 
 def test_f6_draws_the_guarantee_and_names_a_smaller_n():
@@ -482,10 +482,10 @@ def test_f6_draws_the_guarantee_and_names_a_smaller_n():
     fewer = [(w, one.set_column(one.column_names.index("n"), "n", pa.array([8] * len(one)))) for w, one in drifts]
     plain = registry.figure("F6").draw(registry.figure("F6").table(trajectories, directions, fewer))
     bound = registry.figure("F6").draw(registry.figure("F6").table(trajectories, directions, fewer, guarantees))
-    panel = [ax.get_title() for ax in plain.axes].index("training loss")
+    panel = [ax.get_title(loc="left") for ax in plain.axes].index("training loss")
     assert len(bound.axes[panel].lines) == len(plain.axes[panel].lines) + 1
     assert "guarantee" in [text.get_text() for text in bound.legends[0].get_texts()]
-    drift = [ax.get_title().split()[0] for ax in plain.axes].index("drift")
+    drift = [ax.get_title(loc="left").split()[0] for ax in plain.axes].index("drift")
     assert [text.get_text() for text in plain.axes[drift].texts] == ["n = 8"]
     assert not plain.axes[panel].texts
 
@@ -513,17 +513,33 @@ def test_f9_names_the_tasks_of_every_start():
     assert named == [wildcards["task"] for wildcards, _ in shares]
 
 
-def test_f2_has_a_row_of_all_starts_for_each_task_that_has_several_and_no_empty_panel():
-    runs, evaluations = made_up.upstream("F2", tasks=2, seeds=1)
+def test_f2_has_a_row_of_all_starts_for_a_task_that_has_several_and_no_empty_panel():
+    runs, evaluations = made_up.upstream("F2", tasks=3, seeds=1)
     more = [({**w, "start": start}, t) for start in ("mixed", "random") for w, t in runs if w["task"] == "movie"]
-    alone = registry.figure("F2").draw(registry.figure("F2").table(runs, evaluations))
     figure = registry.figure("F2").draw(registry.figure("F2").table([*runs, *more], evaluations))
-    starts = [
-        ax.get_title() for ax in figure.axes if "start, n" in ax.get_title() and "pretrained" not in ax.get_title()
+    titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
+    assert titles == [
+        *(f"movie, {start}, n = 64" for start in ("pretrained", "mixed", "random")),
+        *(f"{task}, pretrained, n = 64" for task in ("amazon", "spam")),
     ]
-    assert [title.split()[0] for title in starts] == ["mixed", "random"]
-    assert len(figure.axes) == len(alone.axes) + 3
-    assert all(ax.lines for ax in figure.axes if ax.get_visible())
+    panels = [ax for ax in figure.axes if ax.get_visible() and ax.get_title(loc="left")]
+    assert all(ax.lines for ax in panels)
+
+
+def test_f6_cuts_no_line_off():
+    trajectories, directions, drifts = made_up.upstream("F6", **SMALL)
+    far = [
+        (w, t.set_column(t.column_names.index("measured"), "measured", pc.multiply(t["measured"], 37.0)))
+        for w, t in directions
+    ]
+    figure = registry.figure("F6").draw(registry.figure("F6").table(trajectories, far, drifts))
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        low, high = sorted(ax.get_ylim())
+        for line in ax.lines:
+            values = np.asarray(line.get_ydata(), dtype=float)
+            assert low <= values.min()
+            assert values.max() <= high
 
 
 def test_f1_averages_no_laws_of_two_kinds():
@@ -573,7 +589,7 @@ def test_broken_numbers_do_not_stop_a_figure(name):
         warnings.simplefilter("error")
         registry.figure(name).draw(table).draw_without_rendering()
     if name in interactive.INTERACTIVE:
-        interactive.INTERACTIVE[name](table)
+        interactive.sections({name: table})
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -587,4 +603,4 @@ def test_columns_without_any_number_do_not_stop_a_figure(name):
         warnings.simplefilter("error")
         registry.figure(name).draw(table).draw_without_rendering()
     if name in interactive.INTERACTIVE:
-        interactive.INTERACTIVE[name](table)
+        interactive.sections({name: table})
