@@ -31,13 +31,11 @@ def told(lines: Iterable[str], total: int, clock: Callable[[], float] = time.mon
     """Yield what to say of pip's lines: how many packages of ``total`` are there, the large ones, and what is left."""
     began = spoken = clock()
     names: set[str] = set()
-    size = ""
     for line in lines:
         if line.startswith(LAST):
             yield f"{len(names)} packages are here after {clock() - began:.0f} s; unpacking them takes about a minute"
             continue
         if fetched := FETCHED.match(line):
-            size = f", {fetched[2]}"
             if fetched[2].endswith(("GB", "MB")) and float(fetched[2].split()[0]) > 50:
                 yield f"fetching {fetched[1]} ({fetched[2]})"
         if not (named := NAMED.match(line)):
@@ -46,8 +44,8 @@ def told(lines: Iterable[str], total: int, clock: Callable[[], float] = time.mon
         now = clock()
         if now - spoken >= EVERY and len(names) < total:
             left = (now - began) / len(names) * (total - len(names))
-            yield f"{len(names)} of {total} packages ({named[1]}{size}), about {max(left, 5):.0f} s left"
-            spoken, size = now, ""
+            yield f"{len(names)} of {total} packages ({named[1]}), about {max(left, 5):.0f} s left"
+            spoken = now
 
 
 def main(python: str, lock: str) -> int:

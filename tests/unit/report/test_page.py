@@ -253,10 +253,32 @@ def test_page_works_in_chromium(browser, tmp_path):
         browser.run(f"{key}.dispatchEvent(new MouseEvent('{kind}', {{bubbles: true}}))")
     browser.wait("return document.querySelector('#F1 .plot').data.some(t => t.visible === 'legendonly')")
     legend = browser.run("return [...document.querySelectorAll('#F1 .legendtext')].map(e => e.textContent)")
-    assert any(entry.startswith(EVIL) for entry in legend)
+    assert any(entry.startswith(style.cut(EVIL)) for entry in legend)
     chosen = browser.run("return [...document.querySelectorAll('#F2 option')].map(e => e.textContent)")
     assert EVIL in chosen
     assert browser.console() == []
+
+
+@pytest.mark.browser
+def test_the_page_fits_a_phone(browser, tmp_path):
+    written = tmp_path / "page.html"
+    args = {name: table for name, table in tables(tasks=2, seeds=1, sizes=(16, 64)).items() if name in ("F2", "F3")}
+    written.write_text(page.render("demo", args, summary()), encoding="utf-8")
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.post("/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": phone})
+    try:
+        browser.post("/url", {"url": written.as_uri()})
+        browser.wait("return document.body.dataset.ready === 'yes'")
+        browser.wait("return document.querySelectorAll('#F2 .plot .scatterlayer .trace').length > 5")
+        assert browser.run("return window.innerWidth") == 390
+        assert browser.run("return document.documentElement.scrollWidth") <= 390
+        table = "document.querySelector('#answer table')"
+        assert browser.run(f"return {table}.getBoundingClientRect().right") <= 390
+        # every rule has its name on the strip below the curves
+        names = browser.run("return [...document.querySelectorAll('#F2 .y2tick text')].map(e => e.textContent)")
+        assert sorted(names) == sorted(rule.replace("_", " ") for rule in made_up.RULES)
+    finally:
+        browser.post("/goog/cdp/execute", {"cmd": "Emulation.clearDeviceMetricsOverride", "params": {}})
 
 
 @pytest.mark.browser
@@ -300,7 +322,7 @@ def test_the_page_of_the_pipeline_works_in_chromium_and_asks_for_nothing(browser
     assert browser.run("return document.title") == "stopwise: test"
     shown = browser.run("return [...document.querySelectorAll('section')].map(e => e.id)")
     drawn = sorted(path.stem for path in (folder / "figures").glob("*.svg"))
-    assert sorted(shown) == sorted([*drawn, "claims"])
+    assert sorted(shown) == sorted([*drawn, "answer", "tables", "claims", "run"])
     pictures = browser.run("return [...document.images].map(e => e.complete && e.naturalWidth > 100)")
     assert pictures
     assert all(pictures)
