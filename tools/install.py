@@ -35,9 +35,8 @@ def told(lines: Iterable[str], total: int, clock: Callable[[], float] = time.mon
         if line.startswith(LAST):
             yield f"{len(names)} packages are here after {clock() - began:.0f} s; unpacking them takes about a minute"
             continue
-        if fetched := FETCHED.match(line):
-            if fetched[2].endswith(("GB", "MB")) and float(fetched[2].split()[0]) > 50:
-                yield f"fetching {fetched[1]} ({fetched[2]})"
+        if (fetched := FETCHED.match(line)) and _megabytes(fetched[2]) > 50:
+            yield f"fetching {fetched[1]} ({fetched[2]})"
         if not (named := NAMED.match(line)):
             continue
         names.add(named[1].lower())
@@ -46,6 +45,11 @@ def told(lines: Iterable[str], total: int, clock: Callable[[], float] = time.mon
             left = (now - began) / len(names) * (total - len(names))
             yield f"{len(names)} of {total} packages ({named[1]}), about {max(left, 5):.0f} s left"
             spoken = now
+
+
+def _megabytes(size: str) -> float:
+    number, unit = size.split()
+    return float(number) * {"kB": 1e-3, "MB": 1.0, "GB": 1e3}[unit]
 
 
 def main(python: str, lock: str) -> int:

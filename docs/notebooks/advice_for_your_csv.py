@@ -37,8 +37,9 @@ if not Path(FILE).exists():
 advice = advise(MODEL, FILE, text=TEXT, label=LABEL, max_examples=64)
 
 stop = advice.stop
-print(f"train for {stop.epochs:.1f} epochs ({stop.low_epochs:.1f} to {stop.high_epochs:.1f} cost less than 5 %)")
-print(f"expect an accuracy of {stop.expected_accuracy:.0%} and a log-loss of {stop.expected_loss:.2f}")
+low, high = (steps / stop.steps_per_epoch for steps in (stop.low, stop.high))
+print(f"train for {stop.epochs:.1f} epochs, {stop.t} steps ({low:.1f} to {high:.1f} epochs cost less than 5 %)")
+print(f"expect an accuracy of {stop.accuracy[stop.best]:.0%} and a log-loss of {stop.loss[stop.best]:.2f}")
 print("reservations:", ", ".join(stop.flags) or "none")
 
 # %% [markdown]

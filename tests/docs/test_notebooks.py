@@ -12,7 +12,6 @@ from pages import ROOT
 from stopwise.network.pico import pico_classifier, pico_tokenizer
 
 NOTEBOOKS = ROOT / "docs" / "notebooks"
-ROWS = [f"we saw the {('gift', 'storm')[i % 2]} one day {i},{('yes', 'no')[i % 2]}" for i in range(60)]
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +42,10 @@ def run(name, folder, **stand_ins):
     return done.stdout
 
 
-def test_advice_for_a_csv_runs_and_leaves_its_folder(tmp_path, model):
-    (tmp_path / "reviews.csv").write_text("text,label\n" + "\n".join(ROWS) + "\n", encoding="utf-8")
-    out = run("advice_for_your_csv.py", tmp_path, MODEL=str(model))
-    assert re.search(r"train for [\d.]+ epochs \([\d.]+ to [\d.]+ cost less", out)
+def test_advice_for_a_csv_runs_and_leaves_its_folder(tmp_path):
+    (tmp_path / "reviews.csv").write_text((ROOT / "tests/data/feelings.csv").read_text(encoding="utf-8"))
+    out = run("advice_for_your_csv.py", tmp_path, MODEL="pico-bert")
+    assert re.search(r"train for [\d.]+ epochs, \d+ steps \([\d.]+ to [\d.]+ epochs cost less", out)
     assert (tmp_path / "advice.png").stat().st_size > 10_000
     assert (tmp_path / "advice" / "advice.md").is_file()
 
