@@ -56,7 +56,8 @@ def main(python: str, lock: str) -> int:
     """Install; return pip's exit code."""
     total = pinned(Path(lock).read_text(encoding="utf-8"))
     print(f"Installing {total} packages from {lock} (about 1.5 GB on disk): two to six minutes", flush=True)
-    command = [python, "-m", "pip", "install", "--progress-bar", "off", "--disable-pip-version-check", "-r", lock]
+    command = [python, "-m", "pip", "install", "--progress-bar", "off", "--disable-pip-version-check"]
+    command += ["--no-compile", "-r", lock]
     kept: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
         assert pip.stdout is not None
