@@ -27,7 +27,7 @@ COLUMNS = pa.schema(
         pa.field("eta", pa.float64()),  # training time
         pa.field("loss", pa.float64()),  # empty on a rule that stops after the last measured step
         pa.field("accuracy", pa.float64()),
-        pa.field("objective", pa.string()),  # what was minimised; empty: squared
+        pa.field("objective", pa.string()),  # what was minimised; empty in tables of older runs
     ]
 )
 LOSSES = {"squared": "squared loss", "cross_entropy": "cross-entropy"}
@@ -179,8 +179,8 @@ def panel(rows: pd.DataFrame, looks: dict[str, style.Look], value: str, name: st
 
 
 def _loss(data: pd.DataFrame) -> str:
-    """Return the name of the loss of the curves; "loss" where runs of several are drawn together."""
-    found = {LOSSES.get(name, style.cut(name)) for name in data["objective"].dropna()} or {LOSSES["squared"]}
+    """Return the name of the loss of the curves; "loss" where it is not known, or of several kinds."""
+    found = {LOSSES.get(name, style.cut(name)) for name in data["objective"].dropna()} or {"loss"}
     return found.pop() if len(found) == 1 else "loss"
 
 

@@ -173,7 +173,7 @@ def test_f2_keeps_every_measured_loss_and_gives_every_rule_a_row():
 
 
 @pytest.mark.parametrize(
-    ("objective", "loss"), [(None, "squared loss"), ("squared", "squared loss"), ("cross_entropy", "cross-entropy")]
+    ("objective", "loss"), [(None, "loss"), ("squared", "squared loss"), ("cross_entropy", "cross-entropy")]
 )
 def test_f2_names_the_loss_that_was_minimised(objective, loss):
     runs, evaluations = made_up.runs(tasks=1, seeds=1, sizes=(16,))
