@@ -227,7 +227,8 @@ def draw(table: pa.Table) -> Figure:
     rules = ordered(data["rule"], style.RULES)
     rows = [[_aligned(panel(own, looks, "loss", name), title, rules) for title, own in line] for line in grid]
     comparable = all(len({own["task"].iloc[0] for _, own in line}) == 1 for line in grid)
-    return paint(rows, says(table), height=1.15, share_x=True, share_y=comparable, legend=4 if max(map(len, grid)) > 1 else 2)
+    entries = 4 if max(map(len, grid)) > 1 else 2
+    return paint(rows, says(table), height=1.15, share_x=True, share_y=comparable, legend=entries)
 
 
 def _aligned(shown: Panel, title: str, rules: list[str]) -> Panel:
