@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -107,7 +108,7 @@ def assemble(shards: Mapping[str, pa.Table]) -> AssembledKernel:
     """
     parts: dict[str, dict[str, np.ndarray]] = {"train": {}, "new": {}}
     outputs: dict[str, tuple[str, np.ndarray]] = {}
-    scheduled: dict[str, np.ndarray] = {}
+    scheduled: dict[str, Any] = {}
     for path, table in shards.items():
         for name in ("outputs", "outputs_new"):
             found = read_matrix(table, block=name, layer="")

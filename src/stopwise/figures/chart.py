@@ -6,8 +6,9 @@ A description holds numbers, names and looks. Names are as they are in the data:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -130,7 +131,7 @@ class Views:
     """A figure's panels by what a reader can choose: the names of the choices, and the values of each panel's."""
 
     choices: tuple[tuple[str, tuple[str, ...]], ...]  # label, and known values in their order
-    panels: dict[tuple[str, ...], Panel]
+    panels: Mapping[Any, Panel]
 
 
 def warped(values: Iterable[float] | np.ndarray, threshold: float) -> np.ndarray:

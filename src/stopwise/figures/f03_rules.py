@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,7 +64,7 @@ def _hit_rate(data: pd.DataFrame, total: int, looks: dict[str, style.Look], y: A
             look = looks[rule]
             words = f"{hits} of {trials} runs" + (f", {total - trials} without an answer" if silent else "")
             lines.append(Line(wilson(hits, trials), [place] * 2, look.color, width=1.6))
-            mark = {"dash": MARKS, "marker": look.marker, "size": 4.0, "words": (words,)}
+            mark: dict[str, Any] = {"dash": MARKS, "marker": look.marker, "size": 4.0, "words": (words,)}
             lines.append(Line([hits / trials], [place], look.color, **mark))
     x = Axis(MEASURES["hit"][0], limits=(-0.03, 1.03), percent=True)
     return Panel(x=x, y=y, lines=tuple(lines), texts=tuple(texts))
@@ -78,12 +79,12 @@ def _dots(rule: str, rows: pd.DataFrame, column: str, place: int, look: style.Lo
     spread = (np.arange(len(values)) * 0.618 % 1 - 0.5) * 0.5  # the golden ratio fills the width evenly
     words = tuple(f"{t}, n = {n}, seed {s}" for t, n, s in zip(rows["task"], rows["n"], rows["seed"], strict=True))
     size = 4.0 if len(values) < 12 else 2.5
-    own = {"dash": MARKS, "marker": look.marker, "size": size, "alpha": 0.6, "words": words}
+    own: dict[str, Any] = {"dash": MARKS, "marker": look.marker, "size": size, "alpha": 0.6, "words": words}
     lines = [Line(values, place + spread, look.color, **own)]
     if len(values) >= 6:  # too few for quartiles: the dots say it all
         low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
         lines.append(Line([low, high], [place] * 2, look.color, width=2.2, alpha=0.6))
-        stroke = {
+        stroke: dict[str, Any] = {
             "dash": MARKS,
             "marker": "|",
             "size": 8.0,
@@ -125,7 +126,7 @@ def panel(data: pd.DataFrame, measure: str, total: int, everything: pd.DataFrame
         x = _symlog(measure, pd.concat([everything[measure], pd.Series(extra)]))
         made = Panel(x=x, y=y, lines=tuple(lines))
     good = MEASURES[measure][1]
-    green = {"alpha": 0.15, "label": "good"}
+    green: dict[str, Any] = {"alpha": 0.15, "label": "good"}
     spans = (Span("x", good[0], style.COLORS["green"], to=good[1], **green),)
     return replace(made, spans=spans)
 

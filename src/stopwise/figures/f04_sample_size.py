@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -124,8 +125,8 @@ def panel(data: pd.DataFrame, name: str, looks: dict[str, style.Look]) -> Panel:
             logs = np.log(sizes)
             fitted = np.exp(np.log(means[:, 0]).mean() + predicted * (logs - logs.mean()))
             slopes_.append(Line(sizes, fitted, look.color, "predicted by the spectrum", DASHED, 0.9))
-    sizes = ordered(data["n"])
-    x = Axis("number of training examples n", "log", ticks=tuple((float(n), str(n)) for n in sizes))
+    ticks = tuple((float(n), str(n)) for n in ordered(data["n"]))
+    x = Axis("number of training examples n", "log", ticks=ticks)
     if not lines:
         return Panel(note="no noise estimate")
     rules = "/".join(style.rule_label(r) for r in ordered(data["rule"], style.RULES))
@@ -150,7 +151,7 @@ def slope_panel(data: pd.DataFrame, looks: dict[str, style.Look]) -> Panel:
             lines.append(Line(ends, [i + offset] * 2, color, width=1.0))
             marker = "|" if name == "predicted" else look.marker
             words = (f"{task}: {labelled[name]} {value:.2f}",)
-            own = {"marker": marker, "size": 4.0, "open": name == "loss", "words": words}
+            own: dict[str, Any] = {"marker": marker, "size": 4.0, "open": name == "loss", "words": words}
             lines.append(Line([value], [i + offset], color, "", MARKS, **own))
     if not lines:
         return Panel(note="no slope")

@@ -126,10 +126,10 @@ def panel(rows: pd.DataFrame, looks: dict[str, style.Look], target: str | None, 
             lines.append(Line(said["coefficient"], said["predicted_accuracy"], color, "", DASHED, 0.9))
         for level, (words, marker) in LEVELS.items() if main else ():
             if one[level].notna().any():
-                at = {"marker": marker, "size": 5.0, "open": True, "words": (f"{task}: {words}",)}
+                at: dict[str, Any] = {"marker": marker, "size": 5.0, "open": True, "words": (f"{task}: {words}",)}
                 lines.append(Line([1.0], [one[level].mean()], color, "", MARKS, **at))
     chosen = ordered(shown.loc[shown["chosen"], "coefficient"])
-    grey = {"width": 3.0, "alpha": 0.3, "label": "chosen on validation"}
+    grey: dict[str, Any] = {"width": 3.0, "alpha": 0.3, "label": "chosen on validation"}
     spans = tuple(Span("x", c, style.COLORS["grey"], **grey) for c in chosen)
     x = Axis("scaling coefficient")
     return Panel(x=x, y=Axis(f"{split} accuracy", percent=True), lines=tuple(lines), bands=tuple(bands), spans=spans)

@@ -19,15 +19,20 @@ TITLE = 0.17  # inches
 
 
 def _line(ax: Axes, line: Line) -> None:
-    marks = {"marker": line.marker or "None", "markersize": line.size, "markevery": line.every}
+    marks: dict[str, Any] = {"marker": line.marker or "None", "markersize": line.size, "markevery": line.every}
     if line.open:
         marks |= {"markerfacecolor": "white", "markeredgewidth": 0.9}
     elif line.dash == chart.MARKS:
         marks |= {"markeredgewidth": 0 if line.alpha < 1 else 0.4, "markeredgecolor": "black"}
     if line.marker in ("|", "_"):
         marks |= {"markeredgecolor": line.color, "markeredgewidth": 1.2}
-    look = {"color": line.color, "linewidth": line.width, "alpha": line.alpha, "linestyle": DASHES[line.dash]}
-    order = {"zorder": 3} if line.dash == chart.MARKS else {}
+    look: dict[str, Any] = {
+        "color": line.color,
+        "linewidth": line.width,
+        "alpha": line.alpha,
+        "linestyle": DASHES[line.dash],
+    }
+    order: dict[str, Any] = {"zorder": 3} if line.dash == chart.MARKS else {}
     ax.plot(line.x, line.y, clip_on=line.dash != chart.MARKS, **look, **marks, **order)
 
 
@@ -77,8 +82,8 @@ def panel(ax: Axes, shown: Panel) -> None:
     for span in shown.spans:
         look: dict[str, Any] = {"color": span.color, "alpha": span.alpha, "zorder": 1}
         if span.to is None:
-            line = ax.axvline if span.axis == "x" else ax.axhline
-            line(span.at, linewidth=span.width, linestyle=DASHES[span.dash], **look)
+            across = ax.axvline if span.axis == "x" else ax.axhline
+            across(span.at, linewidth=span.width, linestyle=DASHES[span.dash], **look)
         else:
             (ax.axvspan if span.axis == "x" else ax.axhspan)(span.at, span.to, linewidth=0, **look)
     for band in shown.bands:
@@ -91,7 +96,7 @@ def panel(ax: Axes, shown: Panel) -> None:
         place["xycoords"] = ("axes fraction", "data") if text.x is None else "data"
         ax.annotate(_shown(text.words), xytext=(6, 0), va="center", **place, **small)
     if shown.corner:
-        own = {"transform": ax.transAxes, "va": "top", "fontsize": style.SMALL_FONT_SIZE}
+        own: dict[str, Any] = {"transform": ax.transAxes, "va": "top", "fontsize": style.SMALL_FONT_SIZE}
         ax.text(0.04, 0.96, _shown(shown.corner), **own)
     if shown.square:
         ax.set_aspect("equal")
@@ -109,7 +114,7 @@ def strip(ax: Axes, rows: Sequence[Stop], named: bool) -> None:
             ends = [min(stop.each), max(stop.each)]
             ax.plot(ends, [i, i], color=stop.color, linewidth=1.2, alpha=0.4, solid_capstyle="butt")
         face = "white" if stop.beyond else stop.color
-        look = {"markerfacecolor": face, "markeredgecolor": stop.color if stop.beyond else "black"}
+        look: dict[str, Any] = {"markerfacecolor": face, "markeredgecolor": stop.color if stop.beyond else "black"}
         size = 5.5 if stop.marker == "*" else 4.0
         edge = 0.8 if stop.beyond else 0.4
         ax.plot(stop.at, i, marker=stop.marker, markersize=size, markeredgewidth=edge, clip_on=False, zorder=4, **look)
@@ -129,7 +134,10 @@ def keys(panels: Sequence[Panel]) -> list[Any]:
             marks |= {"markerfacecolor": "white"} if line.open else {}
             look = {"color": line.color, "linewidth": line.width, "linestyle": DASHES[line.dash]}
             found[line.label] = style.line_key(_shown(line.label), **look, **marks)
-    for area in [area for shown in panels for area in (*shown.bands, *shown.spans)]:
+    areas: list[chart.Band | chart.Span] = []
+    for shown in panels:
+        areas += [*shown.bands, *shown.spans]
+    for area in areas:
         if area.label and area.label not in found:
             thin = isinstance(area, chart.Span) and area.to is None and area.width < 2
             color, alpha = (area.color, area.alpha) if isinstance(area, chart.Span) else (style.COLORS["grey"], 0.3)

@@ -146,7 +146,8 @@ def _shapes(panel: Panel) -> list[dict[str, Any]]:
         across = "y" if span.axis == "x" else "x"
         own = panel.x if span.axis == "x" else panel.y
         ends = _places([span.at, span.at if span.to is None else span.to], own)
-        shape = {f"{span.axis}0": ends[0], f"{span.axis}1": ends[1], f"{across}0": 0, f"{across}1": 1, "layer": "below"}
+        shape: dict[str, Any] = {f"{span.axis}0": ends[0], f"{span.axis}1": ends[1], f"{across}0": 0, f"{across}1": 1}
+        shape["layer"] = "below"
         shape |= {f"{across}ref": f"{across} domain", f"{span.axis}ref": span.axis, "opacity": span.alpha}
         if span.to is None:
             dash = "solid" if span.dash == chart.MARKS else span.dash
@@ -199,12 +200,10 @@ def plot(panel: Panel) -> dict[str, Any]:
     seen: set[str] = set()
     for band in panel.bands:
         outline = {"type": "scatter", "mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip"}
-        x, color = (
-            _places(band.x, panel.x),
-            f"rgba({', '.join(str(int(band.color[i : i + 2], 16)) for i in (1, 3, 5))}, 0.15)",
-        )
-        traces.append({**outline, "x": x, "y": _places(band.low, panel.y)})
-        traces.append({**outline, "x": x, "y": _places(band.high, panel.y), "fill": "tonexty", "fillcolor": color})
+        at, rgb = _places(band.x, panel.x), ", ".join(str(int(band.color[i : i + 2], 16)) for i in (1, 3, 5))
+        filled = {"fill": "tonexty", "fillcolor": f"rgba({rgb}, 0.15)"}
+        traces.append({**outline, "x": at, "y": _places(band.low, panel.y)})
+        traces.append({**outline, "x": at, "y": _places(band.high, panel.y), **filled})
     for line in panel.lines:
         traces.append(_trace(line, panel, line.label not in seen))
         seen.add(line.label)
