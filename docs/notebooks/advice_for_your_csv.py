@@ -51,7 +51,7 @@ print("reservations:", ", ".join(stop.flags) or "none")
 # %%
 figure = advice.figure()
 figure.savefig("advice.png", dpi=120)
-figure
+figure  # noqa: B018 (a notebook shows the last value of a cell)
 
 # %% [markdown]
 # ## Keep it

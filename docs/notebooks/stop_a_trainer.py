@@ -6,8 +6,14 @@
 # the run where the expected loss of new rows is least.
 
 # %%
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from stopwise import Task
 from stopwise.integrations.callback import StopwiseCallback
@@ -67,8 +73,10 @@ print("reservations:", ", ".join(answer.flags) or "none")
 # %% [markdown]
 # ## Train
 #
-# The run ends at the stop. With `StopwiseCallback(stop=False)` it is only told, and the run is the same to the last bit.
+# The run ends at the stop.
+# With `StopwiseCallback(stop=False)` it is only told, and the run is the same to the last bit.
 
 # %%
 trainer.train()
-print(f"stopped after {trainer.state.epoch:.1f} epochs, at step {trainer.state.global_step} of {trainer.state.max_steps}")
+state = trainer.state
+print(f"stopped after {state.epoch:.1f} epochs, at step {state.global_step} of {state.max_steps}")
