@@ -8,7 +8,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # Two processes, each a file at a time, in the order of tests/conftest.py.
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help env demo report dag docs schema check test test-wheel test-slurm test-faults
+.PHONY: help env demo demo-arithmetic report dag docs schema check test test-wheel test-slurm test-faults
 .PHONY: lint lint-style lint-types lint-workflow format ui lock clean
 
 help:            ## Say what there is
@@ -19,24 +19,32 @@ env: $(READY)    ## Create the virtual environment and install what is pinned in
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("stopwise needs Python 3.11 or newer, found " + sys.version) if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile -r requirements.lock
+	@$(BIN)/python tools/install.py $(BIN)/python requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $(READY)
 
-demo: env        ## Fetch the model and the data, run config.yaml, draw the figures, write the report
+demo: env        ## Run config.yaml and config/demo-encoder.yaml: prediction, training, stops, figures, results page
+	@echo "1 of 2: a language model on two tasks (config.yaml). The first run fetches it and the data, 130 MB."
 	snakemake --cores all --logger stopwise
-	snakemake --cores all --report results/demo/report.html
-	@cat results/demo/summary.md
+	@echo "2 of 2: a small encoder with a new head, several sizes and seeds (config/demo-encoder.yaml; 84 MB)."
+	snakemake --cores all --logger stopwise --configfile config/demo-encoder.yaml
+	@cat results/demo/summary.md results/demo-encoder/summary.md
 	@echo
-	@echo "figures: results/demo/figures/*.svg and *.png    tables: results/demo/**/*.parquet"
-	@echo "page:    results/demo/index.html                 claims: results/demo/claims.md"
-	@echo "report:  results/demo/report.html                records: make ui"
+	@echo "Open first: results/demo/index.html and results/demo-encoder/index.html (no network needed)"
+	@echo "figures:    results/demo*/figures/*.svg and *.png    tables: results/demo*/**/*.parquet"
+	@echo "more:       make report (run times, provenance), make ui (record of all runs), make demo-arithmetic"
 
-report:          ## Write the HTML report of the last run of config.yaml
+demo-arithmetic: env ## Run config/demo-arithmetic.yaml: task vectors added and negated, predicted beforehand
+	snakemake --cores all --logger stopwise --configfile config/demo-arithmetic.yaml
+	@cat results/demo-arithmetic/summary.md
+	@echo
+	@echo "Open first: results/demo-arithmetic/index.html    figures: results/demo-arithmetic/figures"
+
+report: env      ## Write Snakemake's HTML report of the last run of config.yaml: figures, run times, provenance
 	snakemake --cores 1 --report results/demo/report.html
 
-dag: env         ## Draw the picture of the workflow in docs/reference/architecture.md anew
-	snakemake --rulegraph dot --configfile config/test.yaml | python tools/rule_graph.py docs/reference/architecture.md
+dag: env         ## Draw the picture of the workflow, docs/figures/workflow.svg, anew
+	snakemake --rulegraph dot --configfile config/test.yaml | python tools/rule_graph.py docs/figures/workflow
 
 docs: env        ## Build the documentation into build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet

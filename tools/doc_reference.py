@@ -67,6 +67,23 @@ def figures() -> str:
     return "\n\n".join(text)
 
 
+def notebook(name: str) -> str:
+    """Return a notebook, a script in percent format, as Markdown: words as they are, code in blocks.
+
+    Its first heading is left out: the page has one.
+    """
+    script = (ROOT / "docs" / "notebooks" / f"{name}.py").read_text(encoding="utf-8")
+    parts = []
+    for cell in re.split(r"^# %%", script, flags=re.MULTILINE)[1:]:
+        kind, _, body = cell.partition("\n")
+        if kind.strip() == "[markdown]":
+            words = "\n".join(line.removeprefix("#").removeprefix(" ") for line in body.strip().splitlines())
+            parts.append(re.sub(r"\A# .*\n+", "", words).strip())
+        else:
+            parts.append(f"```python\n{body.strip()}\n```")
+    return "\n\n".join(parts)
+
+
 def sentences(text: str) -> str:
     """Return a text with one sentence a line."""
     return re.sub(r"(?<=[.?!]) (?=[A-Z])", "\n", " ".join(text.split()))
@@ -160,6 +177,7 @@ def api() -> str:
 GENERATORS = {
     "rules": rules,
     "figures": figures,
+    "notebook": notebook,
     "artifacts": artifacts,
     "commands": commands,
     "targets": targets,

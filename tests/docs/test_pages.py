@@ -30,6 +30,7 @@ STAND_IN = {
 NEEDS_A_RUN = ("docs/how-to/merge-task-vectors.md",)
 # Its code is run by test_how_to_trainer.py; that of the other needs the built-in encoder and a file of one's own.
 RUN_ELSEWHERE = ("docs/how-to/stop-a-trainer.md", "docs/how-to/advice-for-a-classifier.md")
+RUN_ELSEWHERE += tuple(page for page in PAGES if page.startswith("docs/notebooks/"))  # test_notebooks.py
 # Scripts that stopwise itself writes for a person.
 WRITTEN = ("advice/train.py",)
 

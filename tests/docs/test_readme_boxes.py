@@ -68,7 +68,7 @@ def test_the_snippet_of_task_vectors_exports_models_that_transformers_loads(copy
     (code,) = snippets("docs/how-to/merge-task-vectors.md")
     here = {
         "smollm2-135m": "pico-llama",
-        "results/demo": "results/test",
+        "results/demo-arithmetic": "results/test",
         "movie": "colours",
         "spam": "moods",
         "n32": "n16",

@@ -173,7 +173,7 @@ def poison_gram(path, held_out):
 
 def test_adamw_is_predicted_by_its_own_kernel(copy):
     """The kernel depends on the training that it is weighed for; its path stands beside what training does."""
-    adam = {"optimizer": "adamw", "batch_size": 4, "step_size": 0.2}
+    adam = {"optimizer": "adamw", "learning_rate": None, "batch_size": 4, "step_size": 0.2}
     sections = {"kernel": {"formula": "adam"}, "arithmetic": {"enabled": False}, "drift": {"enabled": True}}
     sections["tasks"] = ["colours"]
     run = snakemake(copy, config=configure(copy, finetune=adam, **sections))

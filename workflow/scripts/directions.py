@@ -20,7 +20,8 @@ with Job(snakemake) as job:
     for n in sorted(set(kept["n"].to_pylist())):
         kernel = gram.leading(n)
         spec = kernel.spectrum(params.stopping["intercept"])
-        residual = sample.targets("train", params.outputs, params.stopping["target_scale"], n) - kernel.outputs
+        scale = gram.scale(params.stopping["target_scale"])
+        residual = sample.targets("train", params.outputs, scale, n) - kernel.outputs
         steps = sorted({row["step"] for row in kept.select(["n", "step"]).to_pylist() if row["n"] == n})
         outputs = {step: artifacts.read_matrix(kept, n=n, step=step) for step in steps}
         step_filter = None

@@ -20,11 +20,12 @@ with Job(snakemake) as job:
     params, kernel, own = snakemake.params, trained(snakemake.params.kernel), snakemake.params.drift
     start, seed, n = job.wildcards["start"], int(job.wildcards["seed"]), own["size"]
     coding = {key: kernel[key] for key in ("parameters", "outputs", "formula")}
-    settings = FinetuneSettings.from_config(params.finetune, **coding, **params.stopping)
+    gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram")).leading(n)
+    stopping = params.stopping | {"target_scale": gram.scale(params.stopping["target_scale"])}
+    settings = FinetuneSettings.from_config(params.finetune, **coding, **stopping)
     every = check_interval(settings.steps, own["checkpoints"])
     settings = replace(settings, stop="none", stop_at=None, evaluate_every=every)
     sample = read_sample(snakemake.input.data)
-    gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram")).leading(n)
     model, stamp = load_start(snakemake, start, seed, device, sample.classes)
     whole = batch_from_table(sample.table, "train", verbalizers=sample.verbalizers)
     batch = first_examples(whole, n)

@@ -20,9 +20,10 @@ with Job(snakemake) as job:
 
     params, sizes = snakemake.params, snakemake.params.sizes
     start, task, seed = job.wildcards["start"], job.wildcards["task"], int(job.wildcards["seed"])
-    settings = FinetuneSettings.from_config(params.finetune, **trained(params.kernel), **params.stopping)
     sample = read_sample(snakemake.input.data)
     gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram"))
+    stopping = params.stopping | {"target_scale": gram.scale(params.stopping["target_scale"])}
+    settings = FinetuneSettings.from_config(params.finetune, **trained(params.kernel), **stopping)
     tables = [artifacts.read_table(path, "stopping").to_pylist() for path in snakemake.input.stopping]
     stop_at = stop_steps(chain.from_iterable(tables), settings, sizes)
     held_out = len(sample.labels("validation"))

@@ -1,6 +1,7 @@
 """Sum the Jacobian shards' Gram contributions and describe the kernel layer by layer."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from job import Job
 from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.gram import assemble, layer_shares, shares_of_moments
 from stopwise.artifacts.sample import read_sample
+from stopwise.pipeline.config_auto import AUTO
+from stopwise.stopping.bayes import fitted_target_scale
 
 with Job(snakemake) as job:
     records = {str(path): artifacts.read_provenance(path) for path in snakemake.input.shards}
@@ -21,13 +24,17 @@ with Job(snakemake) as job:
                 raise artifacts.ArtifactError(f"{path}: made with another {what} than this run's; remove it")
     kernel = assemble({path: partial(artifacts.read_table, path, "jacobian") for path in records})
     stopping = snakemake.params.stopping
-    scale, centred = stopping["target_scale"], stopping["intercept"] == "fitted"
+    centred = stopping["intercept"] == "fitted"
+    unscaled = sample.targets("train", snakemake.params.outputs, 1.0)
+    if stopping["target_scale"] == AUTO:
+        fitted = fitted_target_scale(kernel.spectrum(stopping["intercept"]), unscaled, kernel.outputs)
+        kernel = replace(kernel, target_scale=fitted)
+    scale = kernel.scale(stopping["target_scale"])
     if kernel.by_layer:
         y = sample.targets("train", snakemake.params.outputs, scale)
         shares = layer_shares(kernel, y - kernel.outputs, centred=centred)
     else:
-        y = sample.targets("train", snakemake.params.outputs, 1.0)
-        shares = shares_of_moments(kernel, y, scale, centred=centred)
+        shares = shares_of_moments(kernel, unscaled, scale, centred=centred)
     origin = {"model": model, "data": sample.digest}
     trace = float(kernel.train.trace())
     job.write(snakemake.output.gram, kernel.table(), "gram", metrics={"trace": trace}, **origin)

@@ -13,7 +13,7 @@ with Job(snakemake) as job:
     rows, decays = [], []
     for n in snakemake.params.sizes:
         kernel = gram.leading(n)
-        y = sample.targets("train", snakemake.params.outputs, stopping["target_scale"], n)
+        y = sample.targets("train", snakemake.params.outputs, gram.scale(stopping["target_scale"]), n)
         spec = kernel.spectrum(stopping["intercept"])
         rows += spectrum_rows(n, spec, y - kernel.outputs)
         decays.append(decay_row(n, spec, y - kernel.outputs, stopping["noise"]))

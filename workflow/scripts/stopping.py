@@ -14,7 +14,8 @@ with Job(snakemake) as job:
     sample = read_sample(snakemake.input.data)
     gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram"))
     stopping, coding = snakemake.params.stopping, snakemake.params.outputs
-    others = {"outputs": coding, "target_scale": stopping["target_scale"], "intercept": stopping["intercept"]}
+    scale = gram.scale(stopping["target_scale"])
+    others = {"outputs": coding, "target_scale": scale, "intercept": stopping["intercept"]}
     settings = FinetuneSettings.from_config(snakemake.params.finetune, **others)
     t_max = stopping["t_max"] or settings.steps
     rules = [rule for rule in stopping["rules"] if rule not in MEASURED]
@@ -24,7 +25,7 @@ with Job(snakemake) as job:
     for n in snakemake.params.sizes:
         kernel = gram.leading(n)
         spec = kernel.spectrum(stopping["intercept"])
-        y = sample.targets("train", coding, stopping["target_scale"], n)
+        y = sample.targets("train", coding, scale, n)
         lambda_1 = step_eigenvalue(spec, settings.batch_size)
         run = BeforeTraining(
             spec,

@@ -14,13 +14,14 @@ from stopwise.training.settings import FinetuneSettings
 
 with Job(snakemake) as job:
     params, files = snakemake.params, snakemake.input
-    settings = FinetuneSettings.from_config(params.finetune, **params.kernel, **params.stopping)
     tables = (files.stopping, files.gram, files.data, files.outputs)
     stages = list(zip(artifacts.read_pairs(files.trajectory, "trajectory"), *tables, strict=True))
     rows, halves, judges = [], [], 0
     for (wildcards, table), stopping, gram, data, outputs in tqdm(stages, desc="tasks and seeds", unit="run"):
         kept = artifacts.read_table(outputs, "finetune_outputs")
         kernel, sample = read_gram(artifacts.read_table(gram, "gram")), read_sample(data)
+        scaled = params.stopping | {"target_scale": kernel.scale(params.stopping["target_scale"])}
+        settings = FinetuneSettings.from_config(params.finetune, **params.kernel, **scaled)
         predicted = artifacts.read_table(stopping, "stopping").to_pylist()
         judges = len(sample.labels("test"))
         own = []

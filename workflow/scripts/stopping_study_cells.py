@@ -13,8 +13,8 @@ with Job(snakemake) as job:
     params, seed = snakemake.params, int(job.wildcards["seed"])
     sample = read_sample(snakemake.input.data)
     kernel = read_gram(artifacts.read_table(snakemake.input.gram, "gram"))
-    rows = []
+    rows, scale = [], kernel.scale(params.target_scale)
     for n in tqdm(params.sizes, desc="training sizes", unit="size"):
         for kind in (Cell, LogLossCell):
-            rows += cell_rows(kind(kernel, sample, n, params.outputs, params.target_scale), seed)
+            rows += cell_rows(kind(kernel, sample, n, params.outputs, scale), seed)
     job.write(snakemake.output[0], rows, "stopping_study", data=sample.digest)

@@ -25,6 +25,8 @@ with Job(snakemake) as job:
         judged = [{**wildcards, **row} for row in table.to_pylist()]
         evaluations += judged
         rows += [{**row, "method": row["rule"]} for row in judged]
+    for wildcards, table in artifacts.read_pairs(files.trajectory, "trajectory"):
+        rows += [{**wildcards, **row} for row in summary.last_steps(table.to_pylist())]
     chosen = []
     for wildcards, table in artifacts.read_pairs(files.arithmetic, "arithmetic"):
         chosen += [{**wildcards, **row} for row in table.to_pylist() if row["chosen"] and row["split"] == "test"]

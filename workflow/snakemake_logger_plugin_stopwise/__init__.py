@@ -6,6 +6,7 @@ Everything else (errors, warnings, the table of jobs) is Snakemake's own text.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from logging import LogRecord
 from pathlib import Path
@@ -17,6 +18,7 @@ from stopwise.pipeline.progress import CLOCK, Progress, earlier_times
 
 # Snakemake's own lines that the lines here replace, or that tell a person nothing.
 CHATTER = ("Select jobs to execute...", "None", "")
+QUIET = 30.0  # seconds of silence after which a line says what is still running
 SILENT = (LogEvent.PROGRESS, LogEvent.RESOURCES_INFO, LogEvent.JOB_STARTED)
 
 
@@ -27,6 +29,15 @@ class LogHandler(LogHandlerBase):
         """Start with no job known."""
         self.progress = Progress()
         self.dry = bool(getattr(self.common_settings, "dryrun", False))
+        self.spoken = time.monotonic()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """Say what is still running, whenever nothing was said for a while."""
+        while True:
+            time.sleep(max(1.0, self.spoken + QUIET - time.monotonic()))
+            if time.monotonic() - self.spoken >= QUIET and (line := self.progress.still()):
+                self._say(line)
 
     def emit(self, record: LogRecord) -> None:
         """Write one record."""
@@ -53,6 +64,7 @@ class LogHandler(LogHandlerBase):
             self.progress.earlier = earlier_times(Path(*parts[: parts.index("benchmarks") + 1]))
 
     def _say(self, line: str) -> None:
+        self.spoken = time.monotonic()
         self._write(f"{time.strftime(CLOCK)}  {line}")
 
     @staticmethod

@@ -307,7 +307,7 @@ def follow_up(advice: Advice) -> dict[str, Any] | None:
     task = {"source": source, "text": list(advice.file.text), "label": advice.file.label, **_words(advice)}
     budget = advice.task.max_tokens - (0 if "verbalizers" in task else advice.task.options)
     steps = max(2 * found.decision.t, 4)
-    training: dict[str, Any] = {"optimizer": settings.optimizer}
+    training: dict[str, Any] = {"objective": "squared", "optimizer": settings.optimizer, "learning_rate": None}
     if settings.adam:
         training["batch_size"] = found.recipes[0].batch_size
     else:

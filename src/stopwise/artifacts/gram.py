@@ -30,7 +30,7 @@ class AssembledKernel:
 
     ``plain`` J J' of the training examples, where training clips gradients and K is in another metric;
     ``weights_move`` J theta_0 [n, columns] of both, where it decays weights. ``moments``: what is known of each layer
-    where layers are not kept.
+    where layers are not kept. ``target_scale`` is that of squared loss, where it was fitted.
     """
 
     train: np.ndarray
@@ -42,6 +42,7 @@ class AssembledKernel:
     weights_move: np.ndarray | None = None
     weights_move_new: np.ndarray | None = None
     moments: dict[str, np.ndarray] = field(default_factory=dict)
+    target_scale: float | None = None
 
     @property
     def columns(self) -> int:
@@ -52,7 +53,16 @@ class AssembledKernel:
         """Return the ``gram`` artifact."""
         blocks = {"train": self.train, "new": self.new, "outputs": self.outputs, "outputs_new": self.outputs_new}
         blocks |= {name: found for name in SCHEDULED if (found := getattr(self, name)) is not None}
+        blocks |= {} if self.target_scale is None else {"target_scale": np.array([[self.target_scale]])}
         return matrix_table([({"block": block}, matrix) for block, matrix in blocks.items()], "gram")
+
+    def scale(self, asked: float | str) -> float:
+        """Return the scale of the targets: a number as it is, the fitted one for ``auto``. ArtifactError without it."""
+        if not isinstance(asked, str):
+            return asked
+        if self.target_scale is None:
+            raise ArtifactError(f"stopping.target_scale: {asked!r}, and the kernel holds no fitted scale; remove it")
+        return self.target_scale
 
     def spectrum(self, intercept: str) -> Spectrum:
         """Return the spectrum of the training kernel, with the intercept ``fitted`` or ``none``."""
@@ -65,7 +75,7 @@ class AssembledKernel:
         plain = None if self.plain is None else self.plain[:m, :m]
         moves = None if self.weights_move is None else self.weights_move[:n]
         main = self.train[:m, :m], self.new[:, :m], self.outputs[:n], self.outputs_new
-        return AssembledKernel(*main, layers, plain, moves, self.weights_move_new)
+        return AssembledKernel(*main, layers, plain, moves, self.weights_move_new, target_scale=self.target_scale)
 
 
 def keeps_layers(asked: bool | None, rows: int, width: int, layers: int) -> bool:
@@ -161,7 +171,8 @@ def read_gram(table: pa.Table) -> AssembledKernel:
     known = set(table["block"].to_pylist())
     names = ("train", "new", "outputs", "outputs_new", *(name for name in SCHEDULED if name in known))
     blocks: dict[str, Any] = {name: read_matrix(table, block=name) for name in names}
-    return AssembledKernel(**blocks, by_layer={})
+    scale = float(read_matrix(table, block="target_scale")[0, 0]) if "target_scale" in known else None
+    return AssembledKernel(**blocks, by_layer={}, target_scale=scale)
 
 
 def layer_shares(kernel: AssembledKernel, residual: np.ndarray, centred: bool) -> list[dict]:

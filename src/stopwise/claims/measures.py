@@ -26,7 +26,13 @@ Key = tuple[str, str, int]  # start, task, seed
 
 
 def ridge_rows(
-    kernel: AssembledKernel, sample: Sample, coding: str, target_scale: float, intercept: str, n: int, etas: Iterable
+    kernel: AssembledKernel,
+    sample: Sample,
+    coding: str,
+    target_scale: float | str,
+    intercept: str,
+    n: int,
+    etas: Iterable,
 ) -> list[dict[str, Any]]:
     """Return the test loss of kernel ridge regression at mu = 1/eta for each training time: rows n, eta, loss.
 
@@ -34,13 +40,14 @@ def ridge_rows(
     """
     leading = kernel.leading(n)
     spec = Spectrum.of(leading.train, leading.columns, intercept == "fitted")
-    residual = sample.targets("train", coding, target_scale, n) - leading.outputs
+    scale = kernel.scale(target_scale)
+    residual = sample.targets("train", coding, scale, n) - leading.outputs
     held_out = len(sample.labels("validation"))
     f0, cross = leading.outputs_new[held_out:], leading.new[held_out * leading.columns :]
     times = [float(eta) for eta in etas if eta > 0]
     fitted = kernel_regression(spec, residual, cross, 1 / np.array(times)) if times else np.empty((0, len(cross)))
     offset = residual.mean(axis=0) if intercept == "fitted" else 0.0
-    y = sample.targets("test", coding, target_scale)
+    y = sample.targets("test", coding, scale)
     rows = [{"n": n, "eta": 0.0, "loss": squared_loss(f0 + offset, y)}]
     rows += [
         {"n": n, "eta": eta, "loss": squared_loss(f0 + one.reshape(f0.shape), y)}

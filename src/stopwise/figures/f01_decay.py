@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stopwise.figures import style
+from stopwise.figures.chart import DASHED, Axis, Line, Panel, Views
+from stopwise.figures.paint import paint
 from stopwise.figures.tables import Pairs, frame, gather, ordered
 
 _ID = [
@@ -86,43 +87,55 @@ def _geometric(data: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
     return mean.index.to_numpy(), np.exp(mean.to_numpy())
 
 
-def _panel(ax: Axes, data: pd.DataFrame, looks: dict[str, style.Look]) -> None:
-    """Draw the spectra of one start."""
-    keys = []
+def panel(data: pd.DataFrame, looks: dict[str, style.Look]) -> Panel:
+    """The spectra of one start: seeds thin, their geometric mean thick, the fitted law dashed."""
+    lines: list[Line] = []
+    fits: list[Line] = []
     for task in ordered(data["task"], style.TASKS):
         rows, look = data[data["task"] == task].sort_values("index"), looks[task]
         seeds = ordered(rows["seed"])
         for seed in seeds if len(seeds) > 1 else []:
             one = rows[rows["seed"] == seed]
-            ax.plot(one["index"], one["eigenvalue"], color=look.color, linewidth=0.5, alpha=0.45)
+            lines.append(Line(one["index"], one["eigenvalue"], look.color, width=0.5, alpha=0.45))
         index, mean = _geometric(rows, "eigenvalue")
-        few = {"marker": look.marker} if index.size <= 8 else {"marker": look.marker, "markevery": (0, index.size // 6)}
-        ax.plot(index, mean, color=look.color, markersize=3, **few)
+        every = 1 if index.size <= 8 else index.size // 6
+        label = f"{style.cut(task)}: {law(rows)}"
+        lines.append(Line(index, mean, look.color, label, marker=look.marker, size=3, every=every))
         index, fit = _geometric(usual_law(rows), "fit")
-        ax.plot(index, fit, color="black", linewidth=0.8, linestyle=(0, (4, 2)))
-        label = f"{style.plain(task)}: {law(rows)}"
-        keys.append(style.line_key(label, color=look.color, marker=look.marker, markersize=3))
-    keys.append(style.line_key("fitted law", color="black", linewidth=0.8, linestyle=(0, (4, 2))))
-    ax.set(xscale="log", yscale="log", ylabel=r"eigenvalue of $K/m$")
-    ax.legend(handles=keys, loc="upper center", bbox_to_anchor=(0.5, -0.22), title="decay, exponent [95 % interval]")
+        if index.size:
+            fits.append(Line(index, fit, style.COLORS["black"], "fitted law", DASHED, 0.8))
+    x, y = Axis("index i", "log"), Axis("eigenvalue of K/m", "log")
+    return Panel(x=x, y=y, lines=(*lines, *fits)) if lines else Panel(note="no spectrum")
+
+
+def says(table: pa.Table) -> str:
+    """One sentence: how far the speeds of the directions lie apart, over the runs of the first start."""
+    data = largest(frame(table, COLUMNS, "F1"))
+    if data.empty:
+        return ""
+    first = data[data["start"] == ordered(data["start"], style.STARTS)[0]]
+    runs = first.groupby(["task", "seed"])["eigenvalue"]
+    ratio = (runs.max() / runs.median()).median()
+    return f"Training learns its fastest direction {ratio:.3g} times as fast as the median one."
+
+
+def views(table: pa.Table) -> Views:
+    """One panel for each start and size."""
+    data = frame(table, COLUMNS, "F1")
+    top = data.groupby(["start", "task", "seed", "n"])["eigenvalue"].transform("max")
+    data, looks = data[data["eigenvalue"] > ZERO * top], style.looks(data["task"])
+    panels = {(s, str(n)): panel(rows, looks) for (s, n), rows in data.groupby(["start", "n"])}
+    return Views((("start", tuple(style.STARTS)), ("training examples", ())), panels)
 
 
 @style.styled
 def draw(table: pa.Table) -> Figure:
-    """Draw the decay at the largest n of each task, one panel a start: seeds thin, their geometric mean thick."""
+    """Draw the decay at the largest n of each task, one panel a start."""
     data = largest(frame(table, COLUMNS, "F1"))
-    starts = ordered(data["start"], style.STARTS) or [""]
-    tasks = max((data[data["start"] == s]["task"].nunique() for s in starts), default=1)
-    height = len(starts) * (2.35 + 0.14 * tasks)
-    figure, axes = style.new_figure(height=height, nrows=len(starts))
-    looks = style.looks(data["task"])
-    for ax, start in zip(axes[:, 0], starts, strict=True):
-        rows = data[data["start"] == start]
-        if rows.empty:
-            style.note(ax, "no spectrum")
-            continue
-        _panel(ax, rows, looks)
-        sizes = "–".join(str(n) for n in sorted({rows["n"].min(), rows["n"].max()}))
-        ax.set_title(f"{style.plain(start)} start, n = {sizes}", loc="left")
-        ax.set_xlabel("index $i$", labelpad=1)
-    return figure
+    starts, looks = ordered(data["start"], style.STARTS) or [""], style.looks(data["task"])
+    rows = []
+    for start in starts:
+        own = data[data["start"] == start]
+        sizes = "–".join(str(n) for n in sorted({own["n"].min(), own["n"].max()}))
+        rows.append([panel(own, looks).titled(f"{style.cut(start)} start, n = {sizes}")])
+    return paint(rows, says(table), height=1.7, own_legends=True)

@@ -1,19 +1,17 @@
-"""F2: curves of real fine-tuning with the mark of each stopping rule and the linearised prediction over them."""
+"""F2: curves of real fine-tuning, the prediction made before it, and on a strip below where each rule stops."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import ScaledTranslation
 
 from stopwise.figures import style
+from stopwise.figures.chart import DASHED, Axis, Band, Line, Panel, Span, Stop, Views, symlog
+from stopwise.figures.paint import paint
 from stopwise.figures.tables import Pairs, frame, gather, ordered, spread
 
 COLUMNS = pa.schema(
@@ -29,12 +27,14 @@ COLUMNS = pa.schema(
         pa.field("eta", pa.float64()),  # training time
         pa.field("loss", pa.float64()),  # empty on a rule that stops after the last measured step
         pa.field("accuracy", pa.float64()),
-        pa.field("objective", pa.string()),  # what was minimised; empty: squared
+        pa.field("objective", pa.string()),  # what was minimised; empty in tables of older runs
     ]
 )
 LOSSES = {"squared": "squared loss", "cross_entropy": "cross-entropy"}
 KINDS = {"measured": "", "linearised": "linearised_"}  # kind -> prefix of the columns of a trajectory
-MARK = 5.0  # points: size of a rule's mark, and the distance of marks that would cover each other
+RUN = ["start", "task", "seed", "n"]
+RAISED = ("bayes", "holdout", "oracle")  # rules whose stop is also a thin line through the curves
+MOST = 6  # panels
 
 
 def table(trajectories: Pairs, evaluations: Pairs = ()) -> pa.Table:
@@ -59,180 +59,180 @@ def table(trajectories: Pairs, evaluations: Pairs = ()) -> pa.Table:
     return gather(parts, COLUMNS, "F2")
 
 
-def _panels(data: pd.DataFrame) -> list[tuple[str, list[tuple[str, pd.DataFrame]]]]:
-    """The rows of the figure, each a task and its panels: the first start at up to three sizes, then every start.
-
-    A task with one start has no row of starts; where all tasks have one size and one start, that is the whole figure.
-    """
-    starts, tasks = ordered(data["start"], style.STARTS), ordered(data["task"], style.TASKS)
-    rows = []
-    for task in tasks:
-        own = data[(data["task"] == task) & (data["start"] == starts[0])]
-        who = f"{style.plain(starts[0])} start, " if len(starts) > 1 else ""
-        sizes = [(f"{who}n = {n}", own[own["n"] == n]) for n in spread(ordered(own["n"]), 3)]
-        rows.append((task, sizes))
-    for task in tasks:
-        own = data[data["task"] == task]
-        held = ordered(own["start"], style.STARTS)
-        largest = {start: own[own["start"] == start]["n"].max() for start in held}
-        if len(held) > 1:
-            panels = [(s, own[(own["start"] == s) & (own["n"] == n)]) for s, n in largest.items()]
-            rows.append((task, [(f"{style.plain(s)} start, n = {largest[s]}", one) for s, one in panels]))
-    return [(task, panels) for task, panels in rows if panels]
-
-
-def over_seeds(data: pd.DataFrame) -> pd.DataFrame:
-    """The runs of one start, task and size as one: mean loss at every step that all seeds reached, with its range.
-
-    A rule stops at the median step of the seeds in which it answers, and is marked on the mean test curve; its loss is
-    empty when that is after the last measured step.
-    """
-    run, curve = ["start", "task", "n"], ["kind", "split", "step"]
-    measured = data[(data["kind"] != "rule") & np.isfinite(data["loss"])]
-    means = measured.groupby([*run, *curve])["loss"].agg(["mean", "min", "max", "count"]).reset_index()
+def over_seeds(data: pd.DataFrame, value: str = "loss") -> pd.DataFrame:
+    """The curves of runs of one start, task and size as one: the mean at each step that all seeds reached."""
+    curve = ["kind", "split", "step"]
+    measured = data[(data["kind"] != "rule") & np.isfinite(data[value])]
+    means = measured.groupby(curve)[value].agg(["mean", "min", "max", "count"]).reset_index()
     # From where a seed's run ended, the mean would jump to that of the others.
-    means = means[means["count"] == means.groupby([*run, "kind", "split"])["count"].transform("max")]
-    means = means.rename(columns={"mean": "loss", "min": "low", "max": "high"}).drop(columns="count")
-    rules = data[data["kind"] == "rule"].groupby([*run, "rule"])["step"].median().reset_index()
-    marks = []
-    for _, one in rules.iterrows():
-        same = (means[run] == one[run]).all(axis=1) & (means["kind"] == "measured") & (means["split"] == "test")
-        test = means[same].sort_values("step")
-        known = not test.empty and one["step"] <= test["step"].max()
-        loss = np.interp(one["step"], test["step"], test["loss"]) if known else np.nan
-        marks.append({**one, "kind": "rule", "split": "test", "loss": loss})
-    columns = [*run, *curve, "loss", "low", "high", "rule"]
-    return pd.concat([means, pd.DataFrame(marks, columns=columns)] if marks else [means]).reindex(columns=columns)
+    means = means[means["count"] == means.groupby(["kind", "split"])["count"].transform("max")]
+    return means.rename(columns={"mean": value, "min": "low", "max": "high"}).drop(columns="count")
 
 
-def _curves(ax: Axes, rows: pd.DataFrame) -> None:
-    """Measured losses as lines in the band of the seeds, the linearised ones dashed."""
-    for kind, split in [(k, s) for k in KINDS for s in style.SPLITS]:
-        one = rows[(rows["kind"] == kind) & (rows["split"] == split)].sort_values("step")
-        dashed = {"linestyle": (0, (3, 1.5)), "linewidth": 0.9} if kind == "linearised" else {"linewidth": 1.2}
-        ax.plot(one["step"], one["loss"], color=style.SPLITS[split].color, **dashed)
-        if kind == "measured" and (one["high"] > one["low"]).any():
-            band: dict[str, Any] = {"color": style.SPLITS[split].color, "alpha": 0.15, "linewidth": 0}
-            ax.fill_between(one["step"], one["low"], one["high"], **band)
+Cell = tuple[str, pd.DataFrame]  # a panel's title, and the rows of one start, task and size
 
 
-def _scales(ax: Axes, rows: pd.DataFrame) -> None:
-    """Steps on a symmetric log axis from two decades on; losses on a log axis from one decade on."""
-    curves = rows[rows["kind"] != "rule"]
-    last = curves["step"].max()
-    if last > 100:
-        ax.set_xscale("symlog", linthresh=1, linscale=0.4)
-        ax.minorticks_off()
-    ax.set_xlim(left=-0.02 * last if last <= 100 else -0.2)
-    test = curves.loc[(curves["split"] == "test") & (curves["kind"] == "measured"), "loss"]
-    losses = curves.loc[curves["loss"] > 0, "loss"]
-    if not losses.empty and losses.max() > 10 * losses.min():
-        ax.set_yscale("log")
-        # a training loss that falls to nothing must not press the test curve flat
-        floor = 0.2 * test[test > 0].min() if (test > 0).any() else losses.min()
-        ax.set_ylim(bottom=max(0.8 * losses.min(), floor))
-        style.plain_log(ax.yaxis)
+def _grid(data: pd.DataFrame) -> list[list[Cell]]:
+    """The panels of the figure, at most ``MOST`` in two or three rows; the results page has every run.
 
-
-def _marks(ax: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> None:
-    """Mark each rule on the test curve; marks of (nearly) the same step are stacked, away from the panel's edge.
-
-    A rule that stops after the last measured step is an open mark at the right edge.
+    One start: tasks and sizes. Several: every start of the first task that has them, then further tasks.
     """
-    test = rows[(rows["kind"] == "measured") & (rows["split"] == "test")].sort_values("step")
-    rules = rows[(rows["kind"] == "rule") & rows["step"].notna()]
-    if test.empty:
-        return
-    last_step, last_loss = test[["step", "loss"]].iloc[-1]
-    points: Any = ax.get_figure()
-    height, last_x = 0, -np.inf
-    order = {rule: i for i, rule in enumerate(ordered(rules["rule"], style.RULES))}
-    rules = rules.assign(order=rules["rule"].map(order), at=rules["step"].clip(upper=last_step))
-    low, high = ax.transScale.transform(np.c_[ax.get_xlim(), ax.get_ylim()])
-    for _, one in rules.sort_values(["at", "order"]).iterrows():
-        beyond = one["step"] > last_step or not np.isfinite(one["loss"])
-        y = last_loss if beyond else one["loss"]
-        place = (ax.transScale.transform((one["at"], y)) - low) / (high - low)
-        if not -0.1 < place[1] < 1.1:  # a loss that is no number on this axis; the mark would hang outside the panel
+    if data.empty:
+        return []
+    tasks = ordered(data["task"], style.TASKS)
+    own = {task: data[data["task"] == task] for task in tasks}
+    if data["start"].nunique() > 1:
+        return _of_starts(own)
+    shown = spread(tasks, MOST)
+    each = 3 if len(shown) <= 2 else 2 if len(shown) == 3 else 1
+    sizes = {task: spread(ordered(own[task]["n"]), each) for task in shown}
+    cells = {(t, n): (f"{style.cut(t, 18)}, n = {n}", own[t][own[t]["n"] == n]) for t in shown for n in sizes[t]}
+    if len(shown) == 3 and len(cells) == MOST:  # tasks across, so that the figure stays low
+        return [[cells[t, sizes[t][i]] for t in shown] for i in range(2)]
+    if len(cells) == len(shown):  # one panel a task: side by side
+        flat, across = list(cells.values()), len(shown) if len(shown) <= 3 else -(-len(shown) // 2)
+        return [flat[i : i + across] for i in range(0, len(flat), across)]
+    return [[cells[t, n] for n in sizes[t]] for t in shown]
+
+
+def _of_starts(own: dict[str, pd.DataFrame]) -> list[list[Cell]]:
+    """Two rows of at most three panels, each run at its largest size."""
+
+    def largest(rows: pd.DataFrame, start: str) -> Cell:
+        rows = rows[rows["start"] == start]
+        n = rows["n"].max()
+        return f"{style.cut(rows['task'].iloc[0], 12)}, {style.cut(start)}, n = {n}", rows[rows["n"] == n]
+
+    starts = {task: ordered(rows["start"], style.STARTS) for task, rows in own.items()}
+    several = [task for task in own if len(starts[task]) > 1][:2]
+    others = [task for task in own if task not in several]
+    grid = [[largest(own[task], start) for start in starts[task][:3]] for task in several]
+    if len(grid) < 2 and others:
+        grid.append([largest(own[task], starts[task][0]) for task in spread(others, 3)])
+    return grid
+
+
+def _curves(rows: pd.DataFrame, value: str) -> tuple[list[Line], list[Band]]:
+    """Measured curves as lines in the band of the seeds, and those of the prediction, where there is one, dashed."""
+    lines, bands = [], []
+    for kind, split in [(k, s) for k in KINDS for s in style.SPLITS]:
+        one = rows[(rows["kind"] == kind) & (rows["split"] == split)].sort_values("step").dropna(subset=[value])
+        if one.empty:
             continue
-        height = height + 1 if abs(place[0] - last_x) < 0.05 else 0
-        last_x = last_x if height else place[0]
-        upward = place[1] < 0.55
-        shift = ScaledTranslation(0, (1 if upward else -1) * height * MARK * 1.15 / 72, points.dpi_scale_trans)
-        look = looks[one["rule"]]
-        ax.plot(
-            one["at"],
-            y,
-            linestyle="",
-            marker=look.marker,
-            markersize=MARK if look.marker != "*" else MARK * 1.4,
-            markerfacecolor="white" if beyond else look.color,
-            markeredgecolor=look.color if beyond else "black",
-            markeredgewidth=0.9 if beyond else 0.4,
-            transform=ax.transData + shift,
-            clip_on=False,
-            zorder=4,
-        )
+        color = style.SPLITS[split].color
+        if kind == "linearised":
+            lines.append(Line(one["step"], one[value], color, f"{split}, predicted", DASHED, 0.9))
+            continue
+        lines.append(Line(one["step"], one[value], color, f"{split}, measured"))
+        if (one["high"] > one["low"]).any():
+            bands.append(Band(one["step"], one["low"], one["high"], color, "range of the seeds"))
+    return lines, bands
 
 
-def _keys(data: pd.DataFrame, rules: Iterable[str], looks: dict[str, style.Look]) -> list:
-    keys = [style.line_key(split, color=look.color) for split, look in style.SPLITS.items()]
-    if (data["kind"] == "linearised").any():
-        keys.append(style.line_key("linearised", color="black", linewidth=0.9, linestyle=(0, (3, 1.5))))
-    if (data["high"] > data["low"]).any():
-        keys.append(style.line_key("range of the seeds", color=style.COLORS["grey"], linewidth=4.0, alpha=0.3))
-    for rule in rules:
-        mark = {"marker": looks[rule].marker, "color": looks[rule].color, "markeredgecolor": "black"}
-        keys.append(style.line_key(style.rule_label(rule), linestyle="", markersize=MARK, markeredgewidth=0.4, **mark))
-    rows = data[data["kind"] == "rule"]
-    if rows["loss"].isna().any():
-        mark = {"marker": "o", "markerfacecolor": "white", "markeredgecolor": style.COLORS["grey"]}
-        keys.append(style.line_key("stops after the run", linestyle="", markersize=MARK, **mark))
-    return keys
+def _losses(curves: list[Line], test: pd.DataFrame, name: str) -> Axis:
+    """Losses on a log axis from one decade on; a training loss that falls to nothing must not press the rest flat."""
+    values = np.concatenate([np.asarray(line.y, dtype=float) for line in curves]) if curves else np.zeros(0)
+    values = values[values > 0]
+    if not values.size or values.max() <= 10 * values.min():
+        return Axis(name)
+    positive = test.loc[test["value"] > 0, "value"]
+    floor = 0.2 * positive.min() if len(positive) else values.min()
+    return Axis(name, "log", limits=(max(0.8 * values.min(), floor), None))
+
+
+def _stops(rows: pd.DataFrame, looks: dict[str, style.Look], last: float) -> list[Stop]:
+    """The rules of one panel in the order of the registry, each with the median of its seeds' steps."""
+    found = []
+    for rule in ordered(rows["rule"], style.RULES):
+        own = rows[rows["rule"] == rule]
+        steps = own["step"].dropna()
+        beyond = len(steps) > 0 and steps.median() > last
+        at = None if steps.empty else float(min(steps.median(), last))
+        each = tuple(float(min(step, last)) for step in steps)
+        words = "no answer" if at is None else f"stops at step {steps.median():g}"
+        look = looks[rule]
+        found.append(Stop(style.rule_label(rule), look.color, look.marker, at, each, beyond, words))
+    return found
+
+
+def panel(rows: pd.DataFrame, looks: dict[str, style.Look], value: str, name: str) -> Panel:
+    """The curves of the runs of one start, task and size over their seeds, and the rules' stops below them.
+
+    ``value``: loss or accuracy. A thin line goes up from the stops of ``RAISED``.
+    """
+    curves = over_seeds(rows, value)
+    lines, bands = _curves(curves, value)
+    measured = curves[curves["kind"] == "measured"]
+    if measured.empty:
+        return Panel(note="no training run")
+    last = float(measured["step"].max())
+    stops = _stops(rows[rows["kind"] == "rule"], looks, last)
+    raised = {style.rule_label(rule): looks[rule].color for rule in RAISED if rule in looks}
+    up = [(stop.at, raised[stop.name]) for stop in stops if stop.name in raised and stop.at is not None]
+    spans = [Span("x", at, color, width=0.7, alpha=0.6) for at, color in up]
+    test = measured.loc[measured["split"] == "test", ["step", value]].rename(columns={value: "value"})
+    y = Axis(name, percent=True) if value == "accuracy" else _losses(lines, test, name)
+    x = Axis("optimizer step", limits=(-0.02 * last, None), whole=True)
+    if last > 100:
+        x = symlog("optimizer step", [0.0, last], 1.0, margin=0.02)
+    return Panel("", x, y, tuple(lines), tuple(bands), tuple(spans), strip=tuple(stops))
 
 
 def _loss(data: pd.DataFrame) -> str:
-    """Return the name of the loss of the curves; "loss" where runs of several are drawn together."""
-    found = {LOSSES.get(name, style.plain(name)) for name in data["objective"].dropna()} or {LOSSES["squared"]}
+    """Return the name of the loss of the curves; "loss" where it is not known, or of several kinds."""
+    found = {LOSSES.get(name, style.cut(name)) for name in data["objective"].dropna()} or {"loss"}
     return found.pop() if len(found) == 1 else "loss"
+
+
+def says(table: pa.Table) -> str:
+    """One sentence: how often bayes and hold-out stop near the lowest test loss."""
+    data = frame(table, COLUMNS, "F2")
+    rules = data[data["kind"] == "rule"].pivot_table(index=RUN, columns="rule", values="loss")
+    if "oracle" not in rules:
+        return ""
+    near = {name: (rules[name] <= 1.05 * rules["oracle"]) for name in ("bayes", "holdout") if name in rules}
+    if not near:
+        return ""
+    words = {"bayes": "bayes, which needs no validation set,", "holdout": "hold-out"}
+    counts = [f"{words[name]} in {int(hits.sum())} of {len(hits)} runs" for name, hits in near.items()]
+    return f"Stopping within 5 % of the lowest test loss: {' and '.join(counts)}."
+
+
+def views(table: pa.Table) -> Views:
+    """One panel for each task, size, start, seed (or all) and value."""
+    data = frame(table, COLUMNS, "F2")
+    names, looks = {"loss": _loss(data), "accuracy": "accuracy"}, style.looks(data["rule"].dropna(), style.RULES)
+    panels = {}
+    for (task, n, start), rows in data.groupby(["task", "n", "start"]):
+        seeds = ordered(rows["seed"])
+        chosen = [("all", rows)] if len(seeds) > 1 else []
+        chosen += [(str(seed), rows[rows["seed"] == seed]) for seed in seeds]
+        for seed, own in chosen:
+            for value, name in names.items():
+                if own[value].notna().any():
+                    panels[task, str(n), start, seed, name] = panel(own, looks, value, name)
+    starts, values = tuple(style.STARTS), tuple(names.values())
+    choices = (("task", tuple(style.TASKS)), ("training examples", ()), ("start", starts), ("seed", ("all",)))
+    return Views((*choices, ("show", values)), panels)
 
 
 @style.styled
 def draw(table: pa.Table) -> Figure:
-    """Draw the mean over seeds and its range: tasks down, up to three sizes across; then all starts at the largest."""
-    rows = frame(table, COLUMNS, "F2")
-    loss = _loss(rows)
-    data = over_seeds(rows)
-    lines = _panels(data)
-    if not lines:
-        figure, axes = style.new_figure("two-column", height=1.5)
-        style.note(axes[0, 0], "no training run")
-        return figure
+    """Draw the mean over seeds and its range, at most six panels of one start, and the rules on a strip below each."""
+    data = frame(table, COLUMNS, "F2")
+    grid = _grid(data)
+    if not grid:
+        return paint([[Panel(note="no training run")]])
+    name, looks = _loss(data), style.looks(ordered(data["rule"], style.RULES), style.RULES)
     rules = ordered(data["rule"], style.RULES)
-    looks = style.looks(rules, style.RULES)
-    columns = max(len(panels) for _, panels in lines)
-    width, across = ("two-column", 6) if columns > 1 else ("one-column", 3)
-    keys = _keys(data, rules, looks)
-    titles = [[title for title, _ in panels] for _, panels in lines]
-    titled = [i == 0 or titles[i] != titles[i - 1] for i in range(len(lines))]
-    height = 0.4 + 1.45 * len(lines) + 0.15 * (sum(titled) - (-len(keys) // across))
-    figure, axes = style.new_figure(width, height, nrows=len(lines), ncols=columns, sharex="col", sharey="row")
-    for i, (task, panels) in enumerate(lines):
-        for ax, (title, rows) in zip(axes[i], panels, strict=False):
-            _curves(ax, rows)
-            if titled[i]:
-                ax.set_title(title)
-        everything = pd.concat([rows for _, rows in panels])
-        for ax in axes[i]:
-            _scales(ax, everything)
-        for ax, (_, rows) in zip(axes[i], panels, strict=False):
-            _marks(ax, rows, looks)
-        for ax in axes[i, len(panels) :]:
-            ax.set_visible(False)
-        axes[i, 0].set_ylabel(f"{style.plain(task)}\n{loss}")
-    for ax in axes[-1]:
-        ax.set_xlabel("optimizer step")
-        if ax.get_xscale() == "linear":
-            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    style.outside_legend(figure, keys, across)
-    return figure
+    rows = [[_aligned(panel(own, looks, "loss", name), title, rules) for title, own in line] for line in grid]
+    comparable = all(len({own["task"].iloc[0] for _, own in line}) == 1 for line in grid)
+    entries = 4 if max(map(len, grid)) > 1 else 2
+    return paint(rows, says(table), height=1.15, share_x=True, share_y=comparable, legend=entries)
+
+
+def _aligned(shown: Panel, title: str, rules: list[str]) -> Panel:
+    """The panel with a row for every rule of the figure, so that the names at the left hold for all panels of a row."""
+    held = {stop.name: stop for stop in shown.strip}
+    every = [held.get(name := style.rule_label(rule), Stop(name, "", "")) for rule in rules]
+    return replace(shown, title=title, strip=tuple(every))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from stopwise.figures import style
+from stopwise.figures.chart import MARKS, Axis, Line, Panel, Span, Text, Views, symlog
+from stopwise.figures.paint import paint
 from stopwise.figures.tables import Pairs, frame, gather, ordered
 from stopwise.stats import wilson
 
@@ -33,21 +34,17 @@ COLUMNS = pa.schema(
     ]
 )
 
+# What is measured, and which values are good.
+MEASURES = {
+    "hit": ("runs within 5 % of the best loss", (0.8, 1.03)),
+    "relative_regret": ("excess over the best loss", (0.0, 0.05)),
+    "ratio": ("step / best step", (0.8, 1.25)),
+}
+
 
 def table(evaluations: Pairs) -> pa.Table:
     """Assemble the table from `evaluation` artifacts: a list of (wildcards with start, task and seed, table)."""
     return gather(evaluations, COLUMNS, "F3")
-
-
-def _rows(data: pd.DataFrame) -> list[tuple[float, str, str, pd.DataFrame]]:
-    """Height on the axis, rule, start and rows of every drawn line; the first rule is the highest."""
-    rules, starts = ordered(data["rule"], style.RULES), ordered(data["start"], style.STARTS)
-    lines = []
-    for i, rule in enumerate(rules):
-        for j, start in enumerate(starts):
-            offset = (j - (len(starts) - 1) / 2) * 0.9 / len(starts)
-            lines.append((i + offset, rule, start, data[(data["rule"] == rule) & (data["start"] == start)]))
-    return lines
 
 
 def runs(data: pd.DataFrame) -> int:
@@ -55,100 +52,136 @@ def runs(data: pd.DataFrame) -> int:
     return len(data.drop_duplicates(["start", "task", "seed", "n"]))
 
 
-def _hit_rate(ax: Axes, y: float, rows: pd.DataFrame, total: int, **look: Any) -> None:
-    answered = rows["hit"].dropna().astype(bool)
-    hits, trials = int(answered.sum()), len(answered)
-    if trials:
-        low, high = wilson(hits, trials)
-        ax.plot([low, high], [y, y], color=look["color"], linewidth=1.6, solid_capstyle="butt")
-        ax.plot(hits / trials, y, markeredgecolor="black", markeredgewidth=0.4, clip_on=False, zorder=3, **look)
-    silent = f" (+{total - trials})" if trials < total else ""
-    where: dict[str, Any] = {
-        "xy": (1.0, y),
-        "xycoords": ("axes fraction", "data"),
-        "textcoords": "offset points",
-        "xytext": (6, 0),
-    }
-    ax.annotate(f"{hits}/{trials}{silent}", va="center", fontsize=style.SMALL_FONT_SIZE, **where)
+def _hit_rate(data: pd.DataFrame, total: int, looks: dict[str, style.Look], y: Axis) -> Panel:
+    """The share of the runs in which a rule hits, with Wilson's interval, and the counts at the right."""
+    lines, texts = [], []
+    for place, (rule, rows) in enumerate(_by_rule(data)):
+        answered = rows["hit"].dropna().astype(bool)
+        hits, trials = int(answered.sum()), len(answered)
+        silent = f" (+{total - trials})" if trials < total else ""
+        texts.append(Text(f"{hits}/{trials}{silent}", place))
+        if trials:
+            look = looks[rule]
+            words = f"{hits} of {trials} runs" + (f", {total - trials} without an answer" if silent else "")
+            lines.append(Line(wilson(hits, trials), [place] * 2, look.color, width=1.6))
+            mark: dict[str, Any] = {"dash": MARKS, "marker": look.marker, "size": 4.0, "words": (words,)}
+            lines.append(Line([hits / trials], [place], look.color, **mark))
+    x = Axis(MEASURES["hit"][0], limits=(-0.03, 1.03), percent=True)
+    return Panel(x=x, y=y, lines=tuple(lines), texts=tuple(texts))
 
 
-def _strip(ax: Axes, y: float, values: pd.Series, width: float, **look: Any) -> None:
-    """Every value as a dot (spread evenly in height), the quartiles as a bar."""
-    values = values[np.isfinite(values)]
-    if values.empty:
-        return
-    jitter = (np.arange(len(values)) * 0.618 % 1 - 0.5) * width  # the golden ratio fills the width evenly
+def _dots(rule: str, rows: pd.DataFrame, column: str, place: int, look: style.Look) -> list[Line]:
+    """Every value as a dot (spread evenly in height), the quartiles as a bar and the median as a stroke."""
+    rows = rows[np.isfinite(rows[column])]
+    values = rows[column].to_numpy()
+    if not values.size:
+        return []
+    spread = (np.arange(len(values)) * 0.618 % 1 - 0.5) * 0.5  # the golden ratio fills the width evenly
+    words = tuple(f"{t}, n = {n}, seed {s}" for t, n, s in zip(rows["task"], rows["n"], rows["seed"], strict=True))
     size = 4.0 if len(values) < 12 else 2.5
-    ax.plot(values, y + jitter, linestyle="", markersize=size, alpha=0.6, markeredgewidth=0, **look)
-    if len(values) < 6:  # too few for quartiles: the dots say it all
-        return
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    ax.plot([low, high], [y, y], color=look["color"], linewidth=2.2, alpha=0.6, solid_capstyle="butt")
-    ax.plot(middle, y, marker="|", color="black", markersize=8, markeredgewidth=1.4, zorder=3)
+    own: dict[str, Any] = {"dash": MARKS, "marker": look.marker, "size": size, "alpha": 0.6, "words": words}
+    lines = [Line(values, place + spread, look.color, **own)]
+    if len(values) >= 6:  # too few for quartiles: the dots say it all
+        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+        lines.append(Line([low, high], [place] * 2, look.color, width=2.2, alpha=0.6))
+        stroke: dict[str, Any] = {
+            "dash": MARKS,
+            "marker": "|",
+            "size": 8.0,
+            "label": "median of the runs",
+            "words": (f"{rule}: median {middle:.3g}",),
+        }
+        lines.append(Line([middle], [place], style.COLORS["black"], **stroke))
+    return lines
 
 
-def _symlog(ax: Axes, values: pd.Series, floor: float) -> None:
-    """Logarithmic axis that also has a place for zero; linear when all values are within one decade of `floor`."""
-    values = values[np.isfinite(values)]
-    positive = values[values > 0]
-    if positive.empty or values.abs().max() <= 10 * floor:
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-        return
-    threshold = max(floor, 10 ** np.floor(np.log10(positive.min())))
-    ax.set_xscale("symlog", linthresh=threshold, linscale=0.5)
-    decades = 10.0 ** np.arange(np.log10(threshold), np.ceil(np.log10(values.abs().max())) + 1)
-    inside = decades[(values.min() <= decades) & (decades <= values.max())]
-    if len(inside) < 2:
-        decades = np.outer(decades, [1, 2, 5]).ravel()
-        decades = decades[(values.min() <= decades) & (decades <= values.max())]
-    decades = decades[:: max(1, -(-len(decades) // 6))]
-    ticks = [*-decades[::-1][decades[::-1] <= -values.min()], 0, *decades]
-    ax.set_xticks(ticks, [f"{v:g}".replace("-", "\N{MINUS SIGN}") for v in ticks])
-    ax.minorticks_off()
-    # Margins in units of the axis: those that matplotlib computes in data units leave half of the panel empty.
-    scale = ax.xaxis.get_transform()
-    low, high = scale.transform([values.min(), values.max()])
-    margin = 0.04 * (high - low)
-    ax.set_xlim(*scale.inverted().transform([low - margin, high + margin]))
+def _by_rule(data: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    return [(rule, data[data["rule"] == rule]) for rule in ordered(data["rule"], style.RULES)]
+
+
+def _symlog(column: str, values: pd.Series) -> Axis:
+    """An axis with a place for zero; from the smallest value on its own floor."""
+    floor = {"relative_regret": 0.01, "ratio": 0.1}[column]
+    found = values[np.isfinite(values)]
+    positive = found[found > 0]
+    if not positive.empty:
+        floor = max(floor, 10 ** np.floor(np.log10(positive.min())))
+    return symlog(MEASURES[column][0], found, floor)
+
+
+def panel(data: pd.DataFrame, measure: str, total: int, everything: pd.DataFrame) -> Panel:
+    """One measure of the runs of one start; ``everything``: the rows of all starts, which give rules and scales."""
+    rules = ordered(everything["rule"], style.RULES)
+    looks = style.looks(rules, style.RULES)
+    ticks = tuple((float(i), style.rule_label(rule)) for i, rule in enumerate(rules))
+    y = Axis(limits=(len(rules) - 0.4, -0.6), ticks=ticks)
+    shown = data.assign(rule=pd.Categorical(data["rule"], rules))
+    if measure == "hit":
+        made = _hit_rate(_padded(data, rules), total, looks, y)
+    else:
+        lines: list[Line] = []
+        for rule, rows in shown.groupby("rule", observed=True):
+            lines += _dots(str(rule), rows, measure, rules.index(str(rule)), looks[str(rule)])
+        extra = [1.0] if measure == "ratio" else [0.0]
+        x = _symlog(measure, pd.concat([everything[measure], pd.Series(extra)]))
+        made = Panel(x=x, y=y, lines=tuple(lines))
+    good = MEASURES[measure][1]
+    green: dict[str, Any] = {"alpha": 0.15, "label": "good"}
+    spans = (Span("x", good[0], style.COLORS["green"], to=good[1], **green),)
+    return replace(made, spans=spans)
+
+
+def _padded(data: pd.DataFrame, rules: list[str]) -> pd.DataFrame:
+    """A rule that has no row in a start keeps its place there."""
+    missing = [rule for rule in rules if not (data["rule"] == rule).any()]
+    return pd.concat([data, pd.DataFrame({"rule": missing})]) if missing else data
+
+
+def says(table: pa.Table) -> str:
+    """One sentence: the best rule that needs no validation set, beside hold-out, over all runs."""
+    data = frame(table, COLUMNS, "F3")
+    rate = data[data["hit"].notna()].groupby("rule")["hit"].agg(["sum", "count"])
+    known = [rule for rule in rate.index if rule not in ("oracle", "holdout")]
+    if not known:
+        return ""
+    total = runs(data)
+    best = max(known, key=lambda rule: (rate.loc[rule, "sum"], rule == "bayes"))
+    name, hits = style.rule_label(best), rate.loc[best, "sum"]
+    words = f"Without a validation set {name} most often stops within 5 % of the best: in {hits:.0f} of {total} runs"
+    if "holdout" in rate.index:
+        words += f" (hold-out stopping: {rate.loc['holdout', 'sum']:.0f})"
+    return words + "."
+
+
+def views(table: pa.Table) -> Views:
+    """One panel for each measure and start."""
+    data = frame(table, COLUMNS, "F3")
+    totals = {start: runs(rows) for start, rows in data.groupby("start")}
+    judged = data[data["rule"] != "oracle"].sort_values(["start", "task", "seed", "n"])
+    panels = {
+        (label, start): panel(rows, measure, totals[start], judged)
+        for start, rows in judged.groupby("start")
+        for measure, (label, _) in MEASURES.items()
+    }
+    return Views((("measure", tuple(label for label, _ in MEASURES.values())), ("start", tuple(style.STARTS))), panels)
 
 
 @style.styled
 def draw(table: pa.Table) -> Figure:
-    """Draw hit rate with Wilson 95 % intervals, regret and time over the oracle's, for each rule but the oracle.
+    """Draw hit rate, regret and time over the oracle's of each rule but the oracle: measures down, starts across.
 
     A run for which a rule gave no answer is no trial of its hit rate; such runs are counted beside it.
     """
     data = frame(table, COLUMNS, "F3")
     totals = {start: runs(rows) for start, rows in data.groupby("start")}
     data = data[data["rule"] != "oracle"].sort_values(["start", "task", "seed", "n"])
-    rules, starts = ordered(data["rule"], style.RULES), ordered(data["start"], style.STARTS)
-    per_panel = 0.45 + max(2, len(rules)) * max(0.17, 0.12 * len(starts))
-    figure, axes = style.new_figure(height=0.3 + 3 * per_panel, nrows=3, sharey=True)
     if data.empty:
-        for ax in axes[:, 0]:
-            style.note(ax, "no rule was judged")
-        return figure
-    looks = style.looks(data["rule"], style.RULES)
-    shapes = style.looks(starts, style.STARTS)
-    for y, rule, start, rows in _rows(data):
-        look = {"color": looks[rule].color, "marker": shapes[start].marker if len(starts) > 1 else looks[rule].marker}
-        _hit_rate(axes[0, 0], y, rows, totals[start], **look)
-        _strip(axes[1, 0], y, rows["relative_regret"], 0.5 / len(starts), **look)
-        _strip(axes[2, 0], y, rows["ratio"], 0.5 / len(starts), **look)
-    xlabel = "runs within 5 % of the oracle's loss (+: no answer)"
-    axes[0, 0].set(xlim=(-0.02, 1.02), xlabel=xlabel)
-    axes[0, 0].xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes[0, 0].set_yticks(range(len(rules)), [style.rule_label(r) for r in rules])
-    axes[0, 0].set_ylim(len(rules) - 0.4, -0.6)
-    axes[1, 0].set_xlabel("relative regret (quartiles, median)")
-    _symlog(axes[1, 0], data["relative_regret"], 0.01)
-    axes[2, 0].set_xlabel("stopping time / oracle's (quartiles, median)")
-    _symlog(axes[2, 0], pd.concat([data["ratio"], pd.Series([1.0])]), 0.1)
-    axes[2, 0].axvline(1.0, color=style.COLORS["grey"], linewidth=0.8, linestyle=":")
-    if len(starts) > 1:
-        keys = [
-            style.line_key(style.plain(s), color="black", linestyle="", marker=shapes[s].marker, markersize=4)
-            for s in starts
-        ]
-        style.outside_legend(figure, keys, 3)
-    return figure
+        return paint([[Panel(note="no rule was judged")]])
+    starts = ordered(data["start"], style.STARTS)
+    grid = []
+    for measure in MEASURES:
+        own = [panel(data[data["start"] == start], measure, totals[start], data) for start in starts]
+        titled = measure == "hit"
+        grid.append([p.titled(f"{style.cut(s)} start") if titled else p for s, p in zip(starts, own, strict=True)])
+    height = 0.12 + 0.14 * max(2, data["rule"].nunique())
+    return paint(grid, says(table), height=height, share_y=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stopwise.figures import style
+from stopwise.figures.chart import DASHED, MARKS, Axis, Line, Panel, Span, Views
+from stopwise.figures.paint import paint
 from stopwise.figures.tables import Pairs, frame, gather, ordered
 from stopwise.linearized.decay import Decay, predicted_rate
 from stopwise.stats import mean_interval, slope
@@ -96,52 +100,100 @@ def slopes(rows: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
     return {**measured, "predicted": (laws["predicted_slope"].mean(), low, high)}
 
 
-def _curves(ax: Axes, data: pd.DataFrame, name: str, looks: dict[str, style.Look]) -> None:
-    """Mean over seeds with its interval, on log axes; every seed as a faint mark."""
+def panel(data: pd.DataFrame, name: str, looks: dict[str, style.Look]) -> Panel:
+    """One quantity against n: the mean over seeds with its interval, every seed as a faint mark, both axes log.
+
+    Dashed, beside the excess: the slope that the spectrum predicts, through the middle of the measured points.
+    """
+    lines: list[Line] = []
+    slopes_: list[Line] = []
     for task in ordered(data["task"], style.TASKS):
         rows = data[(data["task"] == task) & (data[name] > 0)]
         if rows.empty:
             continue
         look = looks[task]
-        ax.plot(rows["n"], rows[name], linestyle="", marker=look.marker, markersize=2, color=look.color, alpha=0.4)
-        sizes = ordered(rows["n"])
+        lines.append(Line(rows["n"], rows[name], look.color, "", MARKS, marker=look.marker, size=2, alpha=0.4))
+        sizes = np.array(ordered(rows["n"]), dtype=float)
         means = np.array([mean_interval(rows.loc[rows["n"] == n, name]) for n in sizes])
-        ax.plot(sizes, means[:, 0], color=look.color, marker=look.marker, markersize=3.5)
+        lines.append(Line(sizes, means[:, 0], look.color, style.cut(task, 20), marker=look.marker))
         if rows["seed"].nunique() > 2:  # Student's interval of two seeds is 13 standard errors: the marks say more
             ends = np.clip(means[:, 1:], 0.5 * rows[name].min(), 2 * rows[name].max())
-            ax.vlines(sizes, ends[:, 0], ends[:, 1], color=look.color, linewidth=0.8)
-    sizes = ordered(data["n"])
+            for n, (low, high) in zip(sizes, ends, strict=True):
+                lines.append(Line([n, n], [low, high], look.color, width=0.8))
+        predicted = rows.drop_duplicates("seed")["predicted_slope"].mean()
+        if name == "excess" and np.isfinite(predicted) and len(sizes) > 1:
+            logs = np.log(sizes)
+            fitted = np.exp(np.log(means[:, 0]).mean() + predicted * (logs - logs.mean()))
+            slopes_.append(Line(sizes, fitted, look.color, "predicted by the spectrum", DASHED, 0.9))
+    ticks = tuple((float(n), str(n)) for n in ordered(data["n"]))
+    x = Axis("number of training examples n", "log", ticks=ticks)
+    if not lines:
+        return Panel(note="no noise estimate")
     rules = "/".join(style.rule_label(r) for r in ordered(data["rule"], style.RULES))
-    ax.set(xscale="log", yscale="log", ylabel=f"{QUANTITIES[name]}\nat the {rules} stop")
-    ax.set_xticks(sizes, [str(n) for n in sizes])
-    ax.minorticks_off()
-    style.plain_log(ax.yaxis)
-    if not (data[name] > 0).any():
-        ax.text(0.5, 0.5, "no noise estimate", transform=ax.transAxes, ha="center", color=style.COLORS["grey"])
-        ax.set_yticks([])
-        ax.set_xlim(0.9 * min(sizes), 1.1 * max(sizes))
+    y = Axis(f"{QUANTITIES[name]}\nat the {rules} stop", "log")
+    return Panel(x=x, y=y, lines=(*lines, *slopes_))
 
 
-def _slopes(ax: Axes, data: pd.DataFrame, tasks: list[str], looks: dict[str, style.Look]) -> None:
-    """One line a task: predicted slope black, slope of the excess filled, slope of the whole loss open."""
+def slope_panel(data: pd.DataFrame, looks: dict[str, style.Look]) -> Panel:
+    """One row a task: predicted slope black, slope of the excess filled, slope of the whole loss open."""
+    tasks = ordered(data["task"], style.TASKS)
+    lines: list[Line] = []
+    labelled = {"predicted": "predicted slope", "excess": "slope, noise taken off", "loss": "slope of the loss"}
     for i, task in enumerate(tasks):
         found = slopes(data[data["task"] == task])
         look = looks[task]
-        for offset, name, color, face in (
-            (-0.25, "predicted", "black", "black"),
-            (0.0, "excess", look.color, look.color),
-            (0.25, "loss", look.color, "white"),
-        ):
+        for offset, name in ((-0.25, "predicted"), (0.0, "excess"), (0.25, "loss")):
             value, low, high = found[name]
-            if np.isfinite(value):
-                marker = "|" if name == "predicted" else look.marker
-                ax.plot(value, i + offset, marker=marker, color=color, markerfacecolor=face, markersize=4, zorder=3)
-                ends = np.clip([low, high], -3, 2)  # a slope from two or three sizes may have no useful interval
-                ax.plot(ends, [i + offset] * 2, color=color, linewidth=1.0)
-    ax.set_yticks(range(len(tasks)), [style.plain(t, 14) for t in tasks])
-    ax.set_ylim(len(tasks) - 0.4, -0.6)
-    ax.set_xlabel("slope in log n (95 % interval)")
-    ax.axvline(0.0, color=style.COLORS["grey"], linewidth=0.6)
+            if not np.isfinite(value):
+                continue
+            color = style.COLORS["black"] if name == "predicted" else look.color
+            ends = np.clip([low, high], -3, 2)  # a slope from two or three sizes may have no useful interval
+            lines.append(Line(ends, [i + offset] * 2, color, width=1.0))
+            marker = "|" if name == "predicted" else look.marker
+            words = (f"{task}: {labelled[name]} {value:.2f}",)
+            own: dict[str, Any] = {"marker": marker, "size": 4.0, "open": name == "loss", "words": words}
+            lines.append(Line([value], [i + offset], color, "", MARKS, **own))
+    if not lines:
+        return Panel(note="no slope")
+    ticks = tuple((float(i), style.cut(t, 14)) for i, t in enumerate(tasks))
+    zero = Span("x", 0.0, style.COLORS["grey"], width=0.6)
+    y = Axis(limits=(len(tasks) - 0.4, -0.6), ticks=ticks)
+    return Panel(x=Axis("slope in log n (95 % interval)"), y=y, lines=tuple(lines), spans=(zero,))
+
+
+SLOPES = "slopes: predicted |, noise taken off (filled), of the loss (open)"
+
+
+def says(table: pa.Table) -> str:
+    """One sentence: on how many tasks more examples help, and on how many the predicted slope is in the interval."""
+    data = frame(table, COLUMNS, "F4")
+    falls = inside = known = total = 0
+    for _, rows in data.groupby(["start", "task"]):
+        found = slopes(rows)
+        if np.isfinite(found["loss"][0]):
+            total += 1
+            falls += found["loss"][0] < 0
+        measured, predicted = found["excess"], found["predicted"]
+        if np.isfinite(measured[1]) and np.isfinite(predicted[0]):
+            known += 1
+            inside += bool(measured[1] <= predicted[0] <= measured[2])
+    if not total:
+        return ""
+    words = f"More examples lower the test loss in {falls} of {total} cases"
+    if known:
+        words += f"; the slope that the spectrum predicts is inside the measured interval in {inside} of {known}"
+    return words + "."
+
+
+def views(table: pa.Table) -> Views:
+    """One panel for each quantity and start."""
+    data = frame(table, COLUMNS, "F4")
+    looks, panels = style.looks(data["task"]), {}
+    for start, rows in data.groupby("start"):
+        for name, label in QUANTITIES.items():
+            panels[label, start] = panel(rows, name, looks)
+        panels[SLOPES, start] = slope_panel(rows, looks)
+    return Views((("show", (*QUANTITIES.values(), SLOPES)), ("start", tuple(style.STARTS))), panels)
 
 
 @style.styled
@@ -150,28 +202,16 @@ def draw(table: pa.Table) -> Figure:
     data = frame(table, COLUMNS, "F4")
     starts, tasks = ordered(data["start"], style.STARTS), ordered(data["task"], style.TASKS)
     if not data["loss"].notna().any():
-        figure, axes = style.new_figure(height=1.5)
-        style.note(axes[0, 0], "no stopped run")
-        return figure
+        return paint([[Panel(note="no stopped run")]])
     looks = style.looks(tasks)
-    width = "two-column" if len(starts) > 1 else "one-column"
-    low = 0.5 + max(0.3, 0.24 * len(tasks))
-    figure, axes = style.new_figure(
-        width, 4.0 + low, nrows=3, ncols=len(starts), gridspec_kw={"height_ratios": [1.5, 1.5, low]}
-    )
-    for column, start in zip(axes.T, starts, strict=True):
-        rows = data[data["start"] == start]
-        for ax, name in zip(column, QUANTITIES, strict=False):
-            _curves(ax, rows, name, looks)
-        column[1].set_xlabel("number of training examples n")
-        _slopes(column[2], rows, ordered(rows["task"], style.TASKS), looks)
-        column[0].set_title(f"{style.plain(start)} start", loc="left")
-    for ax in axes[:2, 1:].flat:
-        ax.set_ylabel("")
-    keys = [style.line_key(style.plain(t, 20), color=looks[t].color, marker=looks[t].marker) for t in tasks]
-    keys.append(style.line_key("predicted slope", color="black", marker="|"))
+    own = [data[data["start"] == start] for start in starts]
+    grid = [[panel(rows, "loss", looks).titled(f"{style.cut(s)} start") for s, rows in zip(starts, own, strict=True)]]
+    grid[0] = [replace(p, x=replace(p.x, label="")) for p in grid[0]]
+    grid.append([panel(rows, "excess", looks) for rows in own])
+    grid.append([slope_panel(rows, looks) for rows in own])
     grey = style.COLORS["grey"]
-    keys.append(style.line_key("slope, noise taken off", color=grey, marker="o"))
-    keys.append(style.line_key("slope of the loss", color=grey, marker="o", markerfacecolor="white"))
-    style.outside_legend(figure, keys, 5 if width == "two-column" else 2)
-    return figure
+    extra = [style.line_key("below: predicted slope", color="black", marker="|")]
+    extra.append(style.line_key("below: noise taken off", color=grey, marker="o"))
+    extra.append(style.line_key("below: of the loss", color=grey, marker="o", markerfacecolor="white"))
+    heights = (1.4, 1.4, 0.15 + max(0.3, 0.26 * len(tasks)))
+    return paint(grid, says(table), height=heights, extra=extra)

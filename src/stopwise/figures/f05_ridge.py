@@ -59,6 +59,17 @@ def _panel(ax: Axes, rows: pd.DataFrame, source: str) -> None:
     style.plain_log(ax.yaxis)
 
 
+def says(table: pa.Table) -> str:
+    """One sentence: the best risk of ridge regression over that of the best stop, over the sources."""
+    data = frame(table, COLUMNS, "F5")
+    best = data.groupby(["source", "filter"])["best"].first().unstack()
+    if not {"ridge", "descent"} <= set(best):
+        return ""
+    ratio = (best["ridge"] / best["descent"]).dropna()
+    ends = f"{ratio.min():.2f} to {ratio.max():.2f}" if len(ratio) > 1 else f"{ratio.iloc[0]:.2f}"
+    return f"Ridge regression and early stopping at their best: the ratio of their risks is {ends}."
+
+
 @style.styled
 def draw(table: pa.Table) -> Figure:
     """Draw risk against training time, one panel a source; dots mark each curve's lowest point."""
@@ -84,4 +95,5 @@ def draw(table: pa.Table) -> Figure:
     keys.append(style.line_key("lowest point of the curve", color=grey, marker="o", linestyle=""))
     keys.append(style.line_key("mean of each data set's own best", color=grey, linestyle=":"))
     style.outside_legend(figure, keys, 4)
+    style.headline(figure, says(table))
     return figure

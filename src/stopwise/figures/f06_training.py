@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import matplotlib as mpl
@@ -9,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from stopwise.figures import style
+from stopwise.figures.chart import DASHED, DOTTED, Axis, Line, Panel, Views, symlog
+from stopwise.figures.paint import paint
 from stopwise.figures.tables import Pairs, frame, gather, ordered, spread
 
 COLUMNS = pa.schema(
@@ -31,16 +33,14 @@ COLUMNS = pa.schema(
     ]
 )
 QUANTITIES = {
-    "residual": "residual left, |z(t)/z(0)|",
+    "residual": "residual left, |z(t) / z(0)|",
     "loss": "training loss",
-    "drift": r"drift $|K_t - K_0| / |K_0|$",
-    "distance": r"distance $|θ_t - θ_0| / |θ_0|$",
+    "drift": "drift of the kernel",
+    "distance": "distance moved",
 }
-DASHED = (0, (3, 1.5))
-DOTTED = (0, (1, 1.2))
 GUARANTEE = "guarantee"  # a quantity of the table that is drawn into the panel of the loss
 DIRECTIONS = (1, 2, 5, 10)  # of the measured ten: all of them are a thicket of lines
-MOST_ROWS = 8
+MOST_ROWS = 6
 
 
 def table(trajectories: Pairs, directions: Pairs = (), drifts: Pairs = (), guarantees: Pairs = ()) -> pa.Table:
@@ -71,9 +71,9 @@ def _renamed(table: pa.Table, names: dict[str, str]) -> pa.Table:
     return table.rename_columns([names.get(c, c) for c in table.column_names])
 
 
-def _shades(count: int) -> np.ndarray:
+def _shades(count: int) -> list[str]:
     """Colours from dark to light that stay apart in greyscale and for all kinds of colour vision."""
-    return mpl.colormaps["viridis"](np.linspace(0.0, 0.85, count))
+    return [to_hex(shade) for shade in mpl.colormaps["viridis"](np.linspace(0.0, 0.85, count))]
 
 
 def _in_model_order(layer: str) -> list[tuple[int, str]]:
@@ -81,44 +81,87 @@ def _in_model_order(layer: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in layer.split(".")]
 
 
-def _lines(ax: Axes, rows: pd.DataFrame, **look: Any) -> None:
+def _pair(rows: pd.DataFrame, color: str, label: str = "", **look: Any) -> list[Line]:
+    """What was measured, and dashed what the theory says, where it says something."""
     rows = rows.sort_values("step")
-    ax.plot(rows["step"], rows["measured"], **look)
-    if rows["predicted"].notna().any():
-        ax.plot(rows["step"], rows["predicted"], **{**look, "linestyle": DASHED, "marker": "", "linewidth": 0.9})
+    lines = [Line(rows["step"], rows["measured"], color, label, **look)]
+    said = rows[rows["predicted"].notna()]
+    if not said.empty:
+        lines.append(Line(said["step"], said["predicted"], color, "", DASHED, 0.9))
+    return lines
 
 
-def _directions(rows: pd.DataFrame) -> dict[int, Any]:
-    """The directions that are drawn, those of ``DIRECTIONS`` that were measured, each with its colour."""
+def _residuals(rows: pd.DataFrame) -> list[Line]:
+    """Some of the measured directions from dark to light, and all the others together."""
+    lines: list[Line] = []
     shades = dict(zip(DIRECTIONS, _shades(len(DIRECTIONS)), strict=True))
-    measured = set(rows["direction"].dropna())
-    return {direction: shade for direction, shade in shades.items() if direction in measured}
+    for direction, shade in shades.items():
+        own = rows[rows["direction"] == direction]
+        if not own.empty:
+            lines += _pair(own, shade, f"direction {direction}", width=0.9)
+    rest = rows[rows["direction"] == 0]
+    return lines + (_pair(rest, style.COLORS["vermilion"], "all after the tenth", width=1.4) if len(rest) else [])
 
 
-def _panel(ax: Axes, rows: pd.DataFrame, quantity: str) -> None:
-    """Draw one quantity of one run; a panel without rows says so."""
+def _layers(rows: pd.DataFrame) -> list[Line]:
+    """Every layer thin, from dark to light, and the whole model black."""
+    lines: list[Line] = []
+    layers = sorted(rows["layer"].dropna().unique(), key=_in_model_order)
+    for i, (layer, shade) in enumerate(zip(layers, _shades(len(layers)), strict=True)):
+        label = "first layer" if i == 0 else "last layer" if i == len(layers) - 1 else ""
+        own = rows[rows["layer"] == layer].sort_values("step")
+        lines.append(Line(own["step"], own["measured"], shade, label, width=0.6))
+    whole = rows[rows["layer"].isna()]
+    return lines + (_pair(whole, style.COLORS["black"], "measured", marker="o", size=2) if len(whole) else [])
+
+
+def panel(rows: pd.DataFrame, quantity: str) -> Panel:
+    """One quantity of one run; a panel without rows says so. Nothing is cut off."""
     bound, rows = rows[rows["quantity"] == GUARANTEE], rows[rows["quantity"] == quantity]
     if not rows["measured"].notna().any():
-        style.note(ax, "not measured")
-        return
-    if quantity == "residual":
-        for direction, color in _directions(rows).items():
-            _lines(ax, rows[rows["direction"] == direction], color=color, linewidth=0.9)
-        _lines(ax, rows[rows["direction"] == 0], color=style.COLORS["vermilion"], linewidth=1.4)
-        ax.set_yscale("symlog", linthresh=0.01, linscale=0.4)
-        ax.set_yticks([0, 0.01, 0.1, 1], ["0", "0.01", "0.1", "1"])
-        ax.set_ylim(bottom=0, top=1.3 * max(1.0, min(rows["measured"].max(), 3.0)))
-        return
-    layers = sorted(rows["layer"].dropna().unique(), key=_in_model_order)
-    for layer, color in zip(layers, _shades(len(layers)), strict=True):
-        _lines(ax, rows[rows["layer"] == layer], color=color, linewidth=0.6)
-    _lines(ax, rows[rows["layer"].isna()], color="black", marker="o", markersize=2)
-    ax.set_ylim(bottom=0, top=ax.get_ylim()[1])  # a guarantee far above the loss must not flatten it
+        return Panel(note="not measured")
+    lines = _residuals(rows) if quantity == "residual" else _layers(rows)
     if quantity == "loss" and len(bound):
         bound = bound.sort_values("step")
-        ax.plot(bound["step"], bound["predicted"], color="black", linestyle=DOTTED, linewidth=0.9)
-    ax.yaxis.set_major_locator(MaxNLocator(4))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        lines.append(Line(bound["step"], bound["predicted"], style.COLORS["black"], "guarantee", DOTTED, 0.9))
+    values = np.concatenate([np.asarray(line.y, dtype=float) for line in lines])
+    values = values[np.isfinite(values)]
+    y = Axis(limits=(0.0, None))
+    if quantity == "residual":
+        y = symlog("", [0.0, *values], 0.01)
+    elif quantity == "loss" and values[values > 0].size and values.max() > 5 * np.median(values):
+        y = Axis("", "log")
+    return Panel(x=Axis("optimizer step", whole=True), y=y, lines=tuple(lines))
+
+
+def says(table: pa.Table) -> str:
+    """One sentence: how far the measured training loss is from the theory's at the end of the runs that are drawn."""
+    data = frame(table, COLUMNS, "F6")
+    loss = data[(data["quantity"] == "loss") & data["predicted"].notna() & data["measured"].notna()]
+    if loss.empty:
+        return ""
+    loss = _chosen(loss).sort_values("step")
+    last = loss.groupby(["start", "task"]).last()
+    first = loss.groupby(["start", "task"]).first()
+    apart = ((last["measured"] - last["predicted"]).abs() / first["measured"]).median()
+    return (
+        f"At the last step the training loss differs from the theory's by {100 * apart:.0f} % of its first value"
+        f" (median of {len(last)} {'run' if len(last) == 1 else 'runs'})."
+    )
+
+
+def views(table: pa.Table) -> Views:
+    """One panel for each task, start and quantity: the first seed at the largest n."""
+    data = frame(table, COLUMNS, "F6")
+    panels: dict[tuple[str, ...], Panel] = {}
+    if data["measured"].notna().any():
+        for (task, start), rows in _chosen(data).groupby(["task", "start"]):
+            for quantity, label in QUANTITIES.items():
+                if rows.loc[rows["quantity"] == quantity, "measured"].notna().any():
+                    panels[task, start, label] = panel(rows, quantity)
+    return Views(
+        (("task", tuple(style.TASKS)), ("start", tuple(style.STARTS)), ("show", tuple(QUANTITIES.values()))), panels
+    )
 
 
 def _chosen(data: pd.DataFrame) -> pd.DataFrame:
@@ -132,55 +175,35 @@ def _chosen(data: pd.DataFrame) -> pd.DataFrame:
     return data[data["n"] == data.groupby(["start", "task", "quantity"])["n"].transform("max")]
 
 
-def _keys(data: pd.DataFrame) -> list:
-    shades = _shades(10)
-    keys = [style.line_key("measured", color="black")]
-    if data.loc[data["quantity"] != GUARANTEE, "predicted"].notna().any():
-        keys.append(style.line_key("theory", color="black", linestyle=DASHED, linewidth=0.9))
-    if (data["quantity"] == GUARANTEE).any():
-        keys.append(style.line_key("guarantee", color="black", linestyle=DOTTED, linewidth=0.9))
-    for direction, shade in _directions(data).items():
-        keys.append(style.line_key(f"direction {direction}", color=shade, linewidth=1.4))
-    if (data["direction"] == 0).any():
-        keys.append(style.line_key("all after the tenth", color=style.COLORS["vermilion"]))
-    if data["layer"].notna().any():
-        keys.append(style.line_key("first layer", color=shades[0], linewidth=0.6))
-        keys.append(style.line_key("last layer", color=shades[-1], linewidth=0.6))
-    return keys
-
-
 @style.styled
 def draw(table: pa.Table) -> Figure:
-    """Draw the first seed at the largest n: one row of panels a start and task, eight of many.
+    """Draw the first seed at the largest n: one row of panels a start and task, ``MOST_ROWS`` of many.
 
     A quantity that was measured in no run has no panel; one that was measured at a smaller n says so in its panel.
     """
     data = frame(table, COLUMNS, "F6")
     data = data[data["quantity"].isin([*QUANTITIES, GUARANTEE])]
     if not data["measured"].notna().any():
-        figure, axes = style.new_figure(height=1.5)
-        style.note(axes[0, 0], "no training run")
-        return figure
+        return paint([[Panel(note="no training run")]])
     data = _chosen(data)
     starts, tasks = ordered(data["start"], style.STARTS), ordered(data["task"], style.TASKS)
     present = set(zip(data["start"], data["task"], strict=True))
     runs = spread([(s, t) for s in starts for t in tasks if (s, t) in present], MOST_ROWS)
     shown = [q for q in QUANTITIES if data.loc[data["quantity"] == q, "measured"].notna().any()]
-    width = "two-column" if len(shown) > 2 else "one-column"
-    height = 0.7 + 1.35 * len(runs) + 0.15 * (width == "one-column")
-    figure, axes = style.new_figure(width, height, nrows=len(runs), ncols=len(shown))
-    for line, (start, task) in zip(axes, runs, strict=True):
+    grid = []
+    for i, (start, task) in enumerate(runs):
         rows = data[(data["start"] == start) & (data["task"] == task)]
-        for ax, quantity in zip(line, shown, strict=True):
-            _panel(ax, rows, quantity)
+        who = style.cut(task, 18) + ("\n" if len(starts) == 1 else f"\n{style.cut(start)}\n")
+        line = []
+        for quantity in shown:
+            made = panel(rows, quantity)
             smaller = rows.loc[rows["quantity"] == quantity, "n"].max()
-            if smaller < rows["n"].max():
-                ax.text(0.04, 0.96, f"n = {smaller:.0f}", transform=ax.transAxes, va="top", fontsize="x-small")
-        who = style.plain(task, 18) if len(starts) == 1 else f"{style.plain(task, 18)}, {style.plain(start)}"
-        line[0].set_ylabel(f"{who}\nn = {rows['n'].max()}")
-    for ax, quantity in zip(axes[0], shown, strict=True):
-        ax.set_title(QUANTITIES[quantity])
-    for ax in axes[-1]:
-        ax.set_xlabel("optimizer step")
-    style.outside_legend(figure, _keys(data), 5 if width == "two-column" else 2)
-    return figure
+            label = f"{who}n = {rows['n'].max()}" if quantity == shown[0] else ""
+            corner = f"n = {smaller:.0f}" if smaller < rows["n"].max() else ""
+            title = QUANTITIES[quantity] if i == 0 else ""
+            line.append(replace(made, title=title, y=replace(made.y, label=label), corner=corner))
+        grid.append(line)
+    extra = []
+    if data.loc[data["quantity"] != GUARANTEE, "predicted"].notna().any():
+        extra = [style.line_key("theory", color="black", linewidth=0.9, linestyle=(0, (3, 1.5)))]
+    return paint(grid, says(table), height=1.05, share_x=True, extra=extra)

@@ -86,6 +86,19 @@ def _title(quantity: str, rows: pd.DataFrame) -> str:
     return f"{QUANTITIES[quantity][0]}\n({rank}{len(rows)} {'dot' if len(rows) == 1 else 'dots'})"
 
 
+def says(table: pa.Table) -> str:
+    """One sentence: how well the kernels rank what merging does, by quantity."""
+    data = frame(table, COLUMNS, "F7")
+    found = {}
+    for quantity in QUANTITIES:
+        rows = data[data["quantity"] == quantity].dropna(subset=["predicted", "measured"])
+        rho = rank_correlation(rows["predicted"], rows["measured"]) if len(rows) > 2 else np.nan
+        if np.isfinite(rho):
+            found[quantity] = f"{quantity} {rho:.2f}"
+    said = ", ".join(found.values())
+    return f"Rank correlation of what the kernels say before merging and what is measured: {said}." if found else ""
+
+
 @style.styled
 def draw(table: pa.Table) -> Figure:
     """Draw predicted against measured values with the line of equality, one panel a quantity.
@@ -111,4 +124,5 @@ def draw(table: pa.Table) -> Figure:
             ax.set_ylabel(f"measured{QUANTITIES[quantity][1]}")
     keys = [style.line_key(style.plain(t, 16), color=looks[t].color, marker="o", linestyle="") for t in tasks]
     style.outside_legend(figure, keys, 6 if across else 3)
+    style.headline(figure, says(table))
     return figure

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from stopwise.figures import style
+from stopwise.figures.chart import DASHED, MARKS, Axis, Band, Line, Panel, Span, Views
+from stopwise.figures.paint import paint
 from stopwise.figures.tables import Pairs, frame, gather, ordered
 
 COLUMNS = pa.schema(
@@ -31,12 +33,10 @@ COLUMNS = pa.schema(
 )
 POINT = ("kind", "task_a", "task_b", "coefficient", "task", "split")
 COLUMNS_ACROSS = 3
-LEVELS = {  # reference levels: column -> label and line style
-    "accuracy_zero_shot": ("no vector, with intercept", (0, (1, 1.5))),
-    "accuracy_single": ("own vector alone", (0, (6, 2))),
-    "accuracy_joint": ("joint fine-tuning", (0, (4, 1.5, 1, 1.5))),
+LEVELS = {  # reference levels, marked at coefficient 1: column -> words and marker
+    "accuracy_single": ("own vector alone", "s"),
+    "accuracy_joint": ("joint fine-tuning", "*"),
 }
-PREDICTED = (0, (2.5, 1.2))
 
 
 def table(additions: Pairs, negations: Pairs = (), predictions: Pairs = (), joint: Pairs = ()) -> pa.Table:
@@ -98,69 +98,96 @@ def experiments(data: pd.DataFrame) -> list[tuple[str, str, str | None, pd.DataF
     return found
 
 
-def _panel(ax: Axes, rows: pd.DataFrame, looks: dict[str, style.Look], target: str | None) -> None:
-    """Draw one pair (`target` None), or one negation with its target thick and its controls thin."""
-    test = rows[rows["split"] == "test"]
-    for task in ordered(test["task"], style.TASKS):
-        one = test[test["task"] == task].groupby("coefficient", as_index=False).mean(numeric_only=True)
-        color, thick = looks[task].color, 1.5 if target in (None, task) else 0.7
-        x = one["coefficient"]
-        seeds = test[test["task"] == task].groupby("coefficient")["accuracy"].agg(["min", "max"])
-        ax.fill_between(seeds.index, seeds["min"], seeds["max"], color=color, alpha=0.15, linewidth=0)
-        ax.plot(x, one["accuracy"], color=color, marker=looks[task].marker, markersize=2.2 * thick, linewidth=thick)
-        if one["predicted_accuracy"].notna().any():
-            ax.plot(x, one["predicted_accuracy"], color=color, linestyle=PREDICTED, linewidth=0.9)
-        for level, (_, dashes) in LEVELS.items():
-            if target in (None, task) and one[level].notna().any():
-                ax.axhline(one[level].mean(), color=color, linestyle=dashes, linewidth=0.7)
-    for coefficient in test.loc[test["chosen"], "coefficient"].unique():
-        ax.axvline(coefficient, color=style.COLORS["grey"], linewidth=3.0, alpha=0.3, zorder=0)
+def panel(rows: pd.DataFrame, looks: dict[str, style.Look], target: str | None, split: str = "test") -> Panel:
+    """One pair (`target` None), or one negation: the target in its colour, its controls grey.
+
+    Solid is measured, from coefficient 0 (no vector) on; dashed is the kernels' prediction. Marks at coefficient 1 are
+    levels: open, a task's own vector alone; a star, joint training.
+    """
+    shown = rows[rows["split"] == split]
+    lines: list[Line] = []
+    bands: list[Band] = []
+    for task in ordered(shown["task"], style.TASKS):
+        own = shown[shown["task"] == task]
+        one = own.groupby("coefficient", as_index=False).mean(numeric_only=True)
+        seeds = own.groupby("coefficient")["accuracy"].agg(["min", "max"])
+        main = target in (None, task)
+        color = looks[task].color if main else style.COLORS["grey"]
+        label = style.cut(task) if main else "control tasks"
+        none = one["accuracy_zero_shot"].mean()
+        x, y = one["coefficient"].to_numpy(), one["accuracy"].to_numpy()
+        if np.isfinite(none):
+            x, y = np.r_[0.0, x], np.r_[none, y]
+        lines.append(Line(x, y, color, label, width=1.3 if main else 0.8, marker=looks[task].marker, size=3.0))
+        if (seeds["max"] > seeds["min"]).any() and main:
+            bands.append(Band(seeds.index, seeds["min"], seeds["max"], color, "range of the seeds"))
+        said = one[one["predicted_accuracy"].notna()]
+        if main and not said.empty:
+            lines.append(Line(said["coefficient"], said["predicted_accuracy"], color, "", DASHED, 0.9))
+        for level, (words, marker) in LEVELS.items() if main else ():
+            if one[level].notna().any():
+                at: dict[str, Any] = {"marker": marker, "size": 5.0, "open": True, "words": (f"{task}: {words}",)}
+                lines.append(Line([1.0], [one[level].mean()], color, "", MARKS, **at))
+    chosen = ordered(shown.loc[shown["chosen"], "coefficient"])
+    grey: dict[str, Any] = {"width": 3.0, "alpha": 0.3, "label": "chosen on validation"}
+    spans = tuple(Span("x", c, style.COLORS["grey"], **grey) for c in chosen)
+    x = Axis("scaling coefficient")
+    return Panel(x=x, y=Axis(f"{split} accuracy", percent=True), lines=tuple(lines), bands=tuple(bands), spans=spans)
 
 
-def _keys(data: pd.DataFrame, looks: dict[str, style.Look]) -> list:
-    keys = [
-        style.line_key(style.plain(t), color=looks[t].color, marker=looks[t].marker, markersize=3.3)
-        for t in ordered(data["task"], style.TASKS)
-    ]
+def _extra(data: pd.DataFrame) -> list:
+    """Legend entries of what looks the same for every task."""
+    grey: dict[str, Any] = {"color": style.COLORS["grey"]}
+    keys = []
     if data["predicted_accuracy"].notna().any():
-        keys.append(style.line_key("kernel prediction", color="black", linestyle=PREDICTED, linewidth=0.9))
-    for level, (label, dashes) in LEVELS.items():
+        keys.append(style.line_key("predicted by the kernels", linestyle=(0, (3, 1.5)), linewidth=0.9, **grey))
+    for level, (words, marker) in LEVELS.items():
         if data[level].notna().any():
-            keys.append(style.line_key(label, color="black", linestyle=dashes, linewidth=0.7))
-    if data["chosen"].any():
-        keys.append(style.line_key("chosen by each seed", color=style.COLORS["grey"], linewidth=3.0, alpha=0.3))
+            keys.append(
+                style.line_key(words, linestyle="", marker=marker, markerfacecolor="white", markersize=5.0, **grey)
+            )
     return keys
+
+
+def says(table: pa.Table) -> str:
+    """One sentence: how often a sum of two vectors beats no vector at the coefficient that validation chose."""
+    data = frame(table, COLUMNS, "F8")
+    chosen = data[(data["kind"] == "addition") & (data["split"] == "test") & data["chosen"]]
+    if chosen.empty:
+        return ""
+    better = int((chosen["accuracy"] > chosen["accuracy_zero_shot"]).sum())
+    kept = int((chosen["accuracy"] >= chosen["accuracy_single"] - 0.02).sum())
+    return (
+        f"The sum of two task vectors beats no vector in {better} of {len(chosen)} cases, and is within 2 points of the"
+        f" task's own vector, or above it, in {kept}."
+    )
+
+
+def _name(a: str, b: str | None, limit: int = 16) -> str:
+    return f"{style.cut(a, limit)} + {style.cut(b, limit)}" if b else f"− {style.cut(a, 24)}"
+
+
+def views(table: pa.Table) -> Views:
+    """One panel for each pair or negated task, on test or validation data."""
+    data = frame(table, COLUMNS, "F8")
+    looks, panels, names = style.looks(data["task"]), {}, []
+    for kind, a, b, rows in experiments(data):
+        names.append(_name(a, b, 40))
+        for split in ("test", "validation"):
+            if (rows["split"] == split).any():
+                panels[names[-1], split] = panel(rows, looks, a if kind == "negation" else None, split)
+    return Views((("experiment", tuple(names)), ("data", ("test", "validation"))), panels)
 
 
 @style.styled
 def draw(table: pa.Table) -> Figure:
-    """Draw test accuracy against the coefficient: one panel a pair, then one a negated task.
-
-    Rows that differ in nothing but their values are seeds: their mean is drawn, their range is a band.
-    """
+    """Draw test accuracy against the coefficient: one panel a pair, then one a negated task."""
     data = frame(table, COLUMNS, "F8")
-    panels = experiments(data)
-    if not panels:
-        figure, axes = style.new_figure(height=1.5)
-        style.note(axes[0, 0], "no pair of tasks")
-        return figure
-    across = min(COLUMNS_ACROSS, len(panels))
-    down = math.ceil(len(panels) / across)
+    found = experiments(data)
+    if not found:
+        return paint([[Panel(note="no pair of tasks")]])
     looks = style.looks(data["task"])
-    width = "two-column" if across > 1 else "one-column"
-    keys = _keys(data, looks)
-    height = 0.35 + 0.14 * math.ceil(len(keys) / 5) + 1.4 * down + (0.7 if across == 1 else 0)
-    figure, axes = style.new_figure(width, height, nrows=down, ncols=across, sharex=True, sharey=True)
-    for ax, (kind, a, b, rows) in zip(axes.flat, panels, strict=False):
-        _panel(ax, rows, looks, a if kind == "negation" else None)
-        ax.set_title(f"{style.plain(a, 16)} + {style.plain(b, 16)}" if b else f"− {style.plain(a, 24)}", loc="left")
-        ax.tick_params(labelbottom=True)
-    for ax in axes.flat[len(panels) :]:
-        ax.set_visible(False)
-    for column in range(across):
-        last = max(i for i in range(column, len(panels), across))
-        axes.flat[last].set_xlabel("scaling coefficient")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("test accuracy")
-    style.outside_legend(figure, keys, 5 if width == "two-column" else 2)
-    return figure
+    panels = [panel(rows, looks, a if kind == "negation" else None).titled(_name(a, b)) for kind, a, b, rows in found]
+    across = min(COLUMNS_ACROSS, len(panels))
+    grid = [panels[i : i + across] for i in range(0, len(panels), across)]
+    return paint(grid, says(table), height=1.0, share_y=True, share_x=True, extra=_extra(data))

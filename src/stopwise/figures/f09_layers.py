@@ -80,6 +80,22 @@ def _panel(ax: Axes, lines: list, outside: pd.DataFrame, name: str) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(7, integer=True))
 
 
+def says(table: pa.Table) -> str:
+    """One sentence: the third of the blocks that holds most of the kernel's trace, at the first start."""
+    data = frame(table, COLUMNS, "F9")
+    data = data[data["position"].notna()]
+    if data.empty:
+        return ""
+    data = data[data["start"] == ordered(data["start"], style.STARTS)[0]]
+    data = data[data["n"] == data.groupby("task")["n"].transform("max")]
+    blocks = int(data["position"].max()) + 1
+    third = (3 * data["position"] // blocks).astype(int)
+    shares = data.groupby([third, "task", "seed"])["trace_share"].sum().groupby(level=0).median()
+    most = int(shares.idxmax())
+    name = ("first", "middle", "last")[most]
+    return f"The {name} third of the {blocks} blocks holds {100 * shares[most]:.0f} % of the kernel's trace."
+
+
 @style.styled
 def draw(table: pa.Table) -> Figure:
     """Draw the three quantities at the largest n against the number of the block, starts across."""
@@ -110,4 +126,5 @@ def draw(table: pa.Table) -> Figure:
     if np.any(data["position"].isna()):
         keys.append(style.line_key("outside the blocks", color=style.COLORS["grey"], marker="_", linestyle=""))
     style.outside_legend(figure, keys, 4 if width == "two-column" else 3)
+    style.headline(figure, says(table))
     return figure

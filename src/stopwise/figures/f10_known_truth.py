@@ -105,6 +105,19 @@ def _both(rows: pd.DataFrame) -> set[str]:
     return set(counts[counts > 1].index)
 
 
+def says(table: pa.Table) -> str:
+    """One sentence: for how many decays the measured rate's interval holds that of the theory."""
+    data = frame(table, COLUMNS, "F10")
+    data = data[data["rule"] == "worst_case"]
+    slopes = data[data["quantity"] == "slope"].set_index("decay")
+    theory = data[data["quantity"] == "theory_slope"].set_index("decay")["value"]
+    if slopes.empty:
+        return ""
+    at = theory.reindex(slopes.index)
+    held = int(((slopes["low"] <= at) & (at <= slopes["high"])).sum())
+    return f"With a known truth the theory's rate is inside the measured interval for {held} of {len(slopes)} decays."
+
+
 @style.styled
 def draw(table: pa.Table) -> Figure:
     """Draw the rates of each decay above, and below the judgement of every rule over all decays and sizes."""
@@ -135,4 +148,5 @@ def draw(table: pa.Table) -> Figure:
     keys.append(style.line_key("known σ, R", color=grey, marker="o", linestyle=""))
     keys.append(style.line_key("estimated, or not used", color=grey, marker="o", linestyle="", markerfacecolor="white"))
     style.outside_legend(figure, keys, 6)
+    style.headline(figure, says(table))
     return figure

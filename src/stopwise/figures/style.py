@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import textwrap
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -164,19 +165,22 @@ def looks(names: Iterable[str], known: Mapping[str, Look] = TASKS) -> dict[str, 
     return chosen
 
 
+def cut(text: object, limit: int = 28) -> str:
+    """Text on one line, cut to `limit` letters."""
+    shown = " ".join(str(text).split())
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
 def plain(text: object, limit: int = 28) -> str:
     """Text that matplotlib shows letter by letter (no mathematics between dollar signs), cut to `limit` letters."""
-    shown = " ".join(str(text).split())
-    if len(shown) > limit:
-        shown = shown[: limit - 1] + "…"
-    shown = shown.replace("$", r"\$")
+    shown = cut(text, limit).replace("$", r"\$")
     # matplotlib hides a legend entry whose label starts with an underscore
     return "\u200a" + shown if shown.startswith("_") else shown
 
 
 def rule_label(rule: str) -> str:
     """Name of a stopping rule as a figure writes it."""
-    return plain(rule.replace("_", " "))
+    return cut(rule.replace("_", " "))
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
@@ -215,6 +219,17 @@ def outside_legend(figure: Figure, handles: Sequence[Any], columns: int) -> None
     """Put one legend under all panels."""
     if handles:
         figure.legend(handles=list(handles), loc="outside lower center", ncols=min(columns, len(handles)))
+
+
+def headline(figure: Figure, text: str) -> None:
+    """Put one sentence over all panels, at the left, on as many lines as it needs; the figure grows by them."""
+    if not text:
+        return
+    width, height = figure.get_size_inches()
+    letters = int(width * 72 / (0.585 * FONT_SIZE))
+    lines = textwrap.wrap(plain(text, 400), letters)
+    figure.set_size_inches(width, height + 0.15 * len(lines) + 0.02)
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontweight="bold", fontsize=FONT_SIZE)
 
 
 def plain_log(axis: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from stopwise.pipeline import config_auto
 from stopwise.pipeline.config_messages import message
 from stopwise.pipeline.config_models import LEFT_OUT, SECTIONS, Config, Section, Study
 from stopwise.stopping.registry import FIXED_STOP, FOLDED_STOPS
@@ -82,6 +83,7 @@ def validated(config: Mapping[str, Any]) -> dict[str, Any]:
     _settle_head(completed)
     _settle_adapter(completed)
     _fill(completed, Config)
+    config_auto.settle(completed)
     completed["tasks"] = {task: definition or {} for task, definition in completed["tasks"].items()}
     _cross_checks(completed)
     return completed
@@ -203,6 +205,8 @@ def _cross_checks(config: dict[str, Any]) -> None:
     _check_training(config["kernel"], config["finetune"], config["model"].get("head") == "classification")
     if config["kernel"]["formula"] == "adam":
         _check_adam(config)
+    if config["stopping"]["target_scale"] == config_auto.AUTO:
+        _check_fitted_scale(config)
 
 
 def _complete_stage(config: dict[str, Any], name: str, size: int) -> None:
@@ -302,6 +306,22 @@ def _check_adam(config: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"config key {stage}: every task has an 'adam' kernel of its own, and none between tasks; allowed:"
                 " false, or kernel.formula: sgd"
+            )
+
+
+def _check_fitted_scale(config: Mapping[str, Any]) -> None:
+    """Refuse a scale of the targets that is to be fitted where one number must hold before any kernel."""
+    key = "config key stopping.target_scale: 'auto'"
+    if config["kernel"]["formula"] == "adam":
+        raise ConfigError(
+            f"{key} is read off the kernel, and under squared loss AdamW's own kernel (kernel.formula: adam) off the"
+            " targets; allowed: a number (4, say), finetune.objective: cross_entropy, or kernel.formula: sgd"
+        )
+    for stage in ("arithmetic", "joint"):
+        if config[stage]["enabled"] and len(config["tasks"]) > 1:
+            raise ConfigError(
+                f"{key} is another number for each task, and {stage}.enabled needs one for all; allowed: a number, or"
+                f" {stage}.enabled: false"
             )
 
 

@@ -46,7 +46,7 @@ def _expression(pattern: str) -> str:
 def _branch(value: Any) -> str | None:
     if isinstance(value, bool):
         return None
-    kinds = ((str, WORD), (list, LIST), (dict, MAPPING), (int, NUMBER))
+    kinds = ((str, WORD), (list, LIST), (dict, MAPPING), (int, NUMBER), (float, NUMBER))
     return next((branch for kind, branch in kinds if isinstance(value, kind)), None)
 
 
@@ -86,6 +86,12 @@ Columns = Annotated[
 Words = Annotated[
     Annotated[Literal["auto"], Tag(WORD)] | Annotated[dict[Any, str], Field(min_length=2), Tag(MAPPING)],
     _one_of("'string', 'object'"),
+]
+AutoNumber = Annotated[
+    Annotated[Literal["auto"], Tag(WORD)] | Annotated[float, Field(gt=0), Tag(NUMBER)], _one_of("'string', 'number'")
+]
+AutoCount = Annotated[
+    Annotated[Literal["auto"], Tag(WORD)] | Annotated[int, Field(ge=1), Tag(NUMBER)], _one_of("'string', 'integer'")
 ]
 
 
@@ -197,10 +203,12 @@ class Kernel(Section):
         "contrast, head, logits or vocabulary",
         "the network's outputs, by default the C - 1 logit differences that decide the class (vocabulary, all tokens)",
     )
-    formula: Literal["sgd", "signgd", "adam"] = _key(
-        "sgd", "sgd, signgd or adam", "the training that the kernel describes (adam goes with finetune.optimizer adamw)"
+    formula: Literal["auto", "sgd", "signgd", "adam"] = _key(
+        "auto",
+        "auto, sgd, signgd or adam",
+        "the training that the kernel describes (auto, adam under finetune.optimizer adamw, else sgd)",
     )
-    shards: int = _key(2, "an integer >= 1", "jobs per kernel, each with its own layers", ge=1)
+    shards: int = _key(1, "an integer >= 1", "jobs per kernel, each with its own layers", ge=1)
     memory_gb: float | None = _key(
         4, "a number > 0 or null", "GiB of activations that a shard may keep (null for no limit)", gt=0
     )
@@ -222,15 +230,18 @@ class Stopping(Section):
     intercept: Literal["fitted", "none"] = _key(
         "fitted", "fitted or none", "whether the prompt's constant offset is removed by the training mean"
     )
-    target_scale: float = _key(
-        1.0, "a number > 0", "the scale of the regression targets, +-scale/sqrt(2) for two classes", gt=0
+    target_scale: AutoNumber = _key(
+        "auto",
+        "auto or a number > 0",
+        "the scale of squared loss's targets, +-scale/sqrt(2) for two classes (auto, so that training does not shrink"
+        " the model's own answer)",
     )
     noise: Literal["reml", "gcv"] = _key("reml", "reml or gcv", "how the noise of the labels is estimated")
     radius: Literal["prior", "fit"] = _key(
         "prior", "prior or fit", "which estimate of the RKHS norm the worst-case rule uses"
     )
     rules: Distinct[Rule] = _key(
-        ["worst_case", "sure", "gcv", "bayes", "holdout", "oracle"],
+        ["sure", "gcv", "loo", "bayes", "holdout", "oracle"],
         f"a list of {', '.join(RULES)}",
         "the rules that are computed and compared",
         min_length=1,
@@ -244,10 +255,10 @@ class Finetune(Section):
     """How the model is trained, and when training ends."""
 
     objective: Literal["squared", "cross_entropy"] = _key(
-        "squared", "squared or cross_entropy", "the loss (the theory speaks of squared loss)"
+        "cross_entropy", "squared or cross_entropy", "the loss (the theory speaks of squared loss)"
     )
     optimizer: Literal["gradient_descent", "heavy_ball", "nesterov", "adamw"] = _key(
-        "heavy_ball", "gradient_descent, heavy_ball, nesterov or adamw", "the update rule"
+        "adamw", "gradient_descent, heavy_ball, nesterov or adamw", "the update rule"
     )
     momentum: float = _key(0.9, "a number in [0, 1)", "the momentum of heavy_ball and nesterov", ge=0, lt=1)
     step_size: float = _key(
@@ -257,16 +268,24 @@ class Finetune(Section):
         gt=0,
         le=1,
     )
-    learning_rate: float | None = _key(
-        None,
-        "a number > 0 or null",
-        "an absolute learning rate in place of step_size, which adamw needs unless kernel.formula is adam",
-        gt=0,
+    learning_rate: AutoNumber | None = _key(
+        "auto",
+        "auto, a number > 0 or null",
+        "an absolute learning rate; null takes step_size and the kernel's largest eigenvalue (auto, 0.0001 under adamw,"
+        " else null)",
     )
-    steps: int = _key(12, "an integer >= 1", "the number of optimizer steps", ge=1)
-    batch_size: int | None = _key(None, "an integer >= 1, or null for full batches", "examples of one step", ge=1)
-    evaluate_every: float = _key(
-        4, "steps (an integer >= 1) or a fraction of an epoch (< 1)", "how often training is evaluated", gt=0
+    steps: AutoCount = _key(
+        "auto", "auto or an integer >= 1", "the number of optimizer steps (auto, 32 under adamw, else 12)"
+    )
+    batch_size: AutoCount | None = _key(
+        "auto",
+        "auto, an integer >= 1, or null for full batches",
+        "examples of one step (auto, 8 under adamw, else full batches)",
+    )
+    evaluate_every: AutoNumber = _key(
+        "auto",
+        "auto, steps (an integer >= 1) or a fraction of an epoch (< 1)",
+        "how often training is evaluated (auto, four times a run)",
     )
     patience: int = _key(2, "an integer >= 1", "evaluations without improvement that hold-out stopping waits for", ge=1)
     min_delta: float = _key(0.0, "a number >= 0", "the smallest change of the loss that counts as improvement", ge=0)
@@ -333,7 +352,7 @@ class Arithmetic(Section):
     """Task vectors added and negated."""
 
     enabled: bool = _key(
-        True,
+        False,
         "true or false",
         "whether task vectors are combined, where at least two tasks start from pretrained weights",
     )
@@ -447,7 +466,7 @@ class Config(Section):
         [0], "a list of distinct integers >= 0", "each draws its own training and validation examples", min_length=1
     )
     sizes: Distinct[Annotated[int, Field(ge=4)]] = _key(
-        [16, 32, 64], "a list of distinct training sizes >= 4", "nested numbers of training examples", min_length=1
+        [64], "a list of distinct training sizes >= 4", "nested numbers of training examples", min_length=1
     )
     starts: Starts = _key(
         ["pretrained"],

@@ -75,6 +75,12 @@ class Progress:
         _, message, started = self.running.pop(job, ("", f"job {job}", self.clock()))
         return f"FAILED {message} ({duration(self.clock() - started)})"
 
+    def still(self) -> str:
+        """Return what runs, and for how long, for a time in which nothing starts or ends; empty when nothing runs."""
+        now = self.clock()
+        jobs = [f"{message} ({duration(now - started)})" for _, message, started in list(self.running.values())]
+        return f"still   {', '.join(jobs)}; {self.summary()}" if jobs else ""
+
     def _time(self, rule: str) -> float | None:
         own = self.times.get(rule)
         return sum(own) / len(own) if own else self.earlier.get(rule)

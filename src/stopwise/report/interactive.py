@@ -1,4 +1,4 @@
-"""Interactive versions of F1, F2, F3 and F8 as plain plotly figures, one for each choice that a reader can make.
+"""Panels as plotly draws them on the results page: the description of `figures.chart`, one figure for each choice.
 
 Names come from data, and plotly reads its texts as HTML: every text goes through `shown`.
 """
@@ -8,21 +8,17 @@ from __future__ import annotations
 import html
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
-from stopwise.figures import f01_decay as f1
-from stopwise.figures import f02_curves as f2
-from stopwise.figures import f03_rules as f3
-from stopwise.figures import f08_merging as f8
-from stopwise.figures import style
-from stopwise.figures.tables import frame, ordered
-from stopwise.stats import wilson
+from stopwise.figures import chart, f01_decay, f02_curves, f03_rules, f04_sample_size, f06_training, f08_merging
+from stopwise.figures.chart import Axis, Line, Panel, Views
+from stopwise.figures.tables import ordered
 
 SYMBOLS = {
     "o": "circle",
@@ -38,6 +34,21 @@ SYMBOLS = {
     "h": "hexagon",
     "p": "pentagon",
     "d": "diamond-tall",
+    "|": "line-ns",
+    "_": "line-ew",
+    "": "circle",
+}
+POINT = 1.7  # pixels on the page for a point of a printed figure
+HEIGHT = 430  # pixels of a panel without its strip
+ROW = 21  # pixels of a rule's row on the strip
+# The figures whose modules have `views`; named here, so that the digest of the page's code holds theirs.
+INTERACTIVE: dict[str, ModuleType] = {
+    "F1": f01_decay,
+    "F2": f02_curves,
+    "F3": f03_rules,
+    "F4": f04_sample_size,
+    "F6": f06_training,
+    "F8": f08_merging,
 }
 
 
@@ -50,11 +61,12 @@ class Section:
 
     choices: list[tuple[str, list[str], int]]
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    message: str = ""
 
 
 def shown(text: object) -> str:
-    """Text that plotly shows letter by letter."""
-    return html.escape(" ".join(str(text).split()), quote=False)
+    """Text that plotly shows letter by letter, lines kept."""
+    return "<br>".join(html.escape(" ".join(line.split()), quote=False) for line in str(text).split("\n"))
 
 
 def numbers(values: Iterable[Any]) -> list[float | None]:
@@ -62,231 +74,190 @@ def numbers(values: Iterable[Any]) -> list[float | None]:
     return [float(f"{v:.6g}") if math.isfinite(v) else None for v in map(float, values)]
 
 
-def curve(name: str, x: Iterable[Any], y: Iterable[Any], look: style.Look, **more: Any) -> dict[str, Any]:
-    """A plotly line with the colour of a look; `dash`, `width` and any other entry of a trace can be given."""
-    line = {"color": look.color, "width": more.pop("width", 2), "dash": more.pop("dash", "solid")}
-    marks = {"color": look.color, "symbol": SYMBOLS[look.marker], "size": 6}
-    values = {"x": numbers(x), "y": numbers(y)}
-    return {"type": "scatter", "mode": "lines", "name": shown(name), "line": line, "marker": marks, **values, **more}
+def _places(values: Iterable[Any], axis: Axis) -> list[float | None]:
+    """Where an axis has its numbers: plotly has no axis with a place for 0 among powers of ten."""
+    found = np.asarray(list(map(float, values)), dtype=float)
+    return numbers(chart.warped(found, axis.threshold) if axis.scale == "symlog" else found)
 
 
-def layout(x: str, y: str, **more: Any) -> dict[str, Any]:
-    """The plotly layout that all figures share."""
-    axis = {"gridcolor": "#e6e6e6", "zeroline": False, "automargin": True}
-    return {
-        "xaxis": {"title": {"text": x}, **axis, **more.pop("xaxis", {})},
-        "yaxis": {"title": {"text": y}, **axis, **more.pop("yaxis", {})},
-        "plot_bgcolor": "white",
-        "paper_bgcolor": "white",
-        "margin": {"t": 20, "r": 20},
-        "height": 460,
-        "legend": {"orientation": "h", "y": -0.2},
-        **more,
+def _trace(line: Line, panel: Panel, first: bool) -> dict[str, Any]:
+    marks = line.dash == chart.MARKS
+    mode = "markers" if marks else "lines+markers" if line.marker else "lines"
+    symbol = SYMBOLS[line.marker] + ("-open" if line.open or line.marker in ("|", "_") else "")
+    edge = {"line": {"width": 2 if line.marker in ("|", "_") or line.open else 0.5, "color": line.color}}
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "mode": mode,
+        "x": _places(line.x, panel.x),
+        "y": _places(line.y, panel.y),
+        "name": shown(line.label),
+        "legendgroup": shown(line.label),
+        "showlegend": bool(line.label) and first,
+        "opacity": line.alpha,
+        "line": {"color": line.color, "width": POINT * line.width, "dash": "solid" if marks else line.dash},
+        "marker": {"color": line.color, "symbol": symbol, "size": 1.3 * POINT * line.size, **edge},
     }
+    if line.words:
+        return trace | {"text": [shown(word) for word in line.words], "hovertemplate": "%{text}<extra></extra>"}
+    if marks or not line.label:
+        return trace | {"hoverinfo": "skip"}
+    said = {name: numbers(values) for name, values in (("x", line.x), ("y", line.y))}
+    words = [
+        f"{shown(line.label)}: {_said(y, panel.y)} at {_said(x, panel.x)}" for x, y in zip(*said.values(), strict=True)
+    ]
+    return trace | {"text": words, "hovertemplate": "%{text}<extra></extra>"}
 
 
-def section(
-    data: pd.DataFrame,
-    columns: Sequence[tuple[str, str, Sequence[str]]],
-    draw: Callable[[pd.DataFrame], dict[str, Any]],
-) -> Section:
-    """One figure for each combination of the values of some columns that has rows.
+def _said(value: float | None, axis: Axis) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if axis.percent else f"{value:.4g}"
 
-    `columns` are (label, column, known values in their order); sizes start at the largest, all others at the first.
-    """
-    values = [ordered(data[column], known) for _, column, known in columns]
-    first = [len(v) - 1 if column == "n" else 0 for v, (_, column, _) in zip(values, columns, strict=True)]
-    names = [[str(v) for v in options] for options in values]
-    made = Section([(label, n, i) for (label, _, _), n, i in zip(columns, names, first, strict=True)])
-    groups = {
-        key if isinstance(key, tuple) else (key,): rows
-        for key, rows in data.groupby([column for _, column, _ in columns], sort=False)
-    }
-    for places in itertools.product(*(range(len(v)) for v in values)):
-        rows = groups.get(tuple(v[i] for v, i in zip(values, places, strict=True)))
-        if rows is not None:
-            made.figures["|".join(map(str, places))] = draw(rows)
+
+def _axis(axis: Axis) -> dict[str, Any]:
+    made: dict[str, Any] = {"title": {"text": shown(axis.label)}, "gridcolor": "#e6e6e6", "zeroline": False}
+    made |= {"automargin": True, "type": "log" if axis.scale == "log" else "linear"}
+    low, high = axis.limits
+    if axis.scale == "log":
+        made["exponentformat"] = "power"
+        ends = [None if end is None else math.log10(end) for end in (low, high)]
+    else:
+        ends = [None if end is None else _places([end], axis)[0] for end in (low, high)]
+    if ends[0] is not None and ends[1] is not None:
+        made["range"] = ends
+    elif ends != [None, None]:
+        made |= {
+            "autorangeoptions": {
+                key: e for key, e in (("minallowed", ends[0]), ("maxallowed", ends[1])) if e is not None
+            }
+        }
+    if axis.ticks is not None:
+        made["tickvals"] = _places([place for place, _ in axis.ticks], axis)
+        made["ticktext"] = [shown(words) for _, words in axis.ticks]
+    elif axis.percent:
+        made["tickformat"] = ".0%"
     return made
 
 
-def decay(table: pa.Table) -> Section:
-    """F1: eigenvalues against the index for a start and a size, the geometric mean over seeds."""
-    data = frame(table, f1.COLUMNS, "F1")
-    top = data.groupby(["start", "task", "seed", "n"])["eigenvalue"].transform("max")
-    data = data[data["eigenvalue"] > f1.ZERO * top]
-    looks = style.looks(data["task"])
-
-    def draw(rows: pd.DataFrame) -> dict[str, Any]:
-        traces = []
-        for task in ordered(rows["task"], style.TASKS):
-            one = rows[rows["task"] == task]
-            mean = np.exp(np.log(one["eigenvalue"]).groupby(one["index"]).mean())
-            more: dict[str, Any] = {"mode": "lines+markers", "legendgroup": shown(task)}
-            traces.append(curve(f"{task}: {f1.law(one)}", mean.index, mean, looks[task], **more))
-            fitted = one[one["fit"] > 0]
-            if not fitted.empty:
-                mean = np.exp(np.log(fitted["fit"]).groupby(fitted["index"]).mean())
-                more = {"dash": "dash", "legendgroup": shown(task), "showlegend": False, "hoverinfo": "skip"}
-                traces.append(curve("fit", mean.index, mean, style.Look("#000000", "o"), width=1, **more))
-        axes = {"xaxis": {"type": "log"}, "yaxis": {"type": "log", "exponentformat": "power"}}
-        return {"data": traces, "layout": layout("index", "eigenvalue of K/m", **axes)}
-
-    return section(data, [("start", "start", list(style.STARTS)), ("training examples", "n", [])], draw)
+def _shapes(panel: Panel) -> list[dict[str, Any]]:
+    """The lines and areas across the panel."""
+    made = []
+    for span in panel.spans:
+        across = "y" if span.axis == "x" else "x"
+        own = panel.x if span.axis == "x" else panel.y
+        ends = _places([span.at, span.at if span.to is None else span.to], own)
+        shape: dict[str, Any] = {f"{span.axis}0": ends[0], f"{span.axis}1": ends[1], f"{across}0": 0, f"{across}1": 1}
+        shape["layer"] = "below"
+        shape |= {f"{across}ref": f"{across} domain", f"{span.axis}ref": span.axis, "opacity": span.alpha}
+        if span.to is None:
+            dash = "solid" if span.dash == chart.MARKS else span.dash
+            shape |= {"type": "line", "line": {"color": span.color, "width": POINT * span.width, "dash": dash}}
+        else:
+            shape |= {"type": "rect", "fillcolor": span.color, "line": {"width": 0}}
+        made.append(shape)
+    return made
 
 
-def training(table: pa.Table) -> Section:
-    """F2: curves of one run, by loss or accuracy, with the stopping rules."""
-    data = frame(table, f2.COLUMNS, "F2")
-    values = {"squared loss": "loss", "accuracy": "accuracy"}
-    data = pd.concat([data.assign(shows=label) for label in values], ignore_index=True)
-    looks = style.looks(data["rule"].dropna(), style.RULES)
-
-    def draw(rows: pd.DataFrame) -> dict[str, Any]:
-        label = rows["shows"].iloc[0]
-        return _run(rows.sort_values("step"), label, values[label], looks)
-
-    choices: list[tuple[str, str, Sequence[str]]] = [
-        ("task", "task", list(style.TASKS)),
-        ("training examples", "n", []),
-        ("seed", "seed", []),
-        ("start", "start", list(style.STARTS)),
-        ("show", "shows", list(values)),
-    ]
-    return section(data, choices, draw)
+def _notes(panel: Panel) -> list[dict[str, Any]]:
+    """Words in the panel and at its right."""
+    small = {"showarrow": False, "xanchor": "left", "font": {"size": 12}}
+    made = []
+    for text in panel.texts:
+        y = _places([text.y], panel.y)[0]
+        at = {"x": 1.0, "xref": "paper"} if text.x is None else {"x": _places([text.x], panel.x)[0], "xref": "x"}
+        made.append({**small, **at, "y": y, "yref": "y", "text": shown(text.words), "xshift": 6})
+    if panel.corner:
+        made.append({**small, "x": 0.02, "y": 0.98, "xref": "paper", "yref": "y domain", "text": shown(panel.corner)})
+    return made
 
 
-def _run(rows: pd.DataFrame, label: str, value: str, looks: dict[str, style.Look]) -> dict[str, Any]:
-    """The figure of one run."""
+def _strip(panel: Panel) -> list[dict[str, Any]]:
+    """One trace a rule, on the axis of rows below the curves."""
     traces = []
-    for kind, split in itertools.product(f2.KINDS, style.SPLITS):
-        one = rows[(rows["kind"] == kind) & (rows["split"] == split)].dropna(subset=[value])
-        if not one.empty:
-            more: dict[str, Any] = {"dash": "dash", "width": 1} if kind == "linearised" else {}
-            name = split if kind == "measured" else f"{split}, linearised"
-            traces.append(curve(name, one["step"], one[value], style.SPLITS[split], **more))
-    test = rows[(rows["kind"] == "measured") & (rows["split"] == "test")].dropna(subset=[value])
-    marks: dict[float, int] = {}  # how many rules stop at a step: each further one is drawn smaller, inside the last
-    for rule in ordered(rows["rule"], style.RULES) if not test.empty else []:
-        one = rows[rows["rule"] == rule].iloc[0]
-        if not math.isfinite(one["step"]):
+    for stop in panel.strip:
+        name = shown(stop.name)
+        own: dict[str, Any] = {"type": "scatter", "yaxis": "y2", "showlegend": False, "name": name}
+        if stop.at is None:
+            text = {"mode": "text", "text": [shown(stop.note)], "textposition": "middle right", "hoverinfo": "skip"}
+            traces.append({**own, **text, "x": _places([0], panel.x), "y": [name], "textfont": {"color": "#777777"}})
             continue
-        last = test.iloc[-1]
-        beyond = one["step"] > last["step"] or not math.isfinite(one[value])
-        at, y = (last["step"], last[value]) if beyond else (one["step"], one[value])
-        open_mark = {"symbol": SYMBOLS[looks[rule].marker] + "-open"} if beyond else {}
-        marks[at] = marks.get(at, 0) + 1
-        marker = {
-            "size": max(6, 21 - 4 * marks[at]),
-            "line": {"width": 1, "color": "black"},
-            "color": looks[rule].color,
+        if len(stop.each) > 1:
+            ends = _places([min(stop.each), max(stop.each)], panel.x)
+            line = {"color": stop.color, "width": 3}
+            traces.append(
+                {**own, "mode": "lines", "x": ends, "y": [name] * 2, "line": line, "opacity": 0.4, "hoverinfo": "skip"}
+            )
+        symbol = SYMBOLS[stop.marker] + ("-open" if stop.beyond else "")
+        mark = {"color": stop.color, "symbol": symbol, "size": 11, "line": {"width": 1, "color": "black"}}
+        said = {"text": [f"{name} {shown(stop.words)}"], "hovertemplate": "%{text}<extra></extra>"}
+        traces.append({**own, "mode": "markers", "x": _places([stop.at], panel.x), "y": [name], "marker": mark, **said})
+    return traces
+
+
+def plot(panel: Panel) -> dict[str, Any]:
+    """Return one panel as a plain plotly figure."""
+    traces: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for band in panel.bands:
+        outline = {"type": "scatter", "mode": "lines", "line": {"width": 0}, "showlegend": False, "hoverinfo": "skip"}
+        at, rgb = _places(band.x, panel.x), ", ".join(str(int(band.color[i : i + 2], 16)) for i in (1, 3, 5))
+        filled = {"fill": "tonexty", "fillcolor": f"rgba({rgb}, 0.15)"}
+        traces.append({**outline, "x": at, "y": _places(band.low, panel.y)})
+        traces.append({**outline, "x": at, "y": _places(band.high, panel.y), **filled})
+    for line in panel.lines:
+        traces.append(_trace(line, panel, line.label not in seen))
+        seen.add(line.label)
+    x, y = _axis(panel.x), _axis(panel.y)
+    below = ROW * (len(panel.strip) + 1) if panel.strip else 0
+    height = HEIGHT + below
+    layout: dict[str, Any] = {"xaxis": x, "yaxis": y, "shapes": _shapes(panel), "annotations": _notes(panel)}
+    if panel.strip:
+        share = below / height
+        names = [shown(stop.name) for stop in panel.strip]
+        rows = {
+            "domain": [0, share - 0.03],
+            "type": "category",
+            "categoryarray": names,
+            "range": [len(names) - 0.4, -0.6],
         }
-        marker |= {"symbol": SYMBOLS[looks[rule].marker], **open_mark}
-        more = {"mode": "markers", "marker": marker, "hovertemplate": f"%{{y:.4g}} at step {one['step']:.0f}"}
-        traces.append(curve(rule.replace("_", " "), [at], [y], looks[rule], **more))
-    return {"data": traces, "layout": layout("optimizer step", label, hovermode="x unified")}
-
-
-def rules(table: pa.Table) -> Section:
-    """F3: the stopping rules compared, for a start and one of three measures."""
-    data = frame(table, f3.COLUMNS, "F3")
-    totals = {start: f3.runs(rows) for start, rows in data.groupby("start")}
-    data = data[data["rule"] != "oracle"]
-    measures = {
-        "runs within 5 % of the oracle's loss": "hit",
-        "relative regret": "relative_regret",
-        "stopping time / oracle's": "ratio",
+        layout["yaxis"] = y | {"domain": [share + 0.02, 1]}
+        layout["yaxis2"] = {
+            **rows,
+            "gridcolor": "#e6e6e6",
+            "automargin": True,
+            "anchor": "x",
+            "fixedrange": True,
+            "tickmode": "linear",
+            "dtick": 1,
+        }
+        layout["xaxis"] = x | {"anchor": "y2"}
+        traces += _strip(panel)
+    right = 70 if any(text.x is None for text in panel.texts) else 15
+    layout |= {"plot_bgcolor": "white", "paper_bgcolor": "white", "height": height, "hovermode": "closest"}
+    layout |= {
+        "margin": {"t": 32, "r": right, "l": 10, "b": 10},
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
     }
-    looks = style.looks(data["rule"], style.RULES)
-    data = pd.concat([data.assign(measure=label) for label in measures], ignore_index=True)
-
-    def draw(rows: pd.DataFrame) -> dict[str, Any]:
-        label = rows["measure"].iloc[0]
-        traces = []
-        for rule in reversed(ordered(rows["rule"], style.RULES)):
-            one = rows[rows["rule"] == rule].dropna(subset=[measures[label]])
-            name = shown(rule.replace("_", " "))
-            if measures[label] == "hit":
-                traces.append(_hits(one, name, totals[rows["start"].iloc[0]], looks[rule]))
-            else:
-                traces.append(_dots(one, name, measures[label], looks[rule]))
-        axes = {"xaxis": {"tickformat": ".0%", "range": [-0.02, 1.02]} if measures[label] == "hit" else {}}
-        return {"data": traces, "layout": layout(label, "", showlegend=False, **axes)}
-
-    return section(data, [("measure", "measure", list(measures)), ("start", "start", list(style.STARTS))], draw)
+    return {"data": traces, "layout": layout}
 
 
-def _hits(rows: pd.DataFrame, name: str, total: int, look: style.Look) -> dict[str, Any]:
-    """Hit rate of one rule with Wilson's interval."""
-    hits, trials = int(rows["hit"].sum()), len(rows)
-    low, high = wilson(hits, trials)
-    rate = hits / trials if trials else math.nan
-    error = {"type": "data", "symmetric": False, "array": numbers([high - rate]), "arrayminus": numbers([rate - low])}
-    silent = f", {total - trials} without an answer" if trials < total else ""
-    more = {"mode": "markers", "error_x": error, "hovertemplate": f"{hits} of {trials} runs{silent}<extra></extra>"}
-    made = curve(name, [rate], [0], look, **more)
-    return {**made, "y": [name], "marker": {**made["marker"], "size": 10}}
+def section(views: Views, message: str = "") -> Section:
+    """Return one plotly figure for each panel; sizes start at the largest, all other choices at the first."""
+    values = [ordered((key[i] for key in views.panels), known) for i, (_, known) in enumerate(views.choices)]
+    made = Section([], message=message)
+    for (label, _), options in zip(views.choices, values, strict=True):
+        sizes = label == "training examples"
+        if sizes:
+            options.sort(key=int)
+        made.choices.append((label, options, len(options) - 1 if sizes else 0))
+    for places in itertools.product(*(range(len(options)) for options in values)):
+        panel = views.panels.get(tuple(options[i] for options, i in zip(values, places, strict=True)))
+        if panel is not None and not panel.note:
+            made.figures["|".join(map(str, places))] = plot(panel)
+    return made
 
 
-def _dots(rows: pd.DataFrame, name: str, column: str, look: style.Look) -> dict[str, Any]:
-    """Every run of one rule as a dot beside its box."""
-    who = zip(rows["task"], rows["n"], rows["seed"], strict=True)
-    return {
-        "type": "box",
-        "name": name,
-        "x": numbers(rows[column]),
-        "y": [name] * len(rows),
-        "orientation": "h",
-        "boxpoints": "all",
-        "jitter": 0.6,
-        "pointpos": 0,
-        "marker": {"color": look.color, "size": 5, "opacity": 0.6},
-        "line": {"color": look.color, "width": 1},
-        "fillcolor": "rgba(0,0,0,0)",
-        "text": [shown(f"{task}, n = {n}, seed {seed}") for task, n, seed in who],
-        "hovertemplate": "%{text}: %{x:.4g}<extra></extra>",
-    }
-
-
-def arithmetic(table: pa.Table) -> Section:
-    """F8: accuracy against the scaling coefficient for one pair or one negated task, on test or validation data."""
-    data = frame(table, f8.COLUMNS, "F8")
-    parts = [
-        rows.assign(experiment=f"{a} + {b}" if b else f"− {a}", target=None if b else a)
-        for _, a, b, rows in f8.experiments(data)
-    ]
-    data = pd.concat(parts, ignore_index=True) if parts else data.assign(experiment="", target=None)
-    names = list(dict.fromkeys(data["experiment"]))
-    looks = style.looks(data["task"])
-    return section(
-        data,
-        [("experiment", "experiment", names), ("data", "split", ["test", "validation"])],
-        lambda rows: _experiment(rows, looks),
-    )
-
-
-def _experiment(rows: pd.DataFrame, looks: dict[str, style.Look]) -> dict[str, Any]:
-    """The figure of one pair or one negated task."""
-    traces, target = [], rows["target"].iloc[0]
-    for task in ordered(rows["task"], style.TASKS):
-        one = rows[rows["task"] == task].groupby("coefficient", as_index=False).mean(numeric_only=True)
-        main = target in (None, task)
-        more: dict[str, Any] = {"mode": "lines+markers", "width": 3 if main else 1, "legendgroup": shown(task)}
-        name = task if target is None else f"{task} ({'target' if main else 'control'})"
-        traces.append(curve(name, one["coefficient"], one["accuracy"], looks[task], **more))
-        levels = {column: label for column, (label, _) in f8.LEVELS.items()} if main else {}
-        for column, label in {"predicted_accuracy": "kernel prediction", **levels}.items():
-            if one[column].notna().any():
-                dash = {"predicted_accuracy": "dash", "accuracy_zero_shot": "dot"}.get(column, "longdash")
-                more = {"dash": dash, "width": 1, "legendgroup": shown(task)}
-                traces.append(curve(f"{task}: {label}", one["coefficient"], one[column], looks[task], **more))
-    chosen = ordered(rows.loc[rows["chosen"], "coefficient"])
-    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": {"color": "rgba(127,127,127,0.4)", "width": 6}}
-    shapes = [{**line, "x0": c, "x1": c} for c in numbers(chosen)]
-    where = f"accuracy on {rows['split'].iloc[0]} data"
-    return {
-        "data": traces,
-        "layout": layout("scaling coefficient (grey: chosen on validation)", shown(where), shapes=shapes),
-    }
-
-
-INTERACTIVE = {"F1": decay, "F2": training, "F3": rules, "F8": arithmetic}
+def sections(tables: Mapping[str, pa.Table]) -> dict[str, Section]:
+    """Return the interactive figures among some tables, by id, each with the sentence that it says."""
+    found = {name: module for name, module in INTERACTIVE.items() if name in tables}
+    return {name: section(module.views(tables[name]), module.says(tables[name])) for name, module in found.items()}

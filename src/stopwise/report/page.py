@@ -18,10 +18,12 @@ import pyarrow as pa
 from plotly.offline import get_plotlyjs
 
 from stopwise.claims.verdicts import measurement
-from stopwise.figures import style
+from stopwise.figures import f02_curves, style
 from stopwise.figures.tables import gather, ordered
-from stopwise.report.interactive import INTERACTIVE, Section
+from stopwise.report import interactive
+from stopwise.report.interactive import Section
 from stopwise.report.page_parts import POLICY, SCRIPT, STYLE
+from stopwise.report.summary import ALL_STEPS
 
 SUMMARY = pa.schema(
     [
@@ -36,35 +38,33 @@ SUMMARY = pa.schema(
         pa.field("relative_regret", pa.float64()),
     ]
 )
-METHODS = ("zero_shot", "zero_shot_intercept", "kernel_regression", *style.RULES)
+BEFORE = ("zero_shot_intercept", "zero_shot")  # what stands for no training: the first that the run has
+METHODS = ("zero_shot", "zero_shot_intercept", "kernel_regression", *style.RULES, ALL_STEPS)
 SCREEN = 2.0  # pixels on the page for a point of a printed figure: its smallest text is then 14 pixels high
-TITLES = {
+TITLES = {  # in the order of the page
+    "F2": (
+        "Training, and where each rule stops",
+        "Solid lines are real training, dashed lines what was predicted before it, where something was. Below the"
+        " curves each rule has a row: a mark where it stops, an open one when that is after the end of the run. The"
+        " oracle sees the test loss: it is a yardstick, not a rule.",
+    ),
+    "F3": (
+        "Which rule to trust",
+        "Every rule judged against the best test loss of the run that it would have stopped.",
+    ),
+    "F4": ("More examples", "Test loss by number of training examples, and the slope that the spectrum predicts."),
+    "F6": ("Is training what the theory says?", "What was measured along real runs, and dashed what the theory says."),
+    "F8": (
+        "Adding and negating task vectors",
+        "Accuracy against the scaling coefficient, which validation data chose. Dashed: predicted by the kernels.",
+    ),
+    "F7": ("Task vectors: predicted and measured", "Cosine and interference over all pairs of tasks."),
     "F1": (
         "Eigenvalue decay",
         "How fast the eigenvalues of each task's kernel fall, and the law fitted to them (dashed).",
     ),
-    "F2": (
-        "Fine-tuning and where each rule stops",
-        "Curves of real training, the linearised prediction (dashed) and the step at which each rule would stop. An "
-        "open mark at the right edge is a rule that stops after the run ended. The oracle sees the test loss: it is a "
-        "yardstick.",
-    ),
-    "F3": (
-        "Stopping rules compared",
-        "Every rule judged against the best test loss of the run that it would have stopped.",
-    ),
-    "F4": ("Error against sample size", "The measured slope beside the one that the spectrum predicts."),
-    "F5": ("Ridge regression and early stopping", "Ridge at 1/η against early stopping at η."),
-    "F6": (
-        "Is training what the theory says?",
-        "Residual by direction, loss, kernel drift and distance along real runs.",
-    ),
-    "F7": ("Task vectors: predicted and measured", "Cosine and interference over all pairs of tasks."),
-    "F8": (
-        "Adding and negating task vectors",
-        "Accuracy against the scaling coefficient, which validation data chose.",
-    ),
     "F9": ("Where the kernel comes from", "Share of the trace, alignment and effective dimension by layer."),
+    "F5": ("Ridge regression and early stopping", "Ridge at 1/η against early stopping at η."),
     "F10": ("Synthetic check", "Rates and regret against theory where the truth is known."),
     "F11": ("Worth in labels", "Test log-loss and accuracy against the labels spent, for every way of choosing."),
 }
@@ -90,6 +90,44 @@ def headline(summary: pa.Table) -> str:
         f"<details><summary>All sizes</summary>{_accuracies(data, methods, 'Test accuracy in percent')}"
         f"{_stops(data)}</details>"
     )
+
+
+def _chosen_rule(summary: pd.DataFrame) -> str | None:
+    """The rule that the answer speaks of: bayes, else the first that needs no validation set."""
+    known = [rule for rule in style.RULES if rule not in ("holdout", "oracle") and (summary["method"] == rule).any()]
+    return "bayes" if "bayes" in known else known[0] if known else None
+
+
+def answer(summary: pa.Table, curves: pa.Table | None = None) -> str:
+    """What the run says, by task at its largest size: the stop and the accuracy beside the alternatives.
+
+    ``curves``: the table of F2, for the sentence above. Empty without a rule.
+    """
+    data = gather([({}, summary)], SUMMARY, "summary").to_pandas()
+    rule = _chosen_rule(data)
+    if rule is None:
+        return ""
+    data = data[data["start"] == ordered(data["start"], style.STARTS)[0]]
+    data = data[data["n"] == data.groupby("task")["n"].transform("max")]
+    lines = []
+    name = style.rule_label(rule)
+    for _, task, n, rows in _rows(data):
+        found = {row["method"]: row for _, row in rows.iterrows()}
+        at = {m: found[m]["accuracy"] if m in found else None for m in (*BEFORE, rule, "holdout", ALL_STEPS)}
+        prompt = next((at[m] for m in BEFORE if at[m] is not None), None)
+        step = _number(found[rule]["t"], ".0f") if rule in found else "–"
+        shares = [prompt, at[rule], at["holdout"], at[ALL_STEPS]]
+        lines.append([f"{task} ({n})", step, *(_number(None if v is None else 100 * v, ".1f") for v in shares)])
+    header = ["task (examples)", "step", "before", name, "hold-out", "all steps"]
+    caption = f"The step of {name}, and test accuracies in percent, mean over the seeds"
+    message = f02_curves.says(curves) if curves is not None else ""
+    words = (
+        f"Accuracies before training (the model's own answer with a fitted offset), at the stop of {name}, at that of"
+        f" hold-out, and after all steps. The stop of {name} is chosen before training and reads no validation example;"
+        " hold-out reads them besides."
+    )
+    lead = f'<p class="lead">{_text(message)}</p>' if message else ""
+    return f'<section id="answer">{lead}{table(header, lines, caption)}<p>{words}</p></section>'
 
 
 def _rows(data: pd.DataFrame) -> list[tuple[str, str, int, pd.DataFrame]]:
@@ -152,9 +190,10 @@ def _selectors(name: str, section: Section) -> str:
     return f"<div>{''.join(parts)}</div>"
 
 
-def _heading(name: str) -> str:
+def _heading(name: str, message: str = "") -> str:
     title, words = TITLES[name]
-    return f"<h2>{name}. {_text(title)}</h2><p>{_text(words)}</p>"
+    lead = f'<p class="says">{_text(message)}</p>' if message else ""
+    return f"<h2>{name}. {_text(title)}</h2>{lead}<p>{_text(words)}</p>"
 
 
 def _image(name: str, svg: bytes) -> str:
@@ -181,24 +220,29 @@ def render(
 ) -> str:
     """Make the page of a run, as HTML text.
 
-    `tables` holds the tables of figures by id (those with an interactive version are drawn: F1, F2, F3, F8), `summary`
-    the headline numbers (columns `SUMMARY`), `images` the SVG bytes of further figures, `facts` what to tell about the
-    run (model, seeds, ...), `claims` its `claims` artifact. ValueError when a table lacks a column. About 5 MB, most of
-    it plotly.js.
+    The page leads with the answer, then come the curves, then the tables. `tables` holds the tables of figures by id
+    (those with an interactive version are drawn), `summary` the headline numbers (columns `SUMMARY`), `images` the SVG
+    bytes of further figures, `facts` what to tell about the run (model, seeds, ...), `claims` its `claims` artifact.
+    ValueError when a table lacks a column. About 5 MB, most of it plotly.js.
     """
-    sections = {key: INTERACTIVE[key](tables[key]) for key in INTERACTIVE if key in tables}
+    sections = interactive.sections(tables)
     pictures = {key: svg for key, svg in (images or {}).items() if key not in sections}
     parts = {}
     for key in TITLES:
         if key in sections:
-            plot = '<div class="plot"></div>'
-            parts[key] = f'<section id="{key}">{_heading(key)}{_selectors(key, sections[key])}{plot}</section>'
+            led = key == "F2" and summary is not None  # the answer says it already
+            head = _heading(key, "" if led else sections[key].message)
+            parts[key] = f'<section id="{key}">{head}{_selectors(key, sections[key])}<div class="plot"></div></section>'
         elif key in pictures:
             parts[key] = _image(key, pictures[key])
+    if summary is not None and (numbers := headline(summary)):
+        parts["tables"] = f'<section id="tables"><h2>All accuracies</h2>{numbers}</section>'
     if claims is not None:
         parts["claims"] = verdicts(claims)
-    links = "".join(f'<a href="#{key}">{key}</a>' for key in parts)
     known = "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in (facts or {}).items())
+    if known:
+        parts["run"] = f'<section id="run"><h2>The run</h2><dl>{known}</dl></section>'
+    links = "".join(f'<a href="#{key}">{key}</a>' for key in parts)
     data = _embedded({key: section.figures for key, section in sections.items()})
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -212,9 +256,8 @@ def render(
 </head>
 <body>
 <h1>When to stop fine-tuning: {_text(name)}</h1>
-<dl>{known}</dl>
+{answer(summary, tables.get("F2")) if summary is not None else ""}
 <nav aria-label="Figures">{links}</nav>
-{headline(summary) if summary is not None else ""}
 {"".join(parts.values())}
 <noscript><p>The interactive figures need JavaScript; the tables do not.</p></noscript>
 <script id="sections" type="application/json">{data}</script>

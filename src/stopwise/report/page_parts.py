@@ -16,6 +16,8 @@ nav { margin: .8rem 0; }
 nav a { margin-right: 1rem; }
 a { color: #0072b2; }
 p { max-width: 46rem; }
+.lead { font-size: 1.25rem; line-height: 1.4; margin: .6rem 0 1rem; }
+.says { font-weight: 600; margin-bottom: .2rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 caption { text-align: left; padding-bottom: .4rem; color: #555; }
@@ -26,11 +28,22 @@ thead th { white-space: normal; border-bottom: 2px solid #999; vertical-align: b
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .9rem; }
 dt { color: #555; }
 dd { margin: 0; overflow-wrap: anywhere; }
-label { margin-right: 1.2rem; font-size: .9rem; white-space: nowrap; }
-select { font: inherit; max-width: 22rem; }
-.plot { min-height: 460px; }
+label { margin-right: 1.2rem; font-size: .9rem; display: inline-block; }
+label[hidden] { display: none; }
+select { font: inherit; max-width: min(22rem, 80vw); }
+.plot { min-height: 430px; }
 .empty { color: #777; padding: 3rem 0; text-align: center; }
 img { max-width: 100%; height: auto; }
+@media (max-width: 40rem) {
+  body { padding: 1rem .7rem 3rem; }
+  h1 { font-size: 1.35rem; }
+  .lead { font-size: 1.1rem; }
+  table { font-size: .85rem; }
+  th, td { padding: .25rem; }
+  td:first-child { min-width: 5rem; max-width: 9rem; }
+  section > img { max-width: none; }
+  section { overflow-x: auto; }
+}
 """
 
 SCRIPT = """
@@ -47,7 +60,10 @@ for (const [id, figures] of Object.entries(sections)) {
     if (figure) {
       if (!plot.classList.contains("js-plotly-plot")) plot.textContent = "";
       plot.classList.remove("empty");
-      Plotly.react(plot, figure.data, figure.layout, config);
+      // on a phone the legend has a line for each entry
+      const keys = figure.data.filter((trace) => trace.showlegend).length;
+      const more = window.innerWidth < 640 ? 22 * keys : 0;
+      Plotly.react(plot, figure.data, {...figure.layout, height: figure.layout.height + more}, config);
     } else {
       Plotly.purge(plot);
       plot.classList.add("empty");

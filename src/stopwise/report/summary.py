@@ -21,9 +21,11 @@ BASELINES = {
     "kernel_regression": "kernel regression",
 }
 
+ALL_STEPS = "all_steps"  # the method of a run that is trained to its end
+
 
 def baselines(
-    kernel: AssembledKernel, sample: Sample, coding: str, target_scale: float, intercept: str, n: int
+    kernel: AssembledKernel, sample: Sample, coding: str, target_scale: float | str, intercept: str, n: int
 ) -> list[dict[str, Any]]:
     """Return accuracy and loss on the test set without any training: one row per method of ``BASELINES``.
 
@@ -31,7 +33,8 @@ def baselines(
     """
     leading = kernel.leading(n)
     spec = Spectrum.of(leading.train, leading.columns, intercept == "fitted")
-    residual = sample.targets("train", coding, target_scale, n) - leading.outputs
+    scale = kernel.scale(target_scale)
+    residual = sample.targets("train", coding, scale, n) - leading.outputs
     held_out = len(sample.labels("validation"))
     f0 = leading.outputs_new[held_out:]
     mu = estimate_noise(spec, residual, "gcv").mu
@@ -43,7 +46,7 @@ def baselines(
         "zero_shot_intercept": f0 + residual.mean(axis=0),
         "kernel_regression": f0 + fitted.reshape(f0.shape),
     }
-    labels, y = sample.labels("test"), sample.targets("test", coding, target_scale)
+    labels, y = sample.labels("test"), sample.targets("test", coding, scale)
     return [
         {
             "n": n,
@@ -54,6 +57,25 @@ def baselines(
             "relative_regret": None,
         }
         for method, f in outputs.items()
+    ]
+
+
+def last_steps(trajectory: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return training without a stop as a method of its own: accuracy and loss at the last step, one row a size."""
+    last: dict[int, dict[str, Any]] = {}
+    for row in trajectory:
+        if row["n"] not in last or row["step"] > last[row["n"]]["step"]:
+            last[row["n"]] = row
+    return [
+        {
+            "n": n,
+            "method": ALL_STEPS,
+            "accuracy": row["test_accuracy"],
+            "loss": row["test_loss"],
+            "t": float(row["step"]),
+            "relative_regret": None,
+        }
+        for n, row in sorted(last.items())
     ]
 
 

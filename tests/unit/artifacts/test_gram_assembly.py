@@ -1,5 +1,7 @@
 """Assembling shards: the sum does not depend on the sharding, and shards that do not belong together are refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,16 @@ def test_a_gram_artifact_reads_back_and_its_leading_block_is_the_smaller_kernel(
     assert np.array_equal(small.train, kernel.train[:3, :3])
     assert np.array_equal(small.new, kernel.new[:, :3])
     assert small.outputs.shape == (3, 1)
+
+
+def test_a_fitted_scale_is_kept_and_a_given_one_is_taken_as_it_is(tmp_path):
+    kernel = replace(assemble({"a": shard(list(JACOBIANS))}), target_scale=3.7)
+    artifacts.write_table(tmp_path / "g", kernel.rows(), "gram")
+    back = read_gram(artifacts.read_table(tmp_path / "g", "gram"))
+    assert back.scale("auto") == back.leading(3).scale("auto") == 3.7
+    assert back.scale(1.0) == 1.0
+    with pytest.raises(ArtifactError, match="target_scale: 'auto'"):
+        assemble({"a": shard(list(JACOBIANS))}).scale("auto")
 
 
 def test_layer_shares_add_up_and_centring_is_a_projection():

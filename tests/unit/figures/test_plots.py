@@ -20,7 +20,7 @@ from stopwise.figures import registry, style, tables
 from stopwise.report import interactive
 
 SMALL = {"tasks": 1, "seeds": 1, "sizes": (16,)}
-LARGE = {"tasks": 6, "seeds": 3, "sizes": (16, 32, 64, 128, 256)}
+LARGE = {"tasks": 6, "seeds": 3, "sizes": (16, 64, 256)}
 STARTS = {"tasks": 2, "seeds": 2, "starts": ("pretrained", "mixed", "random")}
 SHAPES = {"small": SMALL, "large": LARGE, "starts": STARTS}
 DRAWN = ("F1", "F2", "F3", "F4", "F6", "F7", "F8", "F9")
@@ -154,38 +154,44 @@ def test_f1_without_fits_and_with_zero_eigenvalues_still_draws():
     assert "no fit" in figure.axes[0].get_legend().get_texts()[0].get_text()
 
 
-def test_f2_keeps_every_measured_loss_and_marks_every_rule():
+def strips(figure):
+    """The axes below the panels of F2, where the rules stop, and the marks on each."""
+    found = [ax for ax in figure.axes[len(figure.axes) // 2 :] if ax.get_visible()]
+    return [(ax, [line for line in ax.lines if line.get_marker() not in ("None", None, "")]) for ax in found]
+
+
+def test_f2_keeps_every_measured_loss_and_gives_every_rule_a_row():
     runs, evaluations = made_up.runs(tasks=1, seeds=1, sizes=(16,))
     table = registry.figure("F2").table(runs, evaluations)
     test = table.filter((pc.field("kind") == "measured") & (pc.field("split") == "test"))
     assert test["loss"].to_pylist() == runs[0][1]["test_loss"].to_pylist()
     assert test["accuracy"].to_pylist() == runs[0][1]["test_accuracy"].to_pylist()
-    ax = registry.figure("F2").draw(table).axes[0]
-    marks = [line for line in ax.lines if line.get_marker() not in ("None", None)]
-    assert len(marks) == len(made_up.RULES)
+    ((ax, marks),) = strips(registry.figure("F2").draw(table))
+    silent = [t for t in ax.texts if t.get_text() == "no answer"]
+    assert len(marks) + len(silent) == len(made_up.RULES)
+    assert [t.get_text() for t in ax.get_yticklabels()] == [style.rule_label(rule) for rule in made_up.RULES]
 
 
 @pytest.mark.parametrize(
-    ("objective", "loss"), [(None, "squared loss"), ("squared", "squared loss"), ("cross_entropy", "cross-entropy")]
+    ("objective", "loss"), [(None, "loss"), ("squared", "squared loss"), ("cross_entropy", "cross-entropy")]
 )
 def test_f2_names_the_loss_that_was_minimised(objective, loss):
     runs, evaluations = made_up.runs(tasks=1, seeds=1, sizes=(16,))
     known = [({**wildcards, "objective": objective}, run) for wildcards, run in runs]
     figure = registry.figure("F2").draw(registry.figure("F2").table(known, evaluations))
-    assert figure.axes[0].get_ylabel().splitlines()[-1] == loss
+    assert figure.axes[0].get_ylabel() == loss
 
 
 def test_f2_marks_of_one_step_do_not_cover_each_other():
     runs, evaluations = made_up.runs(tasks=1, seeds=1, sizes=(16,))
     wildcards, judged = evaluations[0]
     same = judged.set_column(judged.schema.get_field_index("t"), "t", pa.array([4] * judged.num_rows))
-    first = judged["loss"][0]
-    same = same.set_column(same.schema.get_field_index("loss"), "loss", pa.repeat(first, judged.num_rows))
     figure = registry.figure("F2").draw(registry.figure("F2").table(runs, [(wildcards, same)]))
     figure.draw_without_rendering()
-    marks = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", None)]
+    ((_, marks),) = strips(figure)
     heights = sorted(float(line.get_transform().transform(line.get_xydata())[0][1]) for line in marks)
-    assert min(np.diff(heights)) >= 0.9 * style.SMALL_FONT_SIZE / 72 * figure.dpi * 0.75
+    assert len(heights) == len(made_up.RULES)
+    assert min(np.diff(heights)) >= marks[0].get_markersize() / 72 * figure.dpi
 
 
 def test_f2_shows_a_rule_beyond_the_run_as_an_open_mark_at_its_end():
@@ -195,10 +201,48 @@ def test_f2_shows_a_rule_beyond_the_run_as_an_open_mark_at_its_end():
     late = late.set_column(late.schema.get_field_index("t"), "t", pa.array([10_000]))
     late = late.set_column(late.schema.get_field_index("loss"), "loss", pa.array([None], pa.float64()))
     figure = registry.figure("F2").draw(registry.figure("F2").table(runs, [(wildcards, late)]))
-    (mark,) = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", None)]
+    ((_, (mark,)),) = strips(figure)
     assert mark.get_xdata()[0] == max(runs[0][1]["step"].to_pylist())
     assert mark.get_markerfacecolor() == "white"
-    assert "stops after the run" in [t.get_text() for t in figure.legends[0].get_texts()]
+    assert "open: stops after the run" in [t.get_text() for t in figure.legends[0].get_texts()]
+
+
+@pytest.mark.parametrize("shape", [*SHAPES.values(), {"tasks": 3, "seeds": 1}, {"tasks": 2, "seeds": 1}])
+def test_f2_has_at_most_six_panels_and_no_dashed_line_without_a_prediction(shape):
+    table = make("F2", **shape)
+    panels = [ax for ax in registry.figure("F2").draw(table).axes if ax.get_visible()]
+    assert len(panels) <= 2 * 6  # each with its strip
+    measured = table.filter(pc.field("kind") != "linearised")
+    figure = registry.figure("F2").draw(measured)
+    assert all(line.get_linestyle() == "-" for ax in figure.axes for line in ax.lines if len(line.get_xdata()) > 2)
+    assert not [t for t in figure.legends[0].get_texts() if "predicted" in t.get_text()]
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_every_figure_says_one_sentence_above_its_panels(name):
+    table = make(name, **LARGE)
+    said = registry.figure(name).says(table)
+    assert said.endswith(".")
+    assert said.count(". ") == 0
+    title = drawn(name, "large").get_suptitle()
+    assert " ".join(title.split()) == style.plain(said, 400)
+
+
+@pytest.mark.parametrize("name", [name for name in DRAWN if hasattr(registry.figure(name), "views")])
+def test_every_number_of_a_drawn_line_is_a_number_of_the_page(name):
+    """One description: the lines of the printed figure are among those of the page's panels."""
+    table = make(name, tasks=2, seeds=2)
+    kept = {
+        tuple(np.asarray(line.y, dtype=float).round(9))
+        for panel in registry.figure(name).views(table).panels.values()
+        for line in panel.lines
+    }
+    figure = registry.figure(name).draw(table)
+    axes = figure.axes[: len(figure.axes) // 2] if name == "F2" else figure.axes
+    lines = [line for ax in axes if ax.get_visible() for line in ax.lines if len(line.get_xdata()) > 2]
+    assert len(lines) > 5
+    for line in lines:
+        assert tuple(np.asarray(line.get_ydata(), dtype=float).round(9)) in kept
 
 
 def test_f3_counts_what_the_table_holds_and_leaves_the_oracle_out():
@@ -427,7 +471,7 @@ def test_f6_keeps_measured_and_predicted_apart():
     assert loss["predicted"].to_numpy() == pytest.approx(run["linearised_train_loss"].to_numpy())
     assert rows.loc[rows["quantity"] == "drift", "predicted"].isna().all()
     alone = registry.figure("F6").draw(registry.figure("F6").table(trajectories))
-    assert [ax.get_title().split()[0] for ax in alone.axes] == ["training", "distance"]
+    assert [ax.get_title(loc="left").split()[0] for ax in alone.axes] == ["training", "distance"]
 
 
 def test_f6_draws_the_guarantee_and_names_a_smaller_n():
@@ -438,10 +482,10 @@ def test_f6_draws_the_guarantee_and_names_a_smaller_n():
     fewer = [(w, one.set_column(one.column_names.index("n"), "n", pa.array([8] * len(one)))) for w, one in drifts]
     plain = registry.figure("F6").draw(registry.figure("F6").table(trajectories, directions, fewer))
     bound = registry.figure("F6").draw(registry.figure("F6").table(trajectories, directions, fewer, guarantees))
-    panel = [ax.get_title() for ax in plain.axes].index("training loss")
+    panel = [ax.get_title(loc="left") for ax in plain.axes].index("training loss")
     assert len(bound.axes[panel].lines) == len(plain.axes[panel].lines) + 1
     assert "guarantee" in [text.get_text() for text in bound.legends[0].get_texts()]
-    drift = [ax.get_title().split()[0] for ax in plain.axes].index("drift")
+    drift = [ax.get_title(loc="left").split()[0] for ax in plain.axes].index("drift")
     assert [text.get_text() for text in plain.axes[drift].texts] == ["n = 8"]
     assert not plain.axes[panel].texts
 
@@ -469,17 +513,33 @@ def test_f9_names_the_tasks_of_every_start():
     assert named == [wildcards["task"] for wildcards, _ in shares]
 
 
-def test_f2_has_a_row_of_all_starts_for_each_task_that_has_several_and_no_empty_panel():
-    runs, evaluations = made_up.upstream("F2", tasks=2, seeds=1)
+def test_f2_has_a_row_of_all_starts_for_a_task_that_has_several_and_no_empty_panel():
+    runs, evaluations = made_up.upstream("F2", tasks=3, seeds=1)
     more = [({**w, "start": start}, t) for start in ("mixed", "random") for w, t in runs if w["task"] == "movie"]
-    alone = registry.figure("F2").draw(registry.figure("F2").table(runs, evaluations))
     figure = registry.figure("F2").draw(registry.figure("F2").table([*runs, *more], evaluations))
-    starts = [
-        ax.get_title() for ax in figure.axes if "start, n" in ax.get_title() and "pretrained" not in ax.get_title()
+    titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
+    assert titles == [
+        *(f"movie, {start}, n = 64" for start in ("pretrained", "mixed", "random")),
+        *(f"{task}, pretrained, n = 64" for task in ("amazon", "spam")),
     ]
-    assert [title.split()[0] for title in starts] == ["mixed", "random"]
-    assert len(figure.axes) == len(alone.axes) + 3
-    assert all(ax.lines for ax in figure.axes if ax.get_visible())
+    panels = [ax for ax in figure.axes if ax.get_visible() and ax.get_title(loc="left")]
+    assert all(ax.lines for ax in panels)
+
+
+def test_f6_cuts_no_line_off():
+    trajectories, directions, drifts = made_up.upstream("F6", **SMALL)
+    far = [
+        (w, t.set_column(t.column_names.index("measured"), "measured", pc.multiply(t["measured"], 37.0)))
+        for w, t in directions
+    ]
+    figure = registry.figure("F6").draw(registry.figure("F6").table(trajectories, far, drifts))
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        low, high = sorted(ax.get_ylim())
+        for line in ax.lines:
+            values = np.asarray(line.get_ydata(), dtype=float)
+            assert low <= values.min()
+            assert values.max() <= high
 
 
 def test_f1_averages_no_laws_of_two_kinds():
@@ -529,7 +589,7 @@ def test_broken_numbers_do_not_stop_a_figure(name):
         warnings.simplefilter("error")
         registry.figure(name).draw(table).draw_without_rendering()
     if name in interactive.INTERACTIVE:
-        interactive.INTERACTIVE[name](table)
+        interactive.sections({name: table})
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -543,4 +603,4 @@ def test_columns_without_any_number_do_not_stop_a_figure(name):
         warnings.simplefilter("error")
         registry.figure(name).draw(table).draw_without_rendering()
     if name in interactive.INTERACTIVE:
-        interactive.INTERACTIVE[name](table)
+        interactive.sections({name: table})

@@ -48,8 +48,15 @@ def test_the_base_of_the_studies_does_not_run_alone_and_has_no_tasks_to_mix():
         validated(read([BASE]))
 
 
+def recorded_as(paths):
+    """Return the name of a configuration and what ran under it: task arithmetic was the demo when it was recorded."""
+    config = read(paths)
+    name = config.get("name")
+    return name, config | {"name": "demo"} if name == "demo-arithmetic" else config
+
+
 def test_a_study_is_the_configuration_that_its_record_names():
-    digests = {read(paths)["name"]: config_digest(validated(read(paths))) for paths in READY}
+    digests = {name: config_digest(validated(config)) for name, config in map(recorded_as, READY)}
     recorded = set()
     for page in (ROOT / "docs").rglob("README.md"):
         name = next((part for part in reversed(page.parts) if part in digests), None)
@@ -59,7 +66,52 @@ def test_a_study_is_the_configuration_that_its_record_names():
         if name and found:
             assert found[1] == digests[name], page
             recorded.add(name)
-    assert {"demo", "paper-small", "stopping-study", "set-aside", "study-sgd", "study-adam", "study-adamw"} <= recorded
+    assert {
+        "demo-arithmetic",
+        "paper-small",
+        "stopping-study",
+        "set-aside",
+        "study-sgd",
+        "study-adam",
+        "study-adamw",
+    } <= recorded
+
+
+def test_auto_is_what_people_train_with_under_adamw_and_what_the_theory_speaks_of_otherwise():
+    usual = validated(MINIMAL)
+    assert usual["kernel"]["formula"] == "adam"
+    assert (usual["finetune"]["learning_rate"], usual["finetune"]["batch_size"]) == (1e-4, 8)
+    assert usual["finetune"]["steps"] == 4 * usual["finetune"]["evaluate_every"]
+    assert usual["stopping"]["target_scale"] == 1.0  # cross-entropy has no targets to scale
+    plain = validated(MINIMAL | {"finetune": {"optimizer": "heavy_ball", "objective": "squared"}})
+    assert plain["kernel"]["formula"] == "sgd"
+    assert (plain["finetune"]["learning_rate"], plain["finetune"]["batch_size"]) == (None, None)
+    assert plain["stopping"]["target_scale"] == "auto"  # fitted by the jobs, to each task
+    said = validated(MINIMAL | {"kernel": {"formula": "sgd"}, "finetune": {"learning_rate": 0.01, "steps": 6}})
+    assert said["kernel"]["formula"] == "sgd"
+    assert (said["finetune"]["learning_rate"], said["finetune"]["steps"]) == (0.01, 6)
+    adapters = validated(MINIMAL | {"kernel": {"parameters": {"lora": {}}}})
+    assert adapters["kernel"]["formula"] == "sgd"
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"finetune": {"objective": "squared"}}, "AdamW's own kernel"),
+        (
+            {
+                "finetune": {"objective": "squared", "optimizer": "heavy_ball"},
+                "tasks": {"movie": {}, "spam": {}},
+                "arithmetic": {"enabled": True},
+            },
+            "arithmetic.enabled needs one for all",
+        ),
+    ],
+)
+def test_a_scale_that_is_fitted_too_late_is_refused(sections, says):
+    with pytest.raises(ConfigError, match=says):
+        validated(MINIMAL | sections)
+    assert validated(MINIMAL | sections | {"stopping": {"target_scale": 4.0}})
 
 
 def test_defaults_are_filled_at_every_level():
@@ -98,9 +150,8 @@ BAD = [
     (("finetune",), {"stop": "cross_validation", "folds": 40}, "finetune.folds: 40 parts of 16 examples"),
     (("finetune",), {"stop": "cross_validation", "folds": 1}, "finetune.folds: 1 is less than the minimum of 2"),
     (("kernel",), {"outputs": "head"}, "kernel.outputs: 'head' needs a head on the model"),
-    (("kernel",), {"outputs": "logits"}, "kernel.outputs: 'logits' has singular noise"),
-    (("arithmetic",), {"seeds": [7]}, "arithmetic.seeds: 7 is not among seeds"),
-    (("arithmetic",), {"size": 5}, "arithmetic.size: 5 is not among sizes"),
+    (("arithmetic",), {"seeds": [7], "enabled": True}, "arithmetic.seeds: 7 is not among seeds"),
+    (("arithmetic",), {"size": 5, "enabled": True}, "arithmetic.size: 5 is not among sizes"),
     (("arithmetic",), {"disentanglement": [1], "predict": False}, "arithmetic.disentanglement: the plane is held"),
 ]
 
@@ -129,7 +180,7 @@ def test_values_that_were_given_stay_as_they_were_written():
 
 def test_the_vectors_of_task_arithmetic_have_the_middle_size_unless_one_is_named():
     def size(sizes, **own):
-        return validated(MINIMAL | {"sizes": sizes, "arithmetic": own})["arithmetic"]["size"]
+        return validated(MINIMAL | {"sizes": sizes, "arithmetic": own | {"enabled": True}})["arithmetic"]["size"]
 
     assert size([64, 16, 32]) == 32
     assert size([8, 16]) == 16
@@ -201,9 +252,11 @@ def test_logits_are_for_cross_entropy():
     training = {"objective": "cross_entropy", "optimizer": "adamw", "learning_rate": 0.001}
     completed = validated(MINIMAL | {"kernel": {"outputs": "logits"}, "finetune": training})
     assert completed["kernel"]["outputs"] == "logits"
+    with pytest.raises(ConfigError, match=r"kernel\.outputs: 'logits' has singular noise"):
+        validated(MINIMAL | {"kernel": {"outputs": "logits"}, "finetune": training | {"objective": "squared"}})
 
 
-ADAM = {"kernel": {"formula": "adam"}, "finetune": {"optimizer": "adamw"}, "arithmetic": {"enabled": False}}
+ADAM = {"kernel": {"formula": "adam"}, "finetune": {"optimizer": "adamw", "learning_rate": None}}
 
 
 def test_the_kernel_of_adamw_gives_its_learning_rate():
@@ -215,7 +268,10 @@ def test_the_kernel_of_adamw_gives_its_learning_rate():
     [
         ({"finetune": {"optimizer": "heavy_ball"}}, r"kernel\.formula: 'adam' .* finetune\.optimizer is 'heavy_ball'"),
         ({"joint": {"enabled": True}}, r"joint\.enabled: .* allowed: false"),
-        ({"arithmetic": {}, "tasks": {"movie": {}, "spam": {}}}, r"arithmetic\.predict: .* allowed: false"),
+        (
+            {"arithmetic": {"enabled": True}, "tasks": {"movie": {}, "spam": {}}},
+            r"arithmetic\.predict: .* allowed: false",
+        ),
         ({"kernel": {"formula": "sgd"}}, r"finetune\.learning_rate: .* kernel\.formula: adam"),
     ],
 )

@@ -1,6 +1,8 @@
 """Progress: every job has a line when it starts and ends, and the time left follows from what is known."""
 
 import logging
+import threading
+import time
 
 import pytest
 from snakemake_interface_logger_plugins.common import LogEvent
@@ -42,6 +44,34 @@ def test_the_time_left_follows_from_the_rules_own_times_and_the_jobs_side_by_sid
     assert progress.fail(3) == "FAILED train (50 s)"
     progress.finish(4)
     assert progress.finish(5).endswith("4 of 5 jobs")
+
+
+def test_what_still_runs_is_said_with_its_time_and_nothing_when_nothing_runs():
+    clock = Clock()
+    progress = Progress(clock)
+    progress.plan({"train": 2, "total": 2})
+    assert progress.still() == ""
+    progress.start(1, "train", "Training 1")
+    clock.now = 40.0
+    assert progress.still() == "still   Training 1 (40 s); 0 of 2 jobs, 1 running"
+    progress.finish(1)
+    assert progress.still() == ""
+
+
+def test_a_silent_run_says_what_still_runs(capsys, monkeypatch):
+    monkeypatch.setattr("snakemake_logger_plugin_stopwise.QUIET", 0.05)
+    handler = LogHandler.__new__(LogHandler)
+    handler.progress, handler.spoken = Progress(), time.monotonic()
+    handler.progress.plan({"train": 1, "total": 1})
+    handler.progress.start(1, "train", "Training 1")
+    threading.Thread(target=handler._watch, daemon=True).start()
+    for _ in range(50):
+        if "still   Training 1" in capsys.readouterr().err:
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("nothing was said")
+    handler.progress.finish(1)
 
 
 def test_earlier_times_come_from_the_benchmarks_of_the_run(tmp_path):

@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 
 import plotly.graph_objects as go
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 import made_up_tables as made_up
@@ -101,29 +102,30 @@ def strings(value):
 
 
 def test_every_choice_gives_a_figure_that_plotly_accepts():
-    made = {name: interactive.INTERACTIVE[name](t) for name, t in tables(tasks=2, seeds=2, sizes=(16, 32)).items()}
+    made = interactive.sections(tables(tasks=2, seeds=2, sizes=(16, 32)))
     for name, section in made.items():
-        combinations = 1
         for _, options, first in section.choices:
-            combinations *= len(options)
             assert 0 <= first < len(options)
-        assert len(section.figures) == combinations, name
+        assert "|".join(str(first) for _, _, first in section.choices) in section.figures
+        assert section.message.endswith("."), name
         for figure in list(section.figures.values())[:3]:
             go.Figure(figure)  # refuses unknown entries and values
 
 
 def test_the_first_choice_is_the_largest_size():
-    section = interactive.INTERACTIVE["F2"](tables(tasks=1)["F2"])
+    section = interactive.sections(tables(tasks=1))["F2"]
     (choice,) = [c for c in section.choices if c[0] == "training examples"]
     assert choice[1][choice[2]] == "64"
 
 
 def test_curves_hold_the_numbers_of_the_table_and_gaps_for_nan():
     runs, evaluations = made_up.runs(tasks=1, seeds=1, sizes=(16,))
-    figures = interactive.INTERACTIVE["F2"](registry.figure("F2").table(runs, evaluations)).figures
+    figures = interactive.sections({"F2": registry.figure("F2").table(runs, evaluations)})["F2"].figures
     traces = {trace["name"]: trace for trace in figures["0|0|0|0|0"]["data"]}
-    assert traces["test"]["y"] == pytest.approx(runs[0][1]["test_loss"].to_pylist(), rel=1e-5)  # six digits are kept
-    assert {rule.replace("_", " ") for rule in made_up.RULES} <= set(traces)
+    measured = traces["test, measured"]
+    assert measured["y"] == pytest.approx(runs[0][1]["test_loss"].to_pylist(), rel=1e-5)  # six digits are kept
+    rows = {trace["y"][0] for trace in figures["0|0|0|0|0"]["data"] if trace.get("yaxis") == "y2"}
+    assert rows == {rule.replace("_", " ") for rule in made_up.RULES}
     assert interactive.numbers([1.0, float("nan"), float("inf")]) == [1.0, None, None]
 
 
@@ -135,6 +137,19 @@ def test_headline_shows_the_largest_size_first_and_dashes_for_what_is_missing():
     assert "71.6" in text
     assert "8.5" in text
     assert page.headline(summary().slice(0, 0)) == ""
+
+
+def test_the_page_leads_with_the_answer_then_curves_then_tables():
+    head = summary()
+    text = page.render("demo", tables(tasks=2), head, facts={"model": "m"})
+    shown = [attrs["id"] for tag, attrs in Elements(text).found if tag == "section"]
+    assert shown[:2] == ["answer", "F2"]
+    assert shown[-2:] == ["tables", "run"]
+    answer = text[text.index('<section id="answer">') : text.index('<section id="F2">')]
+    assert "movie (64)" in answer
+    assert "movie (16)" not in answer
+    assert "<td>55.0</td><td>76.4</td><td>–</td>" in answer  # the prompt, the rule, and no hold-out here
+    assert page.answer(head.filter(pc.field("method") == "zero_shot")) == ""
 
 
 def test_page_without_tables_or_with_empty_ones_is_still_a_page():
@@ -238,10 +253,32 @@ def test_page_works_in_chromium(browser, tmp_path):
         browser.run(f"{key}.dispatchEvent(new MouseEvent('{kind}', {{bubbles: true}}))")
     browser.wait("return document.querySelector('#F1 .plot').data.some(t => t.visible === 'legendonly')")
     legend = browser.run("return [...document.querySelectorAll('#F1 .legendtext')].map(e => e.textContent)")
-    assert any(entry.startswith(EVIL) for entry in legend)
+    assert any(entry.startswith(style.cut(EVIL)) for entry in legend)
     chosen = browser.run("return [...document.querySelectorAll('#F2 option')].map(e => e.textContent)")
     assert EVIL in chosen
     assert browser.console() == []
+
+
+@pytest.mark.browser
+def test_the_page_fits_a_phone(browser, tmp_path):
+    written = tmp_path / "page.html"
+    args = {name: table for name, table in tables(tasks=2, seeds=1, sizes=(16, 64)).items() if name in ("F2", "F3")}
+    written.write_text(page.render("demo", args, summary()), encoding="utf-8")
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.post("/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": phone})
+    try:
+        browser.post("/url", {"url": written.as_uri()})
+        browser.wait("return document.body.dataset.ready === 'yes'")
+        browser.wait("return document.querySelectorAll('#F2 .plot .scatterlayer .trace').length > 5")
+        assert browser.run("return window.innerWidth") == 390
+        assert browser.run("return document.documentElement.scrollWidth") <= 390
+        table = "document.querySelector('#answer table')"
+        assert browser.run(f"return {table}.getBoundingClientRect().right") <= 390
+        # every rule has its name on the strip below the curves
+        names = browser.run("return [...document.querySelectorAll('#F2 .y2tick text')].map(e => e.textContent)")
+        assert sorted(names) == sorted(rule.replace("_", " ") for rule in made_up.RULES)
+    finally:
+        browser.post("/goog/cdp/execute", {"cmd": "Emulation.clearDeviceMetricsOverride", "params": {}})
 
 
 @pytest.mark.browser
@@ -285,7 +322,7 @@ def test_the_page_of_the_pipeline_works_in_chromium_and_asks_for_nothing(browser
     assert browser.run("return document.title") == "stopwise: test"
     shown = browser.run("return [...document.querySelectorAll('section')].map(e => e.id)")
     drawn = sorted(path.stem for path in (folder / "figures").glob("*.svg"))
-    assert sorted(shown) == sorted([*drawn, "claims"])
+    assert sorted(shown) == sorted([*drawn, "answer", "tables", "claims", "run"])
     pictures = browser.run("return [...document.images].map(e => e.complete && e.naturalWidth > 100)")
     assert pictures
     assert all(pictures)

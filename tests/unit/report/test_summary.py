@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stopwise.report.summary import averaged, markdown
+from stopwise.report.summary import averaged, last_steps, markdown
 from stopwise.stats import interval, redrawn, wilson
 from stopwise.stopping.scores import rule_table
 
@@ -22,6 +22,17 @@ def runs():
     for (task, seed), (bayes, holdout) in regrets.items():
         rows += [judged("bayes", task, seed, bayes), judged("holdout", task, seed, holdout)]
     return [*rows, judged("sure", "a", 0, 0.5), judged("bayes", "a", 0, 0.9, start="random")]
+
+
+def test_training_without_a_stop_is_the_last_step_of_each_size():
+    curve = [
+        {"n": n, "step": step, "test_accuracy": n / 100 + step / 1000, "test_loss": 1.0 / (1 + step)}
+        for n in (32, 16)
+        for step in (8, 0, 4)
+    ]
+    found = last_steps(curve)
+    assert [(row["n"], row["method"], row["t"]) for row in found] == [(16, "all_steps", 8.0), (32, "all_steps", 8.0)]
+    assert [row["accuracy"] for row in found] == [pytest.approx(0.168), pytest.approx(0.328)]
 
 
 def test_each_start_and_rule_is_counted_over_its_own_runs():
