@@ -127,7 +127,7 @@ def _engines(job: Job, nets: _Exchange, memory_gb: float | None) -> list[Engine]
         nets.hold(k)
         engine = Engine(job)
         if not engines:
-            has = needs(job.model, engine.run, engine.batches, engine.probed, memory_gb)
+            has = needs(job.model, engine.run, engine.batches, engine.probed, memory_gb, count * engine.rows)
             least = has.sweep_fixed + count * has.sweep_token * has.tokens
             if least > has.room and not has.keeps:
                 examples = len(engine.groups[0].packed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -155,7 +155,7 @@ def _project_term(term: Term, parts: Sequence[Part], sketch: torch.Tensor, seed:
             sketch[keys[run] % rows] += _project(vectors[run], sketch.shape[1], generator)
         return
     if isinstance(kind, Outer):  # tiles of one width whatever the number of rows: the projection goes by them
-        tiles = (tile for tile, _, _ in weight_tiles(parts, rows, width=TILE))
+        tiles: Iterator[torch.Tensor] = (tile for tile, _, _ in weight_tiles(parts, rows, width=TILE))
     else:
         tiles = dense_tiles(parts, rows, False)
     for number, tile in enumerate(tiles):

@@ -53,12 +53,13 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """Attend by ``inner``; the interface is transformers'."""
     groups = query.shape[1] // key.shape[1]
+    caller: Any = module
     if groups > 1 and query.dtype == torch.float32:
         key, value = (_repeated(one, groups) for one in (key, value))
-        module = _Ungrouped(module)
+        caller = _Ungrouped(module)
 
     def run(*tensors: torch.Tensor) -> torch.Tensor:
-        return inner(module, *tensors, attention_mask, **named)[0]
+        return inner(caller, *tensors, attention_mask, **named)[0]
 
     tensors = (query, key, value)
     learning = torch.is_grad_enabled() and any(one.requires_grad for one in tensors)

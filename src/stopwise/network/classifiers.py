@@ -78,9 +78,16 @@ def load_classifier(
         model = _pico(PICO_CLASSIFIERS[source], dtype, start, seed, reinit, fields)
         return model.requires_grad_(not frozen), pico_tokenizer()
     folder = prepare_model(source, assets, revision=revision, trust_remote_code=trust_remote_code)
-    options = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
     if holds_adapter(folder):
-        own = {"seed": seed, "labels": labels, "dtype": dtype, "assets": assets, "start": start, "reinit": reinit}
+        own: dict[str, Any] = {
+            "seed": seed,
+            "labels": labels,
+            "dtype": dtype,
+            "assets": assets,
+            "start": start,
+            "reinit": reinit,
+        }
         model, tokenizer = load_classifier(base_of(folder), num_labels, new_head=new_head, **own, **options)
         return read_adapter(model, folder), tokenizer
     kind = getattr(torch, dtype)

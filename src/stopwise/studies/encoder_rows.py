@@ -42,9 +42,12 @@ class Recipe:
 
     def rates(self, steps: int, lambda_1: float | None = None) -> np.ndarray:
         """Return the learning rate of every step, float64 [steps]; ``lambda_1`` is needed with a step size only."""
-        if self.learning_rate is None and lambda_1 is None:
+        if self.learning_rate is not None:
+            rate = self.learning_rate
+        elif self.step_size is not None and lambda_1 is not None:
+            rate = self.step_size / lambda_1
+        else:
             raise ValueError(f"study.recipes.{self.name}: step_size needs the kernel's largest eigenvalue")
-        rate = self.learning_rate if self.learning_rate is not None else self.step_size / lambda_1
         if self.schedule == "constant":
             return np.full(steps, rate)
         return rate * np.asarray(linear_schedule(steps, round(WARMUP * steps)))
