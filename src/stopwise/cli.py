@@ -108,7 +108,7 @@ def advise(
     ] = None,
     parameters: Annotated[
         str | None,
-        _option("what is trained: all (default with a head), attention (default with words) or linear", TRAINING),
+        _option("what is trained: with words attention (default), with a head all, or linear", TRAINING),
     ] = None,
     size: Annotated[
         int | None,

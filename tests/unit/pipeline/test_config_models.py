@@ -104,7 +104,16 @@ def test_a_study_is_planned_from_its_base_and_its_overlay(tmp_path):
 
 def test_a_key_left_out_of_the_completed_configuration_appears_when_it_is_given():
     left_out = [key for key, field in Finetune.model_fields.items() if LEFT_OUT in field.metadata]
-    assert left_out == ["schedule", "warmup", "weight_decay", "clip_norm", "tokens_per_batch", "tangent"]
+    assert left_out == [
+        "folds",
+        "epochs",
+        "schedule",
+        "warmup",
+        "weight_decay",
+        "clip_norm",
+        "tokens_per_batch",
+        "tangent",
+    ]
     assert not set(left_out) & set(validated(OURS)["finetune"])
     config = OURS | {"finetune": {"schedule": "linear", "warmup": 2}}
     assert {"schedule", "warmup"} <= set(validated(config)["finetune"])
