@@ -61,7 +61,7 @@ def test_advice_needs_neither_snakemake_nor_mlflow(installed, tmp_path):
     assert not Path(found[0]).is_relative_to(ROOT)
     assert found[1] == "[]"
     command = [installed.parent / "stopwise", "advise", "--data", "moods.csv", "--text", "text", "--label", "label"]
-    command += ["--model", "pico-llama", "--max-examples", "16", "--steps", "8", "--output", "advice"]
+    command += ["--model", "pico-llama", "--max-examples", "16", "--epochs", "2", "--output", "advice"]
     run(*command, cwd=tmp_path)
     written = {path.suffix for path in (tmp_path / "advice").iterdir()}
     assert {".md", ".png", ".parquet"} <= written

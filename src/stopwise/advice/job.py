@@ -18,7 +18,7 @@ from stopwise.tasks.prompts import Encoder
 from stopwise.tasks.task import Task
 
 Say = Callable[[str], None]
-TRAINER = "the Trainer of transformers needs accelerate: pip install 'stopwise[trainer]'"
+TRAINER = "the Trainer of transformers needs accelerate: pip install accelerate"
 
 
 @dataclass
