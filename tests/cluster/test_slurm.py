@@ -79,7 +79,7 @@ def disturbed(cluster, tmp_path_factory):
 
 def shard_paths(workshop: Workshop) -> list[Path]:
     folder = workshop.results / "test" / "jacobian" / "pretrained"
-    return [folder / "colours" / "seed0" / f"shard{k}of2.parquet" for k in range(2)]
+    return [folder / task / "seed0" / f"shard{k}of2.parquet" for task in ("colours", "moods") for k in range(2)]
 
 
 def test_a_job_goes_through_the_queue_and_sees_its_device(cluster, tmp_path):

@@ -23,7 +23,6 @@ from stopwise.training.adam_preconditioner import adam_preconditioner
 from stopwise.training.settings import FinetuneSettings
 
 LENGTHS = [5, 9, 3, 6]
-LORA = {"lora": {"rank": 2, "target": ["q_proj"], "scale": 1.0, "seed": 0}}
 # Panels and passes are larger on a device: the same sums in another order of float32.
 ROUNDING = 1e-5
 
@@ -67,7 +66,6 @@ PATHS = {
     "attention": lambda m: empirical_ntk(m, batch()).matrix,
     "linear by module": lambda m: empirical_ntk(m, batch(classes=3), parameters="linear", by="module").matrix,
     "all, recomputed": lambda m: empirical_ntk(m, batch(), parameters="all", memory_gb=0.0).matrix,
-    "lora": lambda m: empirical_ntk(m, batch(), parameters=LORA).matrix,
     "head": with_head,
     "signgd": lambda m: empirical_ntk(m, batch(), parameters="all", formula="signgd").matrix,
     "adam": of_adam,
@@ -84,9 +82,8 @@ PATHS = {
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_device_gives_the_numbers_of_the_cpu(path, monkeypatch):
-    arch = "llama" if path == "lora" else "gpt2"
-    wanted = PATHS[path](pico(arch, torch.float32))
-    model = place(pico(arch, torch.float32))
+    wanted = PATHS[path](pico("gpt2", torch.float32))
+    model = place(pico("gpt2", torch.float32))
     monkeypatch.setattr(torch, "mm", _mm)
     with cuda():
         found = PATHS[path](model)
