@@ -82,7 +82,7 @@ def test_a_server_holds_the_same_record_and_one_that_is_down_costs_no_result(tmp
         assert all(run.info.status == "FINISHED" for run in runs)
         figure = next(run for run in runs if run.info.run_name == "F1 (decay)")
         assert figure.data.tags[PARENT] == first.run_id
-        assert [file.path for file in client.list_artifacts(figure.info.run_id)] == ["F1.parquet", "F1.svg"]
+        assert [file.path for file in client.list_artifacts(figure.info.run_id)] == ["F1.json", "F1.parquet", "F1.svg"]
         assert len(list((tmp_path / "served").rglob("F1.svg"))) == 1  # uploaded through the server
         assert {i.dataset.name for i in figure.inputs.dataset_inputs} == {"data", "model"}
         trained = next(run for run in runs if run.info.run_name == "finetune pretrained movie seed0 (trajectory)")
