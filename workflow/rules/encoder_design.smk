@@ -1,0 +1,114 @@
+# What the rules of the study on an encoder share: its design, its files, its parameters.
+
+from stopwise.pipeline.config import completed_study
+from stopwise.studies.encoder_design import Design
+from stopwise.studies.encoder_rows import ALL, PARTS
+
+try:
+    STUDY_SECTION = completed_study(config)
+    DESIGN = Design.of({**config, "study": STUDY_SECTION})
+except ValueError as error:
+    raise WorkflowError(f"stopwise: {error}")
+
+STUDY = f"{RESULTS}/study"
+RUNS = f"{STUDY}/runs/{{task}}/seed{{seed}}/n{{n}}/{{recipe}}"
+
+
+wildcard_constraints:
+    recipe="[A-Za-z0-9][A-Za-z0-9_.-]*",
+    part="|".join(PARTS),
+    pool="development|set_aside",
+
+
+def files_there(task):
+    """Return whether a task's own files are there: a data set that is no part of stopwise may be missing."""
+    source = config["tasks"][task].get("source") or {}
+    own = [source[kind] for kind in ("csv", "tsv", "jsonl", "parquet") if isinstance(source.get(kind), str)]
+    return all(Path(path).expanduser().is_file() for path in own)
+
+
+def pool(name):
+    """Return the data sets of development, or those set aside, whose files are there."""
+    return [task for task in TASKS if (task in DESIGN.set_aside) == (name == "set_aside") and files_there(task)]
+
+
+def study_path(cell, name):
+    """Return the path of a file of a cell."""
+    return f"{RUNS.format(**cell._asdict())}/{name}.parquet"
+
+
+def study_files(tasks, there=False):
+    """Return the inputs of a judge of these data sets: all of a finished study, or what is ``there``."""
+    cells = DESIGN.cells(tasks)
+    found = lambda paths: [path for path in paths if not there or Path(path).is_file()]
+    runs = found(study_path(cell, part) for cell in cells for part in (ALL, *PARTS))
+    pairs = sorted({(cell.task, cell.seed) for cell in cells})
+    return {
+        "runs": runs,
+        "steps": found(study_path(cell, "steps") for cell in cells),
+        "labels": found(f"{STUDY}/data/{task}/seed{seed}-labels.parquet" for task, seed in pairs),
+        "kernels": found(f"{STUDY}/kernel/{task}/seed{seed}.parquet" for task, seed in pairs),
+        "answers": sorted(map(str, Path(STUDY, "answers").glob("*.parquet"))),
+    }
+
+
+def judged_in(name):
+    """Return the data sets whose runs the judge of a pool reads: those set aside learn constants on the others too."""
+    return pool("development") + (pool("set_aside") if name == "set_aside" else [])
+
+
+def study_run_section(key):
+    """Return what the training of the study takes of other sections."""
+    return config["finetune"].get(key, {"weight_decay": 0.0}.get(key))
+
+
+def recipe_section(name):
+    """Return learning rate, step size and schedule of a recipe."""
+    own = DESIGN.recipes[name]
+    return {"learning_rate": own.learning_rate, "step_size": own.step_size, "schedule": own.schedule}
+
+
+def training_params():
+    """Return the params that both rules of training share."""
+    return {
+        "code": library("study_run"),
+        "model": model_section(),
+        "kernel": {key: config["kernel"][key] for key in ("parameters",)},
+        "recipe": lambda w: recipe_section(w.recipe),
+        "steps": lambda w: DESIGN.evaluation_steps(int(w.n)),
+        "batch_size": DESIGN.batch_size,
+        "weight_decay": study_run_section("weight_decay"),
+        "clip_norm": study_run_section("clip_norm"),
+        "device": config["device"],
+        "packages": installed("numpy", "torch", "transformers"),
+    }
+
+
+def kernel_of_recipe(wildcards):
+    """Return the kernel where a recipe takes its learning rate from it."""
+    return f"{STUDY}/kernel/{{task}}/seed{{seed}}.parquet" if DESIGN.recipes[wildcards.recipe].step_size else []
+
+
+def judge_params(name):
+    """Return the params of the judge of a pool."""
+    asked = {"seeds": config["seeds"], "sizes": config["sizes"], "study": STUDY_SECTION}
+    return {
+        "code": library("encoder_study", "figures.f11_labels"),
+        "config": asked | {"finetune": {"batch_size": config["finetune"]["batch_size"]}, "tasks": TASKS},
+        "tasks": pool(name),
+        "expected": [list(cell) for cell in DESIGN.cells(pool(name))],
+        "weight_decay": study_run_section("weight_decay"),
+        "clip_norm": study_run_section("clip_norm"),
+        "patience": config["finetune"]["patience"],
+        "packages": installed("numpy", "scipy"),
+    }
+
+
+def judge_outputs(folder):
+    """Return what the judge writes into a folder."""
+    tables = {name: f"{STUDY}/{folder}/{name}.parquet" for name in ("judged", "cells", "ways", "labels_spent", "F11")}
+    return tables | {
+        "text": f"{STUDY}/{folder}/ways.md",
+        "svg": f"{STUDY}/{folder}/F11.svg",
+        "png": f"{STUDY}/{folder}/F11.png",
+    }
