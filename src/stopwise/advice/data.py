@@ -20,7 +20,19 @@ from stopwise.tasks.task import Example, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["AdviceError", "File", "default_template", "given_words", "in_options", "make_task", "read_file"]
+    from stopwise.advice.plan import Plan
+    from stopwise.advice.settings import Settings
+
+__all__ = [
+    "AdviceError",
+    "File",
+    "asked_task",
+    "default_template",
+    "given_words",
+    "in_options",
+    "make_task",
+    "read_file",
+]
 
 NAME = "advice"
 FEWEST_EXAMPLES = 8
@@ -129,6 +141,20 @@ def words_of(file: File, verbalizers: Sequence[str]) -> dict[str, str]:
         return given_words(verbalizers, file.classes, file.task.classes.left_out)
     except PromptError as error:
         raise AdviceError(str(error)) from None
+
+
+def asked_task(file: File, tokenizer: PreTrainedTokenizerBase, asked: Settings | Plan, positions: int | None) -> Task:
+    """Return the file as the task that settings or a plan ask for; see ``make_task``."""
+    return make_task(
+        file,
+        tokenizer,
+        template=asked.template,
+        verbalizers=asked.verbalizers,
+        max_tokens=asked.max_tokens,
+        max_examples=asked.max_examples,
+        seed=asked.seed,
+        positions=positions,
+    )
 
 
 def make_task(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stopwise.advice.data import File, make_task
+from stopwise.advice.data import File, asked_task
 from stopwise.advice.door import check_present, read_settings
 from stopwise.advice.held_out import HeldOut, Problem, curve_sizes, fold_splits, held_out, slope_interval, subset_splits
 from stopwise.advice.rule import DEFAULT_RULE, FALLBACKS, Decision, decide
@@ -235,16 +235,7 @@ def advise(
         say(f"fetching {BUILTIN} into {assets}: 98 MB, this once")
     say(f"loading {settings.model}")
     network, tokenizer = load_model(settings.model, revision=settings.revision, assets=assets)
-    task = make_task(
-        file,
-        tokenizer,
-        template=settings.template,
-        verbalizers=settings.verbalizers,
-        max_tokens=settings.max_tokens,
-        max_examples=settings.max_examples,
-        seed=settings.seed,
-        positions=positions_of(network),
-    )
+    task = asked_task(file, tokenizer, settings, positions_of(network))
     if task.answers:
         say(task.answers)
     sample = task.sample(tokenizer, settings.seed)

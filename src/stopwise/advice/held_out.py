@@ -21,6 +21,7 @@ from stopwise.linearized.paths import linearized_path
 from stopwise.linearized.replay import batch_rows
 from stopwise.linearized.spectrum import Spectrum
 from stopwise.stats import wilson
+from stopwise.stopping.folds import stratified_folds
 
 Split = tuple[np.ndarray, np.ndarray]
 # (spectrum, residual, targets, filter) -> the step to stop at
@@ -152,14 +153,11 @@ def fold_splits(labels: np.ndarray, folds: int = FOLDS, repeats: int = REPEATS, 
     At most as many folds as the rarest class has members. Leaving out single examples would not do: in a balanced
     sample the class left out becomes the rarer one, the fitted intercept turns against it, and accuracy is understated.
     """
-    rng, classes = np.random.default_rng(seed), np.unique(labels)
+    rng = np.random.default_rng(seed)
     count = max(2, min(folds, int(np.unique(labels, return_counts=True)[1].min())))
     out = []
     for _ in range(repeats):
-        # Dealt out class after class, going on where the last class ended: folds of nearly equal size.
-        order = np.concatenate([rng.permutation(np.flatnonzero(labels == label)) for label in classes])
-        fold = np.empty(len(labels), dtype=int)
-        fold[order] = np.arange(len(labels)) % count
+        fold = stratified_folds(labels, count, rng)
         out += [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(count)]
     return out
 

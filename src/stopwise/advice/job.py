@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stopwise.advice.data import File, make_task
+from stopwise.advice.data import File, asked_task
 from stopwise.advice.held_out import stratified_order
 from stopwise.advice.labelled import Labelled, labelled
 from stopwise.advice.plan import Plan
@@ -143,16 +143,7 @@ def _word_job(plan: Plan, file: File, network: Any, tokenizer: Any, assets: str 
             f"model: {type(network).__name__} has no words to answer with, and no head is asked for; give head=True and"
             " a sequence classifier, or a causal language model"
         )
-    task = make_task(
-        file,
-        tokenizer,
-        template=plan.template,
-        verbalizers=plan.verbalizers,
-        max_tokens=plan.max_tokens,
-        max_examples=plan.max_examples,
-        seed=plan.seed,
-        positions=positions_of(bare(network)),
-    )
+    task = asked_task(file, tokenizer, plan, positions_of(bare(network)))
     sample = task.sample(tokenizer, plan.seed)
     check_fit(bare(network), sample, task.options)
     batch = batch_from_table(sample, "train")

@@ -16,7 +16,7 @@ from stopwise.stopping.in_training import Holdout
 QUARTER = 4  # hold-out stopping keeps one part of so many
 
 
-def stratified_folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+def stratified_folds(labels: np.ndarray, count: int, seed: int | np.random.Generator) -> np.ndarray:
     """Return the fold 0..count - 1 of each example, int64 [n]: sizes differ by one at most, and so do a class's shares.
 
     The examples of one class after another, each class in an order drawn by ``seed``, are dealt to the folds in turn.
@@ -24,7 +24,7 @@ def stratified_folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """
     labels = np.asarray(labels)
     if not 2 <= count <= len(labels):
-        raise ValueError(f"finetune.folds: {count} folds of {len(labels)} examples; must be 2 to {len(labels)}")
+        raise ValueError(f"folds: found {count}, must be 2 to {len(labels)}, the number of examples")
     rng = np.random.default_rng(seed)
     order = np.concatenate([rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)])
     folds = np.empty(len(labels), dtype=np.int64)

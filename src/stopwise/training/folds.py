@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stopwise.stats import mean_interval, wilson
+from stopwise.stopping.folds import stratified_folds
 from stopwise.stopping.judging import HIT
 
 # (examples kept, examples left out, number of the fold) -> log-probabilities of those left out, float64 [k, left, C].
@@ -70,28 +71,17 @@ class FoldCurves:
         return hits / n, *wilson(hits, n)
 
 
-def dealt(labels: np.ndarray, folds: int, seed: int = 0) -> list[np.ndarray]:
-    """Return the examples left out of each fold; every fold holds the classes in their proportion.
-
-    Raises ValueError for fewer examples than folds.
-    """
-    if not 2 <= folds <= len(labels):
-        raise ValueError(f"folds: found {folds}, must be 2 to {len(labels)}, the number of examples")
-    rng = np.random.default_rng(seed)
-    # Dealt out class after class, going on where the last class ended: folds of nearly equal size.
-    order = np.concatenate([rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)])
-    return [np.sort(order[k::folds]) for k in range(folds)]
-
-
 def cross_validated(labels: np.ndarray, epochs: np.ndarray, folds: int, train: Train, seed: int = 0) -> FoldCurves:
-    """Return the curves of the examples left out of each fold, averaged over nothing yet.
+    """Return the curves of the examples left out of each fold.
 
     ``train`` runs one whole training on the examples kept, from the same start each time, and looks at those left out
-    at the ``epochs``. Raises ValueError as ``dealt``. Cost: ``folds`` trainings.
+    at the ``epochs``. Raises ValueError as ``stratified_folds``. Cost: ``folds`` trainings.
     """
     n, started = len(labels), time.monotonic()
     losses, correct = np.empty((len(epochs), n)), np.empty((len(epochs), n), dtype=bool)
-    for number, left in enumerate(dealt(labels, folds, seed)):
+    fold = stratified_folds(labels, folds, seed)
+    for number in range(folds):
+        left = np.flatnonzero(fold == number)
         logs = train(np.setdiff1d(np.arange(n), left), left, number)
         losses[:, left] = -logs[:, np.arange(len(left)), labels[left]]
         correct[:, left] = logs.argmax(axis=2) == labels[left]

@@ -27,7 +27,7 @@ def test_another_seed_deals_other_folds_and_the_same_seed_the_same():
 
 @pytest.mark.parametrize("count", [1, 9])
 def test_a_number_of_folds_that_cannot_be_is_named_with_its_key(count):
-    with pytest.raises(ValueError, match=r"finetune\.folds: \d folds of 8 examples; must be 2 to 8"):
+    with pytest.raises(ValueError, match=r"folds: found \d, must be 2 to 8"):
         stratified_folds(np.zeros(8, dtype=int), count, 0)
 
 

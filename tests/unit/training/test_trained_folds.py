@@ -1,19 +1,11 @@
-"""Real folds: every example is left out once, classes are dealt evenly, and the curves are those of the trainings."""
+"""Real folds: the curves are those of the trainings without each example."""
 
 import numpy as np
 import pytest
 
-from stopwise.training.folds import cross_validated, dealt
+from stopwise.training.folds import cross_validated
 
 LABELS = np.array([0] * 14 + [1] * 7 + [2] * 3)
-
-
-def test_folds_divide_the_examples_and_hold_the_classes_in_proportion():
-    parts = dealt(LABELS, 4, seed=3)
-    assert sorted(np.concatenate(parts)) == list(range(len(LABELS)))
-    counts = np.array([np.bincount(LABELS[part], minlength=3) for part in parts])
-    assert (counts.max(axis=0) - counts.min(axis=0) <= 1).all()
-    assert {len(part) for part in parts} == {6}
 
 
 def test_the_curve_is_the_mean_over_examples_each_by_the_training_without_it():
@@ -36,8 +28,3 @@ def test_the_curve_is_the_mean_over_examples_each_by_the_training_without_it():
     assert found.loss_at(1.5) == pytest.approx(-(np.log(0.8) + np.log(0.5)) / 2)
     assert np.isnan(found.loss_at(2.5))
     assert found.within == (1.0, 1.0)
-
-
-def test_more_folds_than_examples_are_refused():
-    with pytest.raises(ValueError, match=r"^folds: found 9, must be 2 to 4, the number of examples"):
-        dealt(np.arange(4), 9)
