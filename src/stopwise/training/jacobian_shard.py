@@ -41,7 +41,7 @@ def jacobian_shard(
     new = batch_from_table(sample.table, ("validation", "test"), verbalizers=sample.verbalizers)
     names = kernel_layers(model, kernel["parameters"])
     layers = _layers_of(model, kernel, names, *shard)
-    options = {}
+    options: dict[str, Any] = {}
     if adam:
         settings = FinetuneSettings(**trained(adam))
         options["preconditioner"] = adam_preconditioner(model, train, settings, seed, layers)
@@ -71,9 +71,16 @@ def jacobian_shard(
     if "weight_decay" in scheduled:
         beside["weights_move"] = weights_move(model, train, kernel, layers)
         beside["weights_move_new"] = weights_move(model, new, kernel, layers)
-    blocks = (one.by_layer if keeps else {SUM: one.matrix} for one in (among_train, with_new))
-    f0 = among_train.outputs, with_new.outputs
-    return shard_table(*blocks, *f0, among_train.row_norms, beside, among_train.moments), among_train.plan
+    table = shard_table(
+        among_train.by_layer if keeps else {SUM: among_train.matrix},
+        with_new.by_layer if keeps else {SUM: with_new.matrix},
+        among_train.outputs,
+        with_new.outputs,
+        among_train.row_norms,
+        beside,
+        among_train.moments,
+    )
+    return table, among_train.plan
 
 
 def _layers_of(model: Any, kernel: Mapping[str, Any], names: Sequence[str], number: int, count: int) -> list[str]:
