@@ -225,7 +225,7 @@ def advise_training(
         with tempfile.TemporaryDirectory() as folder:
             args = _arguments(plan, args, folder, device, n)
             say(f"computing AdamW's kernel of {n} examples with {classes} classes")
-            reading = _read(job, plan, args)
+            reading = _read(job, plan, args, progress)
             stop, folds = reading.answer, None
             if plan.verify is not None:
                 from stopwise.advice.verify import real_folds
@@ -285,7 +285,7 @@ def _arguments(plan: Plan, args: Any, folder: str, device: str, n: int) -> Any:
     return args
 
 
-def _read(job: Job, plan: Plan, args: Any) -> Any:
+def _read(job: Job, plan: Plan, args: Any, progress: bool) -> Any:
     """Make the Trainer of the longest training, and read what its shorter ones come to."""
     from stopwise.integrations.horizon import read_horizon
 
@@ -296,6 +296,7 @@ def _read(job: Job, plan: Plan, args: Any) -> Any:
         words=list(job.tokens) or None,
         n_max=len(job.rows),
         left_logits=None if job.probe is None else job.probe.left_out,
+        progress=progress,
     )
 
 

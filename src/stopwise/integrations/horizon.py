@@ -44,14 +44,15 @@ def read_horizon(
     rule: str = "bayes",
     n_max: int = N_MAX,
     left_logits: np.ndarray | None = None,
+    progress: bool = False,
 ) -> Reading:
     """Return what trainings of several lengths, up to the Trainer's own, come to.
 
     Each length has the Trainer's schedule from its beginning to its end. ``step_size`` c: the learning rate is
     c/lambda_1, lambda_1 the largest eigenvalue of K_BB/m_B, and not the Trainer's (None: the Trainer's).
     ``left_logits`` [groups, n, C]: the logits at which training without each group of examples starts, where the start
-    has seen the labels. Raises ValueError, in one line, for a run that cannot be predicted. Cost: as ``read_stop``, and
-    the replay of every length.
+    has seen the labels. ``progress``: show bars. Raises ValueError, in one line, for a run that cannot be predicted.
+    Cost: as ``read_stop``, and the replay of every length.
 
     Flags: as ``read_stop``, ``scheduled.scheduled_stop`` and ``stopping.horizon``.
     """
@@ -61,7 +62,7 @@ def read_horizon(
         examples = read_examples(run.model, run.dataset, run.collate, n_max, seed, words, run.processing_class)
         objective, flags = trained_objective(run, examples)
         whole, known = trainer_schedule(run, examples)
-        net, whole, found = linearised(run, examples, objective, whole)
+        net, whole, found = linearised(run, examples, objective, whole, progress)
         parts = [_of_length(run, whole, int(steps)) for steps in lengths(whole.epoch, run.max_steps / whole.epoch)]
     if left_logits is not None:
         net = replace(net, left_start=left_logits @ coding_matrix(examples.classes, objective.outputs).T)

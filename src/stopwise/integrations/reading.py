@@ -101,7 +101,7 @@ def objective_of(examples: Examples, outputs: str = "contrast") -> Objective:
 
 
 def linearised(
-    run: TrainerRun, examples: Examples, objective: Objective, schedule: Schedule
+    run: TrainerRun, examples: Examples, objective: Objective, schedule: Schedule, progress: bool = False
 ) -> tuple[Linearised, Schedule, tuple[str, ...]]:
     """Return the network linearised at its present weights, the schedule without what never binds, and flags.
 
@@ -113,7 +113,7 @@ def linearised(
     chosen = select_parameters(model, "trainable")
     if strange := [name for name, p in chosen.items() if id(p) not in metric.rates]:
         raise ValueError(f"optimizer: it does not hold the trained parameter {strange[0]!r}")
-    scales, norms = _metric_scales(run, examples, objective, schedule, metric, chosen)
+    scales, norms = _metric_scales(run, examples, objective, schedule, metric, chosen, progress)
     largest, limit = float(norms.max()), schedule.max_grad_norm
     flags = ["labels_seen"] * bool(schedule.done) + ["clipped"] * (0 < limit < largest)
     if metric.adam and head_share(model, chosen, schedule) > HEAD_MOVES:
@@ -121,7 +121,7 @@ def linearised(
     if metric.adam and any("lora_" in name and not bool(d.any()) for name, d in scales.items()):
         flags.append(SECOND_ORDER)
     options: dict[str, Any] = {"parameters": held(model, "trainable"), "outputs": objective.outputs}
-    options["device"] = next(model.parameters()).device
+    options |= {"device": next(model.parameters()).device, "progress": progress}
     own: dict[str, Any] = {"formula": "adam", "preconditioner": scales} if metric.adam else {}
     kernel, plain = empirical_ntk(model, examples.batch, **options, **own), None
     if limit and CLIP_ROOM * largest > limit:
@@ -156,13 +156,14 @@ def _metric_scales(
     schedule: Schedule,
     metric: Metric,
     chosen: Mapping[str, nn.Parameter],
+    progress: bool,
 ) -> tuple[dict[str, torch.Tensor], np.ndarray]:
     """Return D by parameter, and the norms of the gradients of one epoch's batches before clipping."""
     learner = Learner(run.model, chosen, objective.outputs)
     prompts, first = Prompts.of(examples.batch, TOKENS, run.model), slice(0, max(1, round(schedule.epoch)))
     batches, weights = schedule.batches[first], schedule.weights[first]
     limit = schedule.max_grad_norm or np.inf
-    squares, norms = mean_squares(learner, prompts, objective, batches, weights, limit, TOKENS)
+    squares, norms = mean_squares(learner, prompts, objective, batches, weights, limit, TOKENS, progress)
     if schedule.done and metric.adam:
         return preconditioner_from_optimizer(run.model, run.optimizer), norms
     scales = {}

@@ -26,6 +26,7 @@ from stopwise.network.batches import MAX_PADDING, Packed
 log = logging.getLogger(__name__)
 
 ORDERED = 1 << 27  # entries of a kernel put in order and copied to the host at once: 1 GiB
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 GRAPH_SHARE = 0.25  # of the room: the most that the graph of one pass may take on a GPU
 
 
@@ -45,6 +46,7 @@ class Job:
     products: str = "float32"  # see product_modes
     memory_gb: float | None = None
     progress: bool = False
+    part: str = ""  # what of the whole this is, for the bar
     schedule: str = "auto"  # keep | sweep | auto
     ranks: Ranks | None = None  # the processes that share the work
     tokens_per_batch: int | None = None  # None: by device and memory
@@ -232,28 +234,41 @@ def _layers(run: Pass, extra: Sequence[Term] = ()) -> list[str]:
 Found = tuple[str, list[dict[str, Features]]]
 
 
+def _shares(job: Job, run: Pass, batches: Sequence[Batch], layers: Sequence[str]) -> tuple[list[float], list[float]]:
+    """Return which part of the work the passes of each batch and the products of each layer are, in per cent.
+
+    Counted in multiply-adds: a forward pass and one backward pass a column, then half of a product of all rows.
+    """
+    weights = sum(p.numel() for block in blocks_of(run.model).values() for p in block.parameters())
+    passing = [float(batch_tokens(batch)) * (1 + batch.group.columns) * max(weights, 1) for batch in batches]
+    rows = float(sum(batch.rows.stop - batch.rows.start for batch in batches))
+    multiplying = [sum(t.parameter.numel() for t in job.terms if t.layer == layer) * rows**2 / 2 for layer in layers]
+    whole = max(sum(passing) + sum(multiplying), 1.0)
+    return [100 * one / whole for one in passing], [100 * one / whole for one in multiplying]
+
+
 def _features(job: Job, run: Pass, batches: Sequence[Batch], keep: bool) -> Iterator[Found]:
     """Yield (layer, features by batch) for every layer, by the schedule chosen."""
     layers = _layers(run, [t for t in job.terms if t not in run.terms])
-    bar = tqdm(total=len(layers) + len(batches), desc="kernel", unit="step", disable=not job.progress)
-    with bar:
+    passing, multiplying = _shares(job, run, batches, layers)
+    with tqdm(total=100.0, desc="kernel" + job.part, bar_format=BAR, disable=not job.progress) as bar:
         if not keep:
             try:
                 sweep = Sweep(run, batches)
             except Unswept as reason:
                 log.warning("activations are kept, not recomputed: %s", reason)
             else:
-                bar.update(len(batches))
-                yield from _swept(sweep, layers, bar.update)
+                bar.update(sum(passing))
+                yield from _swept(sweep, layers, lambda: bar.update(multiplying.pop(0)))
                 return
         kept = []
-        for batch in batches:
+        for batch, share in zip(batches, passing, strict=True):
             kept.append(whole_pass(run, batch))
-            bar.update()
-        for layer in layers:
+            bar.update(share)
+        for layer, share in zip(layers, multiplying, strict=True):
             names = [t.name for t in run.terms if t.layer == layer]
             yield layer, [{name: one.pop(name) for name in names if name in one} for one in kept]
-            bar.update()
+            bar.update(share)
 
 
 def _swept(sweep: Sweep, layers: Sequence[str], step: Callable[[], Any]) -> Iterator[Found]:

@@ -80,9 +80,11 @@ def tiled_parts(job: Job, size: int) -> tuple[list[Part], list[np.ndarray]]:
     ]
     f0 = [np.zeros((length, width)) for length, width in zip(lengths, widths, strict=True)]
     parts = [Part((lengths[a] * widths[a], lengths[b] * widths[b])) for a, b in job.pairs]
-    for some, wanted in _runs(tiles, job.pairs):
+    runs = list(_runs(tiles, job.pairs))
+    for number, (some, wanted) in enumerate(runs, 1):
         pairs = sorted({(i, j) for _, i, j in wanted})
-        found, outputs = engine_parts(Engine(_sub_job(job, some, pairs)))
+        part = replace(job, part=f", part {number} of {len(runs)}")
+        found, outputs = engine_parts(Engine(_sub_job(part, some, pairs)))
         for tile, values in zip(some, outputs, strict=True):
             f0[tile.task][tile.start : tile.stop] = values
         for pair, i, j in wanted:

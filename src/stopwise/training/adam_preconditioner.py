@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from stopwise.kernel.formulas import plan_terms
 from stopwise.linearized.objectives import Objective
@@ -97,6 +98,7 @@ def mean_squares(
     weights: Sequence[np.ndarray] | None = None,
     max_norm: float = math.inf,
     tokens_per_batch: int = 1024,
+    progress: bool = False,
 ) -> tuple[list[torch.Tensor], np.ndarray]:
     """Return the mean of g_B^2 over batches, g_B clipped to ``max_norm``, by parameter, and the norms |g_B| [batches].
 
@@ -106,7 +108,7 @@ def mean_squares(
     squares = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in learner.tensors]
     norms = np.zeros(len(batches))
     with learner.trainable():
-        for k, batch in enumerate(batches):
+        for k, batch in enumerate(tqdm(batches, desc="gradients", unit="batch", disable=not progress)):
             part, share = objective.rows(batch), np.ones(len(batch)) if weights is None else weights[k] * len(batch)
 
             def cotangent(f: np.ndarray, index: np.ndarray, part: Any = part, share: Any = share) -> np.ndarray:
