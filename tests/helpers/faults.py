@@ -24,7 +24,7 @@ from workshop import ROOT, Workshop
 
 HOOKS = ROOT / "tests" / "helpers" / "fault_hooks"
 WRITES = ("torn", "before_rename", "after_rename")
-START_UP = 2.0  # seconds that a script spends on imports before its own clock starts
+START_UP = 0.5  # seconds that a script spends on its own imports before its clock starts
 
 
 def plan(seed: int, rules: Sequence[str], writes: dict[str, int], seconds: dict[str, float]) -> Iterator[Kill]:

@@ -32,7 +32,7 @@ PRELOADED = (
 )
 CLIENT = """#!{python} -ISE
 import json, os, socket, sys
-known = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+known = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ), os.getsid(0), os.getpid()]).encode()
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 socket.send_fds(server, [len(known).to_bytes(8, "big")], [0, 1, 2])
@@ -98,7 +98,7 @@ def _handle(connection: socket.socket) -> None:
     def watch() -> None:
         if not connection.recv(1):  # nothing is sent: the caller is gone
             with contextlib.suppress(ProcessLookupError):
-                os.kill(program, signal.SIGKILL)
+                (os.killpg if os.getsid(program) == program else os.kill)(program, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
     status = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
@@ -107,17 +107,29 @@ def _handle(connection: socket.socket) -> None:
     os._exit(0)
 
 
-def _become(streams: list[int], arguments: list[str], folder: str, environment: dict[str, str]) -> None:
-    """Be the Python that was called with these arguments."""
+def _become(
+    streams: list[int], arguments: list[str], folder: str, environment: dict[str, str], session: int, caller: int
+) -> None:
+    """Be the Python that was called with these arguments.
+
+    A caller that leads a session has it led by the program, so that what the program starts belongs to it. Whatever
+    acts on the start of Python (``sitecustomize`` on the path) does so here; the caller's session is WARM_SESSION.
+    """
     code = 1
+    if session == caller:
+        session = os.setsid() or os.getpid()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     try:
         os.chdir(folder)
         os.environ.clear()
-        os.environ.update(environment)
+        os.environ.update(environment | {"WARM_SESSION": str(session)})
+        sys.orig_argv = [sys.executable, *arguments]
         named = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
         sys.path[0:1] = [*named]  # sys.path[0] was the folder of this file
+        if any((Path(path) / "sitecustomize.py").is_file() for path in named):
+            sys.modules.pop("sitecustomize", None)
+            importlib.import_module("sitecustomize")
         if arguments[0] == "-m":
             sys.argv = arguments[1:]
             sys.path.insert(0, folder)

@@ -101,9 +101,10 @@ class Workshop:
     def launch(self, command: list[str], **environment: str) -> subprocess.Popen:
         """Start Snakemake as the leader of a session of its own; what it says goes to a file, which never blocks it.
 
-        Where nothing acts on the start of Python itself (a hook, another package), it is a warm one.
+        It is a warm Python but where other packages are put on its path.
         """
-        if "PYTHONPATH" not in environment:
+        path = environment.get("PYTHONPATH")
+        if path is None or (Path(path) / "sitecustomize.py").is_file():
             command = [executable(), *command[1:]]
         self.runs += 1
         with (self.folder / f"run{self.runs}.log").open("wb") as log:

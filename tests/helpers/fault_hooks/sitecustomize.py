@@ -44,13 +44,15 @@ def claim(plan, moment):
 
 def strike(plan):
     """Kill the plan's victim, this process included for "job" and "both"."""
-    main = os.getsid(0)  # the driver starts Snakemake as the leader of a session
+    # The driver starts Snakemake as the leader of a session. A warm Python's own is another: its caller's counts.
+    main = int(os.environ.get("WARM_SESSION") or os.getsid(0))
     if plan["victim"] == "job":
         os.kill(os.getpid(), signal.SIGKILL)
     elif plan["victim"] == "snakemake":
         os.kill(main, signal.SIGKILL)
     else:
         os.killpg(main, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def watch_clock(plan):
