@@ -1,9 +1,13 @@
 """The wheel works by itself: built, installed with its own dependencies only, used outside the checkout."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import Distribution, distribution
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
@@ -30,13 +34,41 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel):
-    """The Python of an environment that holds the wheel and what it asks for, at the versions of the lock."""
-    environment = wheel.parent / "environment"
+    """The Python of an environment that holds the wheel and what it asks for, at the versions of the lock.
+
+    In the empty environment pip decides what that is. What it chose is linked from the environment of the tests, which
+    holds the same versions: unpacking it again takes minutes.
+    """
+    environment, lock, chosen = wheel.parent / "environment", ROOT / "requirements.lock", wheel.parent / "chosen.json"
     run(sys.executable, "-m", "venv", environment, cwd=wheel.parent)
     python = environment / "bin" / "python"
-    lock = ROOT / "requirements.lock"
-    run(python, "-m", "pip", "install", "-q", "--no-compile", "-c", lock, wheel, cwd=wheel.parent)
+    pip = [python, "-m", "pip", "install", "-q", "--no-compile"]
+    run(*pip, "--dry-run", "--report", chosen, "-c", lock, wheel, cwd=wheel.parent)
+    packages = Path(
+        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=wheel.parent).strip()
+    )
+    for one in json.loads(chosen.read_text(encoding="utf-8"))["install"]:
+        if (name := one["metadata"]["name"]) != "stopwise":
+            link(distribution(name), one["metadata"]["version"], packages)
+    run(*pip, "--no-deps", wheel, cwd=wheel.parent)
+    run(python, "-m", "pip", "check", cwd=wheel.parent)
     return python
+
+
+def link(package: Distribution, version: str, folder: Path) -> None:
+    """Put an installed package of this version into another folder of packages, file by file, but for its programs."""
+    assert package.version.partition("+")[0] == version.partition("+")[0]
+    home = Path(str(package.locate_file("")))
+    for file in package.files or ():
+        if ".." not in file.parts and file.suffix != ".pyc":
+            compiled = [cache_from_source(str(home / file))] if file.suffix == ".py" else []
+            for source in (home / file, *(Path(path) for path in compiled if Path(path).exists())):
+                target = folder / source.relative_to(home)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    os.link(source, target)
+                except OSError:  # another file system
+                    shutil.copy2(source, target)
 
 
 def test_the_wheel_holds_its_data_and_its_types(wheel):
