@@ -13,7 +13,7 @@ WORKFLOW = Path(str(workflow.current_basedir)).resolve().parent
 LIBRARY = WORKFLOW.parent / "src"
 sys.path.insert(0, str(LIBRARY))
 from stopwise.assets.wheels import AssetError
-from stopwise.tasks.builtin import wheels_needed
+from stopwise.tasks.builtin import MODEL_WHEELS, wheels_needed
 from stopwise.pipeline.code_digests import CodeDigestError, CodeDigests
 from stopwise.pipeline.config import ConfigError, config_digest, start_tasks, validated
 from stopwise.assets.hub import dataset_folder
@@ -166,8 +166,14 @@ def kernel_minutes(decompositions, least):
 
 
 def threads_per_job():
-    """Return the threads of a job that runs the network: two, or one where a pico model's jobs are mostly imports."""
-    return 1 if config["model"]["source"].startswith("pico-") else 2
+    """Return the threads of a job that runs the network: one of a built-in model where a run has several, else two.
+
+    Built-in models are small: two jobs of a thread each are faster than one after the other on both. It depends on the
+    configuration alone, since the last bits of a result depend on the threads.
+    """
+    small = config["model"]["source"].startswith("pico-") or config["model"]["source"] in MODEL_WHEELS
+    several = sum(map(len, STARTED.values())) * len(config["seeds"]) > 1
+    return 1 if small and several else 2
 
 
 def gpus_per_job():

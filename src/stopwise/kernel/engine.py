@@ -234,23 +234,33 @@ def _layers(run: Pass, extra: Sequence[Term] = ()) -> list[str]:
 Found = tuple[str, list[dict[str, Features]]]
 
 
-def _shares(job: Job, run: Pass, batches: Sequence[Batch], layers: Sequence[str]) -> tuple[list[float], list[float]]:
-    """Return which part of the work the passes of each batch and the products of each layer are, in per cent.
+def _shares(
+    job: Job, run: Pass, batches: Sequence[Batch], layers: Sequence[str], keep: bool
+) -> tuple[list[float], list[float]]:
+    """Return which part of the work the passes of each batch and the visit of each layer are, in per cent.
 
-    Counted in multiply-adds: a forward pass and one backward pass a column, then half of a product of all rows.
+    Counted in multiply-adds: a forward pass, one backward pass a column, and half of a product of all rows. Where
+    blocks are replayed, their backward passes belong to the visits.
     """
-    weights = sum(p.numel() for block in blocks_of(run.model).values() for p in block.parameters())
-    passing = [float(batch_tokens(batch)) * (1 + batch.group.columns) * max(weights, 1) for batch in batches]
+    blocks = blocks_of(run.model)
+    weights = float(max(sum(p.numel() for block in blocks.values() for p in block.parameters()), 1))
+    forward = [batch_tokens(batch) * weights for batch in batches]
+    backward = [one * batch.group.columns for one, batch in zip(forward, batches, strict=True)]
     rows = float(sum(batch.rows.stop - batch.rows.start for batch in batches))
-    multiplying = [sum(t.parameter.numel() for t in job.terms if t.layer == layer) * rows**2 / 2 for layer in layers]
-    whole = max(sum(passing) + sum(multiplying), 1.0)
-    return [100 * one / whole for one in passing], [100 * one / whole for one in multiplying]
+    visits = [sum(t.parameter.numel() for t in job.terms if t.layer == layer) * rows**2 / 2 for layer in layers]
+    if keep:
+        forward = [sum(pair) for pair in zip(forward, backward, strict=True)]
+    else:
+        replayed = (sum(forward) + sum(backward)) / max(len(blocks), 1)
+        visits = [one + replayed * (layer in blocks) for one, layer in zip(visits, layers, strict=True)]
+    whole = max(sum(forward) + sum(visits), 1.0)
+    return [100 * one / whole for one in forward], [100 * one / whole for one in visits]
 
 
 def _features(job: Job, run: Pass, batches: Sequence[Batch], keep: bool) -> Iterator[Found]:
     """Yield (layer, features by batch) for every layer, by the schedule chosen."""
     layers = _layers(run, [t for t in job.terms if t not in run.terms])
-    passing, multiplying = _shares(job, run, batches, layers)
+    passing, multiplying = _shares(job, run, batches, layers, keep)
     with tqdm(total=100.0, desc="kernel" + job.part, bar_format=BAR, disable=not job.progress) as bar:
         if not keep:
             try:

@@ -210,7 +210,7 @@ class Kernel(Section):
     )
     shards: int = _key(1, "an integer >= 1", "jobs per kernel, each with its own layers", ge=1)
     memory_gb: float | None = _key(
-        4, "a number > 0 or null", "GiB of activations that a shard may keep (null for no limit)", gt=0
+        2, "a number > 0 or null", "GiB of activations that a shard may keep (null for no limit)", gt=0
     )
     layers: Annotated[bool | None, LEFT_OUT] = _key(
         None,

