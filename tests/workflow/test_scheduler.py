@@ -47,15 +47,3 @@ def test_a_limit_of_ones_own_stays_and_without_the_hook_looks_pile_up(tmp_path, 
     (tmp_path / "none").mkdir()
     assert looks(tmp_path / "own", onstart, "--max-jobs-per-timespan", "50/1s") > JOBS + 2
     assert looks(tmp_path / "none", "") > JOBS + 2
-
-
-@pytest.mark.pipeline
-def test_several_jobs_of_a_built_in_model_have_a_thread_each_and_one_alone_has_two(tmp_path):
-    target = "results/demo/jacobian/pretrained/movie/seed0/shard0of1.parquet"
-    two = snakemake(ROOT, "--dry-run", "--force", "--cores", "2", "--", target, config="config.yaml").output
-    alone = tmp_path / "alone.yaml"
-    alone.write_text("name: demo\nseeds: [0]\ntasks: {movie: {}}\n", encoding="utf-8")
-    one = snakemake(ROOT, "--dry-run", "--force", "--cores", "2", "--", target, config=str(alone)).output
-    assert "rule jacobian:" in two
-    assert "threads: 2" not in two
-    assert "threads: 2" in one

@@ -13,12 +13,12 @@ WORKFLOW = Path(str(workflow.current_basedir)).resolve().parent
 LIBRARY = WORKFLOW.parent / "src"
 sys.path.insert(0, str(LIBRARY))
 from stopwise.assets.wheels import AssetError
-from stopwise.tasks.builtin import MODEL_WHEELS, wheels_needed
+from stopwise.tasks.builtin import wheels_needed
 from stopwise.pipeline.code_digests import CodeDigestError, CodeDigests
 from stopwise.pipeline.config import ConfigError, config_digest, start_tasks, validated
 from stopwise.assets.hub import dataset_folder
 from stopwise.pipeline.remembered import Remembered
-from stopwise.pipeline.resources import FOLDS, memory_mb, minutes
+from stopwise.pipeline.resources import FOLDS, memory_mb, minutes, network_threads
 from stopwise.stopping.folds import QUARTER
 from stopwise.stopping.registry import FIXED_STOP, FOLDED_STOPS, MEASURED_STOPS
 
@@ -166,14 +166,8 @@ def kernel_minutes(decompositions, least):
 
 
 def threads_per_job():
-    """Return the threads of a job that runs the network: one of a built-in model where a run has several, else two.
-
-    Built-in models are small: two jobs of a thread each are faster than one after the other on both. It depends on the
-    configuration alone, since the last bits of a result depend on the threads.
-    """
-    small = config["model"]["source"].startswith("pico-") or config["model"]["source"] in MODEL_WHEELS
-    several = sum(map(len, STARTED.values())) * len(config["seeds"]) > 1
-    return 1 if small and several else 2
+    """Return the threads of a job that runs the network."""
+    return network_threads(config, sum(map(len, STARTED.values())) * len(config["seeds"]))
 
 
 def gpus_per_job():

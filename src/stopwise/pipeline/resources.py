@@ -1,4 +1,4 @@
-"""Memory and time that jobs on a kernel's matrix ask a cluster for, by the size of the matrix."""
+"""Memory, time and threads that jobs ask for: of those on a kernel's matrix by its size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stopwise.linearized.coding import columns
-from stopwise.tasks.builtin import BUILTIN_TASKS
+from stopwise.tasks.builtin import BUILTIN_TASKS, MODEL_WHEELS
 
 Config = Mapping[str, Any]
 
@@ -41,3 +41,14 @@ def minutes(config: Config, task: str, decompositions: float, least: int) -> int
     """Return the time of a job that decomposes the kernel of every size so many times: ``least`` minutes and more."""
     cubes = sum(float(kernel_rows(config, task, n)) ** 3 for n in config["sizes"])
     return least + math.ceil(decompositions * DECOMPOSITION * cubes / SPEED / 60)
+
+
+def network_threads(config: Config, jobs: int) -> int:
+    """Return the threads of a job that runs the network, of so many: one of a built-in model if there are several.
+
+    Otherwise two. Built-in models are small: two jobs of a thread each are faster than one after the other on both. It
+    depends on the configuration alone, since the last bits of a result depend on the threads.
+    """
+    source = config["model"]["source"]
+    small = source.startswith("pico-") or source in MODEL_WHEELS
+    return 1 if small and jobs > 1 else 2

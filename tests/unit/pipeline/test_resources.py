@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stopwise.pipeline.resources import kernel_mb, kernel_rows, memory_mb, minutes
+from stopwise.pipeline.resources import kernel_mb, kernel_rows, memory_mb, minutes, network_threads
 
 
 def config(size, words=2):
@@ -33,3 +33,11 @@ def test_a_large_kernel_gets_room_and_time():
     assert memory_mb(large, "own", 9, 2000) > 9 * 8e-6 * 10_000**2
     assert 400 < minutes(large, "own", 13, 20) < 1000
     assert memory_mb(config(10_000, words=3), "own", 9, 2000) > 3 * memory_mb(large, "own", 9, 2000)
+
+
+@pytest.mark.parametrize(
+    ("source", "jobs", "threads"),
+    [("smollm2-135m", 2, 1), ("minilm", 8, 1), ("pico-llama", 2, 1), ("minilm", 1, 2), ("someone/large", 8, 2)],
+)
+def test_several_jobs_of_a_built_in_model_have_a_thread_each(source, jobs, threads):
+    assert network_threads({"model": {"source": source}}, jobs) == threads
