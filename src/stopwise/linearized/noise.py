@@ -205,8 +205,9 @@ def noise_intervals(
 def _profile_region(lam: np.ndarray, z: np.ndarray, level: float) -> tuple[tuple[float, float], tuple[float, float]]:
     grid = mu_grid(lam, 4 * GRID_POINTS)
     profile, d = _reml_objective(grid, lam, z), lam.size
+    # The level's quantile of chi^2 with one degree of freedom is 2 gammaincinv(1/2, level).
     # With x = tau^2 / tau^2(mu), the criterion exceeds its profile by d (log x + 1/x - 1): at most ``room``.
-    room = profile.min() + scipy.stats.chi2.ppf(level, 1) - profile
+    room = profile.min() + 2 * scipy.special.gammaincinv(0.5, level) - profile
     inside = room >= 0
     mu, c = grid[inside], room[inside] / d
     best = np.mean(z**2 / (lam + mu[:, None]), axis=1)

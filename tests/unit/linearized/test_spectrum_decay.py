@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import scipy
 
 from stopwise.linearized.decay import (
     alignment,
     decay_fit,
     effective_dimension,
     half_sample_eigenvalues,
+    least_squares,
     numerical_rank,
     predicted_rate,
     spectrum_convergence,
@@ -152,3 +154,15 @@ def test_a_repeated_example_does_not_pass_for_a_finite_rank():
     fitted = [row["fitted"] for row in spectrum_rows(61, again, r)]
     expected = [row["fitted"] for row in spectrum_rows(60, Spectrum.of(matrix), r[:60])]
     assert fitted[5] == pytest.approx(expected[5] * 60 / 61)
+
+
+@pytest.mark.parametrize("size", [2, 3, 40])
+def test_the_line_is_that_of_scipy(size):
+    rng = np.random.default_rng(size)
+    x, y = np.log(np.arange(1, size + 1)), rng.normal(size=size)
+    expected = scipy.stats.linregress(x, y)
+    assert least_squares(x, y) == (expected.slope, expected.intercept, expected.stderr)
+
+
+def test_constant_values_have_a_level_line():
+    assert least_squares(np.arange(4.0), np.ones(4)) == (0.0, 1.0, 0.0)
