@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from stopwise.kernel.float32 import float32_products
-from stopwise.kernel.memory import Needs, product_bytes, room, total_memory
+from stopwise.kernel.memory import BLOCKS, Needs, block_bytes, product_bytes, room, total_memory
 from stopwise.kernel.ntk import kernel_layers, layer_costs, split_layers
-from stopwise.kernel.products import TILE, Sizes, sizes_on
+from stopwise.kernel.products import SIZES, TILE, Sizes, sizes_on
 from stopwise.linearized.coding import columns
 from stopwise.network.architecture import blocks_of, is_linear, widths
 from stopwise.network.parameters import Subset, select_parameters
@@ -179,6 +179,8 @@ def _memory(c: Counts, tokens: float, per_example: int, rows: int, share: float,
         sweep_fixed=graph / max(c.depth, 1) + products,
         room=0.0,
         tokens=tokens,
+        blocks=block_bytes(rows),
+        held=block_bytes(rows) / BLOCKS if sizes == SIZES["cpu"] else 0.0,
     )
 
 

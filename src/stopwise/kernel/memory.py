@@ -26,18 +26,25 @@ log = logging.getLogger(__name__)
 
 # Of a machine's memory beside the weights, when no limit is given: a GPU is leased, a CPU's memory has other users.
 MEMORY_SHARE = {"cuda": 0.8, "cpu": 0.5}
+BLOCKS = 4  # of a layer, of the sum, a module's, and one put in order
 SMALLEST_TILE = 64  # examples: below this the passes, repeated for every pair of tiles, cost more than the products
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes: of keeping everything, of a sweep for one token and beside the tokens, and the room there is."""
+    """Bytes: of keeping everything, of a sweep for one token and beside the tokens, and the room there is.
+
+    ``blocks``: what of a sweep's fixed bytes are the kernel's blocks, which grow with the square of the rows at a time;
+    ``held``: of the kernel itself, which tiles are put together to and which lies in the same memory.
+    """
 
     keep: float
     sweep_token: float
     sweep_fixed: float
     room: float
     tokens: float
+    blocks: float = 0.0
+    held: float = 0.0
 
     @property
     def keeps(self) -> bool:
@@ -45,20 +52,30 @@ class Needs:
         return self.keep <= self.room
 
     def tile(self, examples: int) -> int | None:
-        """Return how many examples make a tile, two of which fit in a sweep; None where all fit."""
-        room = max(self.room - self.sweep_fixed, 0.0) / max(self.sweep_token, 1.0)
-        if self.keeps or self.tokens <= room or examples <= SMALLEST_TILE:
+        """Return how many examples make a tile, two of which fit in a sweep; None where all fit.
+
+        Where the kernel itself takes most of the room, no tile makes that smaller: tiles have a quarter of it at least.
+        """
+        if self.keeps or self.swept(1.0) <= self.room or examples <= SMALLEST_TILE:
             return None
-        pieces = -(-self.tokens * 2 // max(room, 1.0))
-        return max(SMALLEST_TILE, int(examples // pieces))
+        room = max(self.room - self.held, self.room / 4)
+        most = examples // SMALLEST_TILE
+        pieces = next((count for count in range(2, most + 1) if self.swept(2 / count) <= room), most)
+        return max(SMALLEST_TILE, examples // pieces)
+
+    def swept(self, share: float) -> float:
+        """Return the bytes of a sweep over a share of the examples."""
+        return self.sweep_fixed - self.blocks * (1 - share**2) + self.sweep_token * self.tokens * share
 
     def schedule(self, examples: int) -> tuple[str, int, float]:
         """Return (keep or sweep, how many tiles, the bytes that takes)."""
         size = self.tile(examples)
         if self.keeps:
             return "keep", 1, self.keep
-        tiles = 1 if size is None else -(-examples // size)
-        return "sweep", tiles, self.sweep_fixed + self.sweep_token * self.tokens * min(1.0, 2 / tiles)
+        if size is None:
+            return "sweep", 1, self.swept(1.0)
+        tiles = -(-examples // size)
+        return "sweep", tiles, self.swept(min(1.0, 2 / tiles)) + self.held
 
 
 def batch_tokens(batch: Batch) -> int:
@@ -88,6 +105,8 @@ def needs(model: Any, run: Pass, batches: Sequence[Batch], probed: Probe, memory
         sweep_fixed=graph / max(len(blocks), 1) + products,
         room=room(weight.device.type, total_memory(weight.device), weights, memory_gb),
         tokens=sum(tokens),
+        blocks=block_bytes(rows),
+        held=block_bytes(rows) / BLOCKS if weight.device.type == "cpu" else 0.0,
     )
     log.debug("memory: keeping needs %.2f GB of %.2f GB", found.keep / 1e9, found.room / 1e9)
     return found
@@ -95,7 +114,12 @@ def needs(model: Any, run: Pass, batches: Sequence[Batch], probed: Probe, memory
 
 def product_bytes(sizes: Sizes, rows: int) -> float:
     """Return the bytes of forming and multiplying gradients: a slab, and the kernel's blocks in float64."""
-    return 4.0 * max(sizes.slab, sizes.tile * rows) + 4.0 * 8 * rows**2
+    return 4.0 * max(sizes.slab, min(sizes.tile * rows, 4 * sizes.slab)) + block_bytes(rows)
+
+
+def block_bytes(rows: int) -> float:
+    """Return the bytes of the kernel's blocks that are in memory at a time, in float64."""
+    return BLOCKS * 8.0 * rows**2
 
 
 def total_memory(device: torch.device) -> float:

@@ -14,6 +14,7 @@ from stopwise.artifacts.gram import sum_in_name_order
 from stopwise.kernel import engine
 from stopwise.kernel import memory as memory_plan
 from stopwise.kernel.ntk import Kernel, empirical_ntk, kernel_layers, layer_costs, split_layers, train_and_new_kernels
+from stopwise.kernel.products import sizes_on
 from stopwise.network.parameters import select_parameters
 
 LENGTHS = [5, 9, 3, 9, 7]
@@ -153,5 +154,16 @@ def test_memory_decides_between_keeping_recomputing_and_tiling():
     tight = replace(needs, room=2e9)
     size = tight.tile(1000)
     assert 2 * size * 50 * tight.sweep_token + tight.sweep_fixed <= tight.room
-    assert replace(needs, room=0.0).tile(1000) == memory_plan.SMALLEST_TILE
+    assert replace(needs, room=0.0).tile(10_000) == memory_plan.SMALLEST_TILE
     assert replace(needs, room=0.0).tile(memory_plan.SMALLEST_TILE) is None
+
+
+def test_a_kernel_that_fills_the_room_is_not_cut_into_the_smallest_tiles():
+    products, blocks = memory_plan.product_bytes(sizes_on("cpu"), 10_000), memory_plan.block_bytes(10_000)
+    assert products - blocks <= 4 * 4 * sizes_on("cpu").slab  # a slab, however many rows there are
+    held = blocks / memory_plan.BLOCKS
+    full = memory_plan.Needs(keep=9e9, sweep_token=2e3, sweep_fixed=products, room=3e9, tokens=6e4, blocks=blocks)
+    for needs in (full, replace(full, held=held), replace(full, held=held, room=2e9)):
+        size = needs.tile(10_000)
+        assert size > 1_000
+        assert needs.swept(2 * size / 10_000) <= max(needs.room - needs.held, needs.room / 4)
