@@ -1,14 +1,15 @@
 """A Python that has imported the large libraries already: each program that it runs is a fork of one process.
 
-``executable()`` is a file that is called as ``python`` is, with a script, ``-m MODULE`` or ``-c CODE``. What it runs
-has the caller's working folder, environment, standard streams and exit status, and it imports the project's own modules
-itself, from where a new Python would. Only what a new process spends seconds on, importing torch and the like, is spent
-once.
+``executable()`` is a file that is called as ``python`` is, with a script, ``-m MODULE`` or ``-c CODE``, and ``-u``
+before it. What it runs has the caller's working folder, environment, standard streams and exit status, and it imports
+the project's own modules itself, from where a new Python would. Only what a new process spends seconds on, importing
+torch and the like, is spent once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -28,7 +29,7 @@ PRELOADED = (
     *("numpy", "scipy.linalg", "scipy.optimize", "scipy.special", "scipy.stats", "pandas", "pyarrow.parquet", "yaml"),
     *("matplotlib.pyplot", "torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"),
     *("transformers.models.llama.modeling_llama", "tokenizers", "safetensors.torch", "snakemake.cli"),
-    *("mlflow", "mlflow.store.tracking.sqlalchemy_store"),
+    *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "datasets", "transformers.trainer"),
 )
 CLIENT = """#!{python} -ISE
 import json, os, socket, sys
@@ -63,6 +64,8 @@ def serve(address: str, stub: str) -> None:
     """Import what is slow to import, then fork for every call until the starting process is gone."""
     for name in PRELOADED:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # no fork looks for garbage among the imported modules, or copies their pages to do so
     sys.executable = stub  # jobs of a forked Snakemake are forks too
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # handlers are not waited for
     parent = os.getppid()
@@ -118,6 +121,9 @@ def _become(streams: list[int], arguments: list[str], folder: str, environment: 
         os.environ.update(environment)
         named = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
         sys.path[0:1] = [*named]  # sys.path[0] was the folder of this file
+        if arguments[0] == "-u":
+            arguments = arguments[1:]
+            sys.stdout.reconfigure(write_through=True)
         if arguments[0] == "-m":
             sys.argv = arguments[1:]
             sys.path.insert(0, folder)

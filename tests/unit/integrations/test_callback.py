@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from stopwise.linearized.coding import columns
 from stopwise.linearized.objectives import Objective
 from stopwise.stopping.scheduled import trained_path
 from trainer_runs import VERBALIZERS, Collate, N, Reader, drawn_by, jacobian, make, network, rows_of
+from warm import executable
 
 KINDS = ["words", "bert", "gpt2", "lora-words", "lora-bert"]
 
@@ -421,7 +421,7 @@ def test_the_answer_reaches_mlflow(tmp_path, monkeypatch):
 
 def test_one_rank_reads_for_all(tmp_path):
     """Two processes: the second is told the answer, and the batches are those that both of them drew together."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [executable(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     script = Path(__file__).parents[2] / "helpers" / "trainer_ranks.py"
     found = subprocess.run([*command, script, tmp_path], capture_output=True, text=True, check=False, timeout=300)
     assert found.returncode == 0, found.stderr[-3000:]
