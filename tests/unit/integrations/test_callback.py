@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -179,25 +180,35 @@ class Weights(TrainerCallback):
         self.steps.append({name: p.detach().clone() for name, p in model.named_parameters()})
 
 
+def recorded(kind, folder, *callbacks):
+    """Run with dropout, clipping, shuffling and logging; (weights by step, logs, what requires a gradient)."""
+    torch.manual_seed(0)
+    options = {"attention_dropout": 0.1} if kind == "words" else {"hidden_dropout_prob": 0.1}
+    model, kept = network(kind, dtype="float32", **options), Weights()
+    values = {"warmup_steps": 3, "weight_decay": 0.01, "logging_steps": 3}
+    trainer = make(kind, folder, [*callbacks, kept], model=model, **values)
+    trainer.train()
+    logs = [row for row in trainer.state.log_history if "loss" in row]
+    return kept.steps, logs, [p.requires_grad for p in model.parameters()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The runs without a callback, by kind, each made once."""
+    return cache(lambda kind: recorded(kind, tmp_path_factory.mktemp("undisturbed")))
+
+
 @pytest.mark.parametrize("options", [{"when": "start"}, {"when": "warmup"}, {"left_out": "anchored", "anchors": 2}])
 @pytest.mark.parametrize("kind", ["words", "bert", "lora-bert"])
-def test_reporting_changes_no_bit(kind, options, tmp_path):
-    """Dropout, clipping, shuffling, logging: the run with the callback is the run without it."""
-    runs, own_options = [], options
-    for callbacks in ([], [StopwiseCallback(stop=False, **own_options)]):
-        torch.manual_seed(0)
-        options = {"attention_dropout": 0.1} if kind == "words" else {"hidden_dropout_prob": 0.1}
-        model, kept = network(kind, dtype="float32", **options), Weights()
-        values = {"warmup_steps": 3, "weight_decay": 0.01, "logging_steps": 3}
-        trainer = make(kind, tmp_path, [*callbacks, kept], model=model, **values)
-        trainer.train()
-        logs = [row for row in trainer.state.log_history if "loss" in row]
-        runs.append((kept.steps, logs, [p.requires_grad for p in model.parameters()]))
-    (steps, logs, flags), (other, other_logs, other_flags) = runs
+def test_reporting_changes_no_bit(kind, options, tmp_path, undisturbed):
+    """The run with the callback is the run without it."""
+    callback = StopwiseCallback(stop=False, **options)
+    steps, logs, flags = undisturbed(kind)
+    other, other_logs, other_flags = recorded(kind, tmp_path, callback)
     assert len(steps) == len(other) == 12
     assert all(torch.equal(own[name], theirs[name]) for own, theirs in zip(steps, other, strict=True) for name in own)
     assert (logs, flags) == (other_logs, other_flags)
-    assert callbacks[0].curve if "left_out" in own_options else callbacks[0].answer is not None
+    assert callback.curve if "left_out" in options else callback.answer is not None
 
 
 @pytest.mark.parametrize("restore", [False, True])
