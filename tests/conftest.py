@@ -12,10 +12,17 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import warm
 from pipeline import SMALL_CONFIG, TEST_CONFIG, finished_run
 
 settings.register_profile("stopwise", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("stopwise")
+
+
+def pytest_configure(config):
+    """Start one warm Python for all processes of a call with several: it gets ready while they collect."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        os.environ[warm.SHARED] = str(warm.start()[0])
 
 
 def pytest_collection_modifyitems(items):

@@ -42,20 +42,30 @@ sys.exit(int(server.recv(8) or b"137"))
 """
 
 
-@cache
-def executable() -> str:
-    """Return the path of the warm Python of this process; its server starts with the first call and ends with us."""
+SHARED = "STOPWISE_WARM"  # names the warm Python of the processes that one call of pytest starts
+
+
+def start() -> tuple[Path, subprocess.Popen]:
+    """Start a server that ends with this process; return the path of its Python, ready when its socket is there."""
     folder = Path(tempfile.mkdtemp(prefix="warm-"))
     address, stub = folder / "socket", folder / "python"
     stub.write_text(CLIENT.format(python=getattr(sys, "_base_executable", sys.executable), address=str(address)))
     stub.chmod(0o755)
     environment = os.environ | {"MPLBACKEND": "agg", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": ""}
     command = [sys.executable, __file__, str(address), str(stub)]
-    server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, cwd=folder)
+    return stub, subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, cwd=folder)
+
+
+@cache
+def executable() -> str:
+    """Return the path of the warm Python of this process, or of the call of pytest that it belongs to."""
+    shared = os.environ.get(SHARED)
+    stub, server = (Path(shared), None) if shared else start()
     deadline = time.monotonic() + 180
-    while not address.exists():
-        if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the warm Python did not start (exit status {server.poll()})")
+    while not stub.with_name("socket").exists():
+        ended = server.poll() if server else None
+        if ended is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the warm Python did not start (exit status {ended})")
         time.sleep(0.05)
     return str(stub)
 
