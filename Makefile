@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
+# Compiled modules are kept: pip leaves compiling to the first import, which every process would repeat otherwise.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Two processes, each a file at a time, in the order of tests/conftest.py.
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -1,5 +1,6 @@
 """Settings of the whole suite: one thread per process, no network for model hubs, a fixed hypothesis profile."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,16 +12,30 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import warm
 from pipeline import SMALL_CONFIG, TEST_CONFIG, finished_run
 
 settings.register_profile("stopwise", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("stopwise")
 
 
+def pytest_configure(config):
+    """Start one warm Python for all processes of a call with several: it gets ready while they collect."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        os.environ[warm.SHARED] = str(warm.start()[0])
+
+
 def pytest_collection_modifyitems(items):
     """Run the files that start Snakemake first: they take longest, and no process waits for the last of them alone."""
     slow = {item.path for item in items if item.get_closest_marker("pipeline")}
     items.sort(key=lambda item: item.path not in slow)  # stable: otherwise as collected
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_not_collected():
+    """Spare the collector what is there when a file begins, mostly imported modules: half a second for each Trainer."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -91,7 +91,8 @@ def interval(
     by_size: dict[int, list[np.ndarray]] = {}
     for index in samples:
         by_size.setdefault(len(index), []).append(index)
-    found = [measure({k: v[np.stack(own)] for k, v in columns.items()}) for own in by_size.values()]
+    stacked = [np.stack(own) for own in by_size.values()]
+    found = [measure({k: v[index] for k, v in columns.items()}) for index in stacked]
     low, high = np.nanquantile(np.concatenate(found), TAILS)
     return float(low), float(high)
 

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,6 +11,7 @@ import yaml
 import doc_results
 import docs
 import site_hooks
+from warm import executable
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {path.relative_to(ROOT / "docs").as_posix() for path in docs.pages()}
@@ -30,7 +30,7 @@ def nav():
 
 def test_every_generated_block_is_current():
     done = subprocess.run(
-        [sys.executable, "tools/docs.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=590
+        [executable(), "tools/docs.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=590
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -3,13 +3,13 @@
 import os
 import re
 import subprocess
-import sys
 
 import pytest
 
 from doc_reference import notebook
 from pages import ROOT
 from stopwise.network.pico import pico_classifier, pico_tokenizer
+from warm import executable
 
 NOTEBOOKS = ROOT / "docs" / "notebooks"
 
@@ -22,15 +22,15 @@ def model(tmp_path_factory):
     return folder
 
 
-def run(name, folder, **stand_ins):
-    """Run a notebook's cells as one program with some of its assignments replaced; return what it prints."""
+def run(name, folder, first="", **stand_ins):
+    """Run a notebook's cells as one program after ``first``, some assignments replaced; return what it prints."""
     code = (NOTEBOOKS / name).read_text(encoding="utf-8")
     for key, value in stand_ins.items():
         code, count = re.subn(rf"^{key} = [^#\n]*", f"{key} = {value!r}  ", code, flags=re.MULTILINE)
         assert count == 1, key
     (folder / name).write_text(code, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, name],
+        [executable(), "-c", f"import runpy\n{first}\nrunpy.run_path({name!r}, run_name='__main__')"],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -61,11 +61,8 @@ def test_a_trainer_is_stopped_where_the_preview_said(tmp_path, model):
         "    from_config = classmethod(lambda cls, name: cls)\n",
         encoding="utf-8",
     )
-    (tmp_path / "sitecustomize.py").write_text(
-        "import stopwise, standin\nstopwise.Task = standin.Task\n", encoding="utf-8"
-    )
-    os.environ["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    out = run("stop_a_trainer.py", tmp_path, MODEL=str(model), ROWS=16, EPOCHS=3)
+    first = "import stopwise, standin\nstopwise.Task = standin.Task"
+    out = run("stop_a_trainer.py", tmp_path, first, MODEL=str(model), ROWS=16, EPOCHS=3)
     said = float(re.search(r"stop after ([\d.]+) of 3 epochs", out)[1])
     done = float(re.search(r"stopped after ([\d.]+) epochs", out)[1])
     # Both are rounded to a tenth, and a run ends with a whole step: 16 rows in batches of 8 are two steps an epoch.

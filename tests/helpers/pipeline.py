@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("Snakefile", "config.yaml", "config", "profiles", "workflow", "src", "envs", "tests/data")
 TEST_CONFIG = "config/test.yaml"
 SMALL_CONFIG = "tests/data/small.yaml"
+DIGESTS = ".snakemake/stopwise-digests.json"
+_made: list[Path] = []  # the checkouts of this process
 
 
 @dataclass
@@ -46,14 +48,23 @@ class Run:
 
 
 def checkout(folder: Path) -> Path:
-    """Copy what the workflow needs into a folder and return it."""
+    """Copy what the workflow needs into a folder and return it.
+
+    The digests of code that another checkout of this process has kept go along: they hold for the very same sources
+    only, and to work them out takes seconds.
+    """
     for part in PARTS:
         source, target = ROOT / part, folder / part
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.egg-info"))
         else:
             shutil.copy2(source, target)
+    kept = next((one / DIGESTS for one in _made if (one / DIGESTS).is_file()), None)
+    if kept is not None:
+        (folder / DIGESTS).parent.mkdir(exist_ok=True)
+        shutil.copy2(kept, folder / DIGESTS)
+    _made.append(folder)
     return folder
 
 

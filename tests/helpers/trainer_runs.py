@@ -108,7 +108,7 @@ def jacobian(model, rows, parameters, **options):
     model.eval()
     f = outputs(model, rows, **options)
     found = []
-    for value in torch.cat(f):
+    for value in (value for row in f for value in row):  # of one row's graph: backward visits no other row
         own = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
         filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, own, strict=True)]
         found.append(torch.cat([g.flatten() for g in filled]))

@@ -1,14 +1,15 @@
 """A Python that has imported the large libraries already: each program that it runs is a fork of one process.
 
-``executable()`` is a file that is called as ``python`` is, with a script, ``-m MODULE`` or ``-c CODE``. What it runs
-has the caller's working folder, environment, standard streams and exit status, and it imports the project's own modules
-itself, from where a new Python would. Only what a new process spends seconds on, importing torch and the like, is spent
-once.
+``executable()`` is a file that is called as ``python`` is, with a script, ``-m MODULE`` or ``-c CODE``, and ``-u``
+before it. What it runs has the caller's working folder, environment, standard streams and exit status, and it imports
+the project's own modules itself, from where a new Python would. Only what a new process spends seconds on, importing
+torch and the like, is spent once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -28,7 +29,7 @@ PRELOADED = (
     *("numpy", "scipy.linalg", "scipy.optimize", "scipy.special", "scipy.stats", "pandas", "pyarrow.parquet", "yaml"),
     *("matplotlib.pyplot", "torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"),
     *("transformers.models.llama.modeling_llama", "tokenizers", "safetensors.torch", "snakemake.cli"),
-    *("mlflow", "mlflow.store.tracking.sqlalchemy_store"),
+    *("mlflow", "mlflow.store.tracking.sqlalchemy_store", "datasets", "transformers.trainer"),
 )
 CLIENT = """#!{python} -ISE
 import json, os, socket, sys
@@ -41,20 +42,30 @@ sys.exit(int(server.recv(8) or b"137"))
 """
 
 
-@cache
-def executable() -> str:
-    """Return the path of the warm Python of this process; its server starts with the first call and ends with us."""
+SHARED = "STOPWISE_WARM"  # names the warm Python of the processes that one call of pytest starts
+
+
+def start() -> tuple[Path, subprocess.Popen]:
+    """Start a server that ends with this process; return the path of its Python, ready when its socket is there."""
     folder = Path(tempfile.mkdtemp(prefix="warm-"))
     address, stub = folder / "socket", folder / "python"
     stub.write_text(CLIENT.format(python=getattr(sys, "_base_executable", sys.executable), address=str(address)))
     stub.chmod(0o755)
     environment = os.environ | {"MPLBACKEND": "agg", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": ""}
     command = [sys.executable, __file__, str(address), str(stub)]
-    server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, cwd=folder)
+    return stub, subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, cwd=folder)
+
+
+@cache
+def executable() -> str:
+    """Return the path of the warm Python of this process, or of the call of pytest that it belongs to."""
+    shared = os.environ.get(SHARED)
+    stub, server = (Path(shared), None) if shared else start()
     deadline = time.monotonic() + 180
-    while not address.exists():
-        if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the warm Python did not start (exit status {server.poll()})")
+    while not stub.with_name("socket").exists():
+        ended = server.poll() if server else None
+        if ended is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the warm Python did not start (exit status {ended})")
         time.sleep(0.05)
     return str(stub)
 
@@ -63,6 +74,8 @@ def serve(address: str, stub: str) -> None:
     """Import what is slow to import, then fork for every call until the starting process is gone."""
     for name in PRELOADED:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # no fork looks for garbage among the imported modules, or copies their pages to do so
     sys.executable = stub  # jobs of a forked Snakemake are forks too
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # handlers are not waited for
     parent = os.getppid()
@@ -130,6 +143,9 @@ def _become(
         if any((Path(path) / "sitecustomize.py").is_file() for path in named):
             sys.modules.pop("sitecustomize", None)
             importlib.import_module("sitecustomize")
+        if arguments[0] == "-u":
+            arguments = arguments[1:]
+            sys.stdout.reconfigure(write_through=True)
         if arguments[0] == "-m":
             sys.argv = arguments[1:]
             sys.path.insert(0, folder)

@@ -24,7 +24,7 @@ VOLATILE = ("logs", "benchmarks", "checkpoints", "mlflow", "tracking.parquet", "
 def known_environment() -> dict[str, str]:
     """Return the environment of a run: the test's own, without the settings of jobs."""
     known = {k: v for k, v in os.environ.items() if k not in {"STOPWISE_FAULT", "PYTHONPATH", "OMP_NUM_THREADS"}}
-    return known | {"PYTHONDONTWRITEBYTECODE": "1"}
+    return known
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Workshop:
             source, target = origin / name, folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+                shutil.copytree(source, target)
             else:
                 shutil.copy2(source, target)
         return cls(folder)

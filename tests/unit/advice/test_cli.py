@@ -10,12 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from stopwise.cli import app
+from warm import executable
 
 MOODS = str(Path(__file__).parents[2] / "data" / "moods.csv")
 
 
-def stopwise(*arguments, **options):
-    command = [sys.executable, "-c", "from stopwise.cli import main; main()", *arguments]
+def stopwise(*arguments, python=sys.executable, **options):
+    """Run the command; ``executable()`` as its Python has torch and the like already."""
+    command = [python, "-c", "from stopwise.cli import main; main()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
 
 
@@ -39,13 +41,13 @@ def test_help_and_version_come_without_torch():
 
 def test_advice_is_printed_in_words_and_written(tmp_path):
     options = ["--data", MOODS, "--text", "text", "--label", "label", "--model", "pico-llama", "--max-examples", "24"]
-    done = stopwise("advise", *options, cwd=tmp_path)
+    done = stopwise("advise", *options, cwd=tmp_path, python=executable())
     assert done.returncode == 0, done.stderr
     assert "How sure: " in done.stdout
     assert "The whole answer: advice/advice.md" in done.stdout
     assert "moods.csv: 400 rows, labels negative (200), positive (200)" in done.stderr
     assert (tmp_path / "advice" / "advice.png").is_file()
-    again = stopwise("advise", *options, "--seed", "1", cwd=tmp_path)
+    again = stopwise("advise", *options, "--seed", "1", cwd=tmp_path, python=executable())
     assert again.returncode == 1
     assert again.stderr.strip().splitlines()[-1].startswith("stopwise: --output: advice holds the advice of other")
 
@@ -143,7 +145,7 @@ def test_the_names_of_built_in_models_are_those_of_the_library():
 
 
 def test_the_doctor_finds_a_pico_model_healthy():
-    done = stopwise("doctor", "pico-llama")
+    done = stopwise("doctor", "pico-llama", python=executable())
     assert done.returncode == 0, done.stdout + done.stderr
     for check in ("formulas", "autograd", "batch size", "padding", "attention"):
         assert check in done.stdout
@@ -151,6 +153,6 @@ def test_the_doctor_finds_a_pico_model_healthy():
 
 
 def test_an_unknown_model_is_one_clear_line():
-    done = stopwise("doctor", "./nowhere")
+    done = stopwise("doctor", "./nowhere", python=executable())
     assert done.returncode == 1
     assert done.stderr.strip().splitlines() == ["stopwise: model.source: there is no folder './nowhere'"]

@@ -3,15 +3,20 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 
 from hub_server import COMMIT, hub_server
 from stopwise.network.loading import prepare_model
+from warm import executable
 
+# The client reads its settings once, when it is imported: what a fork has of it is forgotten.
 SCRIPT = """
 import json, sys
+for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+    del sys.modules[name]
+from huggingface_hub import constants
+assert constants.ENDPOINT == sys.argv[3] and not constants.HF_HUB_OFFLINE
 from stopwise.network.loading import load_model, model_fingerprint
 answers = []
 for source, revision in json.loads(sys.argv[1]):
@@ -24,9 +29,9 @@ print(json.dumps(answers))
 
 
 def ask(address, assets, *wanted):
-    """Load models in a process of its own (the client reads its settings once) and return fingerprints or messages."""
+    """Load models in a process of its own, with a hub of its own, and return fingerprints or messages."""
     environment = os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    command = [sys.executable, "-c", SCRIPT, json.dumps(wanted), str(assets)]
+    command = [executable(), "-c", SCRIPT, json.dumps(wanted), str(assets), address]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
     return json.loads(done.stdout)
 

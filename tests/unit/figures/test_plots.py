@@ -31,8 +31,13 @@ def make(name, **shape):
 
 
 @functools.cache
+def painted(name, shape):
+    return registry.figure(name).draw(make(name, **SHAPES[shape]))
+
+
+@functools.cache
 def drawn(name, shape):
-    figure = registry.figure(name).draw(make(name, **SHAPES[shape]))
+    figure = painted(name, shape)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # constrained layout warns when the panels do not fit
         figure.draw_without_rendering()
@@ -91,12 +96,11 @@ def test_equal_tables_give_equal_bytes(name, tmp_path):
     table = make(name, **SMALL | {"tasks": 2 if name in ("F7", "F8") else 1})
     shuffled = table.take(pa.array(np.random.default_rng(0).permutation(table.num_rows)))
     first = style.save(registry.figure(name).draw(table), tmp_path / "a" / name)
-    with mpl.rc_context({"font.size": 20, "axes.grid": False}):  # the caller's settings must not reach the figure
-        second = style.save(registry.figure(name).draw(table), tmp_path / "b" / name)
+    # Neither the order of the rows nor the caller's settings may reach the figure.
+    with mpl.rc_context({"font.size": 20, "axes.grid": False}):
+        second = style.save(registry.figure(name).draw(shuffled), tmp_path / "b" / name)
     assert [p.suffix for p in first] == [".svg", ".png"]
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
-    third = style.save(registry.figure(name).draw(shuffled), tmp_path / "c" / name)
-    assert first[1].read_bytes() == third[1].read_bytes()
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [f"{name}.png", f"{name}.svg"]
 
 
@@ -207,10 +211,12 @@ def test_f2_shows_a_rule_beyond_the_run_as_an_open_mark_at_its_end():
     assert "open: stops after the run" in [t.get_text() for t in figure.legends[0].get_texts()]
 
 
-@pytest.mark.parametrize("shape", [*SHAPES.values(), {"tasks": 3, "seeds": 1}, {"tasks": 2, "seeds": 1}])
+@pytest.mark.parametrize("shape", [*SHAPES, {"tasks": 3, "seeds": 1}, {"tasks": 2, "seeds": 1}])
 def test_f2_has_at_most_six_panels_and_no_dashed_line_without_a_prediction(shape):
-    table = make("F2", **shape)
-    panels = [ax for ax in registry.figure("F2").draw(table).axes if ax.get_visible()]
+    named = isinstance(shape, str)
+    table = make("F2", **SHAPES[shape] if named else shape)
+    figure = painted("F2", shape) if named else registry.figure("F2").draw(table)
+    panels = [ax for ax in figure.axes if ax.get_visible()]
     assert len(panels) <= 2 * 6  # each with its strip
     measured = table.filter(pc.field("kind") != "linearised")
     figure = registry.figure("F2").draw(measured)

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from stopwise.linearized.coding import columns
 from stopwise.linearized.objectives import Objective
 from stopwise.stopping.scheduled import trained_path
 from trainer_runs import VERBALIZERS, Collate, N, Reader, drawn_by, jacobian, make, network, rows_of
+from warm import executable
 
 KINDS = ["words", "bert", "gpt2", "lora-words", "lora-bert"]
 
@@ -179,25 +180,35 @@ class Weights(TrainerCallback):
         self.steps.append({name: p.detach().clone() for name, p in model.named_parameters()})
 
 
+def recorded(kind, folder, *callbacks):
+    """Run with dropout, clipping, shuffling and logging; (weights by step, logs, what requires a gradient)."""
+    torch.manual_seed(0)
+    options = {"attention_dropout": 0.1} if kind == "words" else {"hidden_dropout_prob": 0.1}
+    model, kept = network(kind, dtype="float32", **options), Weights()
+    values = {"warmup_steps": 3, "weight_decay": 0.01, "logging_steps": 3}
+    trainer = make(kind, folder, [*callbacks, kept], model=model, **values)
+    trainer.train()
+    logs = [row for row in trainer.state.log_history if "loss" in row]
+    return kept.steps, logs, [p.requires_grad for p in model.parameters()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The runs without a callback, by kind, each made once."""
+    return cache(lambda kind: recorded(kind, tmp_path_factory.mktemp("undisturbed")))
+
+
 @pytest.mark.parametrize("options", [{"when": "start"}, {"when": "warmup"}, {"left_out": "anchored", "anchors": 2}])
 @pytest.mark.parametrize("kind", ["words", "bert", "lora-bert"])
-def test_reporting_changes_no_bit(kind, options, tmp_path):
-    """Dropout, clipping, shuffling, logging: the run with the callback is the run without it."""
-    runs, own_options = [], options
-    for callbacks in ([], [StopwiseCallback(stop=False, **own_options)]):
-        torch.manual_seed(0)
-        options = {"attention_dropout": 0.1} if kind == "words" else {"hidden_dropout_prob": 0.1}
-        model, kept = network(kind, dtype="float32", **options), Weights()
-        values = {"warmup_steps": 3, "weight_decay": 0.01, "logging_steps": 3}
-        trainer = make(kind, tmp_path, [*callbacks, kept], model=model, **values)
-        trainer.train()
-        logs = [row for row in trainer.state.log_history if "loss" in row]
-        runs.append((kept.steps, logs, [p.requires_grad for p in model.parameters()]))
-    (steps, logs, flags), (other, other_logs, other_flags) = runs
+def test_reporting_changes_no_bit(kind, options, tmp_path, undisturbed):
+    """The run with the callback is the run without it."""
+    callback = StopwiseCallback(stop=False, **options)
+    steps, logs, flags = undisturbed(kind)
+    other, other_logs, other_flags = recorded(kind, tmp_path, callback)
     assert len(steps) == len(other) == 12
     assert all(torch.equal(own[name], theirs[name]) for own, theirs in zip(steps, other, strict=True) for name in own)
     assert (logs, flags) == (other_logs, other_flags)
-    assert callbacks[0].curve if "left_out" in own_options else callbacks[0].answer is not None
+    assert callback.curve if "left_out" in options else callback.answer is not None
 
 
 @pytest.mark.parametrize("restore", [False, True])
@@ -421,7 +432,7 @@ def test_the_answer_reaches_mlflow(tmp_path, monkeypatch):
 
 def test_one_rank_reads_for_all(tmp_path):
     """Two processes: the second is told the answer, and the batches are those that both of them drew together."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [executable(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     script = Path(__file__).parents[2] / "helpers" / "trainer_ranks.py"
     found = subprocess.run([*command, script, tmp_path], capture_output=True, text=True, check=False, timeout=300)
     assert found.returncode == 0, found.stderr[-3000:]

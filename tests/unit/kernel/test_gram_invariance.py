@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -41,11 +43,16 @@ def test_attention_kernel_does_not_change_a_row(arch):
     assert relative(found[0], found[1]) < ISLANDS
 
 
+@cache
+def whole_sample():
+    model, batch = pico("gpt2"), prompts(LENGTHS)
+    return model, batch, empirical_ntk(model, batch)
+
+
 @given(order=st.permutations(range(5)), size=st.integers(1, 5))
 @settings(max_examples=15, deadline=None)
 def test_a_smaller_or_reordered_sample_is_a_sub_block(order, size):
-    model, batch = pico("gpt2"), prompts(LENGTHS)
-    whole = empirical_ntk(model, batch)
+    model, batch, whole = whole_sample()
     chosen = torch.tensor(order[:size])
     some = {key: value[chosen] for key, value in batch.items() if key != "verbalizers"}
     rows = (chosen[:, None] * 2 + torch.arange(2)).flatten().numpy()

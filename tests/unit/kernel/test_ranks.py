@@ -15,6 +15,7 @@ import torch
 import kernel_ranks
 from kernel_reference import pico, prompts
 from stopwise.kernel.ntk import empirical_ntk
+from warm import executable
 
 
 def test_two_processes_give_the_bits_of_one(tmp_path):
@@ -23,7 +24,7 @@ def test_two_processes_give_the_bits_of_one(tmp_path):
         port = free.getsockname()[1]
     common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     common |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, str(Path(kernel_ranks.__file__)), str(tmp_path / "both.npz")]
+    command = [executable(), str(Path(kernel_ranks.__file__)), str(tmp_path / "both.npz")]
     started = [subprocess.Popen(command, env=common | {"RANK": str(rank)}) for rank in range(2)]
     wanted = kernel_ranks.kernels()
     try:

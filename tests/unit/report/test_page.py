@@ -1,5 +1,6 @@
 """The results page: complete in itself, everything from data shown as text, and alive in a real browser."""
 
+import functools
 import html
 import json
 import re
@@ -50,6 +51,13 @@ def tables(task=None, **shape):
     return out
 
 
+def rendered():
+    return page.render("demo", tables(tasks=2), summary(), facts={"model": "m"})
+
+
+shared = functools.cache(rendered)  # most of a test's time is one page
+
+
 def sections(text):
     return json.loads(re.search(r'<script id="sections" type="application/json">(.*?)</script>', text, re.S)[1])
 
@@ -67,7 +75,7 @@ class Elements(HTMLParser):
 
 
 def test_page_asks_for_nothing_from_outside():
-    elements = Elements(page.render("demo", tables(tasks=2), summary())).found
+    elements = Elements(shared()).found
     addresses = [v for _, attrs in elements for k, v in attrs.items() if k in ("src", "href")]
     assert addresses
     assert all(a.startswith(("#", "data:")) for a in addresses)
@@ -140,8 +148,7 @@ def test_headline_shows_the_largest_size_first_and_dashes_for_what_is_missing():
 
 
 def test_the_page_leads_with_the_answer_then_curves_then_tables():
-    head = summary()
-    text = page.render("demo", tables(tasks=2), head, facts={"model": "m"})
+    head, text = summary(), shared()
     shown = [attrs["id"] for tag, attrs in Elements(text).found if tag == "section"]
     assert shown[:2] == ["answer", "F2"]
     assert shown[-2:] == ["tables", "run"]
@@ -159,7 +166,7 @@ def test_page_without_tables_or_with_empty_ones_is_still_a_page():
 
 
 def test_equal_tables_give_equal_pages():
-    assert page.render("demo", tables(tasks=2), summary()) == page.render("demo", tables(tasks=2), summary())
+    assert rendered() == shared()
 
 
 class Browser:
@@ -227,7 +234,7 @@ def test_page_works_in_chromium(browser, tmp_path):
     written = tmp_path / "page.html"
     figure = registry.figure("F9").draw(registry.figure("F9").table(*made_up.upstream("F9")))
     svg = style.save(figure, tmp_path / "F9")[0].read_bytes()
-    args = tables(EVIL, tasks=3, seeds=2, sizes=(16, 32))
+    args = tables(EVIL, tasks=2, seeds=2, sizes=(16, 32))
     written.write_text(page.render(EVIL, args, summary(), {"F9": svg}, {"model": EVIL}), encoding="utf-8")
     browser.post("/url", {"url": written.as_uri()})
     browser.wait("return document.body.dataset.ready === 'yes'")

@@ -4,7 +4,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from stopwise.tracking import ingest as tracking
 from stopwise.tracking import store as tracking_store
 from stopwise.tracking.fields import ARTIFACT, COMMIT, DIGEST, PARENT, SUPERSEDED, flatten, safe_key
 from tracking_runs import SVG, decay, record, small_run, trajectory
+from warm import executable
 
 
 @pytest.fixture(scope="session")
@@ -421,7 +421,7 @@ def test_processes_that_race_the_creation_make_one_good_database(tmp_path):
     (tmp_path / ".part-abc-mlflow.db").write_bytes(b"left by a killed process")
     uri = tracking_store.resolve_uri(None, tmp_path)
     code = f"from stopwise.tracking.store import create_database; create_database({uri!r})"
-    racers = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    racers = [subprocess.Popen([executable(), "-c", code]) for _ in range(2)]
     assert [racer.wait(timeout=120) for racer in racers] == [0, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.lock"]
     assert all_runs(uri)[1] == []

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -18,6 +17,7 @@ from stopwise.network.pico import pico_model
 from stopwise.training.checkpoint import CheckpointError, load_checkpoint, remove_checkpoint, save_checkpoint
 from stopwise.training.finetune import FinetuneSettings, finetune, remove_sweep, sweep
 from training_reference import made_up_batch
+from warm import executable
 
 CONFIGS = {
     "holdout": {"optimizer": "heavy_ball", "stop": "holdout", "patience": 2, "continue_after_stop": True},
@@ -127,7 +127,7 @@ class Server:
 
     def __init__(self):
         here = Path(__file__).parent
-        command = [sys.executable, "-c", SERVER, str(here), str(here.parents[1] / "helpers")]
+        command = [executable(), "-c", SERVER, str(here), str(here.parents[1] / "helpers")]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes)
 
@@ -301,7 +301,7 @@ except OSError as error:
 
 def test_a_disk_without_room_is_named_and_keeps_the_checkpoint_before(tmp_path):
     path = tmp_path / "run.safetensors"
-    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True)
+    done = subprocess.run([executable(), "-c", FULL, str(path)], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"{path}: the checkpoint could not be written (")
     assert list(tmp_path.iterdir()) == [path]
     assert load_checkpoint(path)[1] == {"step": 1}
