@@ -246,7 +246,7 @@ def read_table(path: str | os.PathLike, kind: str) -> pa.Table:
     if record.get("kind") != kind:
         raise ArtifactError(f"{path}: artifact of kind {record.get('kind')!r}, expected {kind!r}")
     try:
-        table = _open(path).read()
+        table = _read(_open(path))
     except (pa.ArrowException, OSError) as error:
         raise ArtifactError(f"{path}: damaged ({error}); remove it and run again") from error
     try:
@@ -256,6 +256,14 @@ def read_table(path: str | os.PathLike, kind: str) -> pa.Table:
     if content_digest(table) != record["content"]:
         raise ArtifactError(f"{path}: the content does not match its recorded digest; remove it and run again")
     return table
+
+
+def _read(file: pq.ParquetFile) -> pa.Table:
+    """Return the whole table, a large one's groups of rows one after another: each is decoded beside the others."""
+    if file.num_row_groups <= 1:
+        return file.read()
+    groups = [file.read_row_group(k, use_threads=False) for k in range(file.num_row_groups)]
+    return pa.concat_tables(groups)
 
 
 def stable(record: Mapping[str, Any]) -> dict[str, Any]:
