@@ -201,6 +201,7 @@ def engine_parts(engine: Engine) -> tuple[list[Part], list[np.ndarray]]:
                 continue
             add = _add_to_total if job.by == "total" else _add_layer
             add(engine, visit, layout, parts)
+        layout.scratch.clear()
         for part, (a, b) in zip(parts, job.pairs, strict=True):
             if part.total is not None:
                 part.matrices["total"] = _as_given(part.total, layout, a, b)

@@ -53,6 +53,10 @@ class Scratch:
     def __init__(self) -> None:
         self._buffer = torch.empty(0)
 
+    def clear(self) -> None:
+        """Give the memory back; the next call takes it anew."""
+        self._buffer = torch.empty(0)
+
     def take(self, like: torch.Tensor, rows: int, width: int) -> torch.Tensor:
         """Return a buffer [rows, width] of the type and device of ``like``, with whatever it holds."""
         if (
