@@ -54,8 +54,8 @@ docs: env        ## Build the documentation into build/site; a broken link is an
 schema: env      ## Write the configuration's JSON schema and its pages anew
 	python -m stopwise.pipeline.config_reference docs/reference/configuration.md config/README.md
 
-check: lint      ## Lint, and the tests of the library: a few minutes
-	$(PYTEST) -m "not pipeline" tests/unit
+check: lint      ## Lint, and the tests of the library that take two seconds at most: under five minutes
+	$(PYTEST) -m "not pipeline and not slow" tests/unit
 
 test: env        ## Run the whole test suite, two files at a time (but what the next three run)
 	$(PYTEST) -m "not wheel and not slurm and not faults"

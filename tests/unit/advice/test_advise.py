@@ -71,6 +71,7 @@ def linear_problem(signal, noise, prior=0.0, shift=0.0, n=48, width=30, seed=0):
 # --- a pico model, from the file to the folder
 
 
+@pytest.mark.slow
 def test_a_csv_becomes_a_folder_with_text_figure_and_sealed_tables(pico, tmp_path):
     folder = write_advice(pico, verdict_of(pico), tmp_path / "advice")
     tables = {"advice": "advice", "rules": "advice_rules", "recipes": "advice_recipes", "summary": "advice_summary"}
@@ -88,6 +89,7 @@ def test_a_csv_becomes_a_folder_with_text_figure_and_sealed_tables(pico, tmp_pat
     assert not re.search(r"\bnan\b|None", text.split("## Try it", maxsplit=1)[0])
 
 
+@pytest.mark.slow
 def test_equal_settings_give_equal_advice(pico, tmp_path):
     again = advise(settings(), device="cpu")
     one, two = (
@@ -140,6 +142,7 @@ def test_several_classes_have_advice_too(tmp_path):
     write_advice(found, verdict_of(found), tmp_path / "three")
 
 
+@pytest.mark.slow
 def test_adamw_has_a_step_and_a_time_of_its_own(pico, tmp_path):
     found = advise(settings(optimizer="adamw", batch_size=8), device="cpu")
     recipe, problem = found.findings.recipes[0], found.findings.problem
@@ -211,6 +214,7 @@ def test_a_noisy_task_worth_training_is_told_to_train(tmp_path):
     assert advice.findings.recipes[0].steps == advice.findings.decision.t
 
 
+@pytest.mark.slow
 def test_a_prompt_that_knows_the_answer_is_not_trained(tmp_path):
     problem = linear_problem(signal=0.0, noise=1.0, prior=0.7)
     advice = made_up(problem, tmp_path)
@@ -336,6 +340,7 @@ def test_numbers_read_as_a_person_writes_them():
 # --- the scale of the targets
 
 
+@pytest.mark.slow
 def test_an_informative_start_larger_than_the_targets_is_not_shrunk():
     """The start has the answer, too large; with targets of scale 1 training would take its size for an error."""
     problem = linear_problem(signal=1.0, noise=0.3, n=64, seed=3)
@@ -348,6 +353,7 @@ def test_an_informative_start_larger_than_the_targets_is_not_shrunk():
     assert accuracy[1] > accuracy[0]
 
 
+@pytest.mark.slow
 def test_the_answer_says_how_large_the_targets_are_and_why(tmp_path):
     problem = linear_problem(signal=3.0, noise=0.1)
     asked = made_up(problem, tmp_path, target_scale=3.0)

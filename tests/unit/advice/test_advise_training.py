@@ -62,6 +62,7 @@ def answer(encoder, tmp_path_factory):
     return folder / "advice", done.stdout
 
 
+@pytest.mark.slow
 def test_the_answer_says_how_long_in_what_range_and_what_to_expect(answer):
     folder, said = answer
     assert "epochs" in said
@@ -103,6 +104,7 @@ def let_train(found):
     return replace(found, stop=stop)
 
 
+@pytest.mark.slow
 def test_words_of_a_language_model_are_trained_by_the_script_too(tmp_path):
     found = advise_training(words_plan())
     assert "subset" not in found.stop.flags
@@ -135,6 +137,7 @@ def test_labels_that_say_nothing_are_not_trained_on(tmp_path):
         found.training_arguments()
 
 
+@pytest.mark.slow
 def test_more_labels_than_the_kernel_holds_are_answered_for(encoder, tmp_path):
     options = {"max_examples": 24, "learning_rate": 1e-3}
     found = stopwise.advise(encoder, topic_rows(60), **options)
@@ -158,6 +161,7 @@ def folded(encoder):
     return head, advise_training(words_plan(max_examples=12, size=12, **options)), said
 
 
+@pytest.mark.slow
 def test_real_folds_are_trained_and_followed(folded, tmp_path):
     found, _, said = folded
     folds = found.folds
@@ -194,6 +198,7 @@ def test_the_script_stops_where_the_folds_were_best(folded, tmp_path):
 
 
 @pytest.mark.parametrize("head", [True, False])
+@pytest.mark.slow
 def test_an_adapter_is_read_written_and_trained(encoder, tmp_path, head):
     options = {"adapter": "lora", "rank": 4, "learning_rate": 1e-3, "max_examples": 12, "size": 12}
     rows = topic_rows(12)
@@ -236,6 +241,7 @@ def test_a_language_model_at_hand_answers_with_words():
     assert not any(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_data_at_hand_give_the_answer_of_the_file(encoder, tmp_path):
     path, options = write_topics(tmp_path / "topics.csv"), {"max_examples": 24, "learning_rate": 1e-3}
     frame = pd.DataFrame(topic_rows())
@@ -250,6 +256,7 @@ def test_data_at_hand_give_the_answer_of_the_file(encoder, tmp_path):
     assert one.figure().axes
 
 
+@pytest.mark.slow
 def test_the_code_of_the_page_runs(encoder, tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.chdir(tmp_path)

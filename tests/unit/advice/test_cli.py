@@ -39,6 +39,7 @@ def test_help_and_version_come_without_torch():
         assert took < 3  # 0.3 s on a quiet machine; importing torch alone takes longer than this on a busy one
 
 
+@pytest.mark.slow
 def test_advice_is_printed_in_words_and_written(tmp_path):
     options = ["--data", MOODS, "--text", "text", "--label", "label", "--model", "pico-llama", "--max-examples", "24"]
     done = stopwise("advise", *options, cwd=tmp_path, python=executable())

@@ -56,6 +56,7 @@ def _bytes(content):
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@pytest.mark.slow
 def test_what_people_have_is_answered(case, answers):
     found = answers(case)
     assert case.says in found.said

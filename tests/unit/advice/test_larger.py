@@ -56,6 +56,7 @@ def answers():
     return [carried(seed) for seed in range(4)]
 
 
+@pytest.mark.slow
 def test_the_steps_for_four_times_as_many_labels_cost_little(answers):
     regrets = []
     for _, answer, truth in answers:

@@ -44,6 +44,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_is_fetched_once_without_pickles_or_code_and_held_at_its_commit(folder, tmp_path):
     with hub_server(folder) as (address, requests):
         first, second, other, nobody = ask(

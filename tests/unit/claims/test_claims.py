@@ -289,6 +289,7 @@ def test_the_text_holds_every_claim_with_its_criterion_and_verdict():
 
 
 @pytest.mark.pipeline
+@pytest.mark.slow
 def test_the_pipeline_writes_its_verdicts(finished_pipeline):
     folder = finished_pipeline[0] / "results/test"
     rows = {row["claim"]: row for row in artifacts.read_table(folder / "claims.parquet", "claims").to_pylist()}

@@ -25,6 +25,7 @@ def test_peers_compute_the_same_kernel(arch):
     assert model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.slow
 def test_peers_run_on_a_device():
     """Whatever they make beside the model is made where the model is; torch.func itself cannot run on a look-alike."""
     model = place(pico("llama", torch.float32))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 import gpu_first_day
 
 
+@pytest.mark.slow
 def test_the_day_is_rehearsed_without_a_gpu(tmp_path, monkeypatch):
     for name, value in {"SMALL": "1", "DEVICE": "cpu", "OUT": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)

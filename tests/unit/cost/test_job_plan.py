@@ -29,6 +29,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.pipeline
+@pytest.mark.slow
 def test_the_papers_configuration_resolves_without_a_network_and_has_the_jobs_of_its_plan(folder, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nobody listens there
     run = snakemake(folder, "-n", config=PAPER)
@@ -41,6 +42,7 @@ def test_the_papers_configuration_resolves_without_a_network_and_has_the_jobs_of
 
 
 @pytest.mark.pipeline
+@pytest.mark.slow
 def test_the_plan_of_the_papers_configuration_says_hours_memory_and_bytes(folder, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     run = snakemake(folder, "plan", config=PAPER)

@@ -50,6 +50,7 @@ def texts(figure):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.slow
 def test_figure_has_no_empty_panel_and_no_small_text(name, shape):
     figure = drawn(name, shape)
     for ax in figure.axes:
@@ -92,6 +93,7 @@ def shown(figure):
 
 
 @pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.slow
 def test_equal_tables_give_equal_bytes(name, tmp_path):
     table = make(name, **SMALL | {"tasks": 2 if name in ("F7", "F8") else 1})
     shuffled = table.take(pa.array(np.random.default_rng(0).permutation(table.num_rows)))
@@ -212,6 +214,7 @@ def test_f2_shows_a_rule_beyond_the_run_as_an_open_mark_at_its_end():
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, {"tasks": 3, "seeds": 1}, {"tasks": 2, "seeds": 1}])
+@pytest.mark.slow
 def test_f2_has_at_most_six_panels_and_no_dashed_line_without_a_prediction(shape):
     named = isinstance(shape, str)
     table = make("F2", **SHAPES[shape] if named else shape)
@@ -235,6 +238,7 @@ def test_every_figure_says_one_sentence_above_its_panels(name):
 
 
 @pytest.mark.parametrize("name", [name for name in DRAWN if hasattr(registry.figure(name), "views")])
+@pytest.mark.slow
 def test_every_number_of_a_drawn_line_is_a_number_of_the_page(name):
     """One description: the lines of the printed figure are among those of the page's panels."""
     table = make(name, tasks=2, seeds=2)
@@ -579,6 +583,7 @@ def test_the_declared_artifact_has_the_columns_that_the_figure_draws(name):
 
 
 @pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.slow
 def test_broken_numbers_do_not_stop_a_figure(name):
     table = make(name, tasks=2, seeds=2, sizes=(16, 32))
     bad = [float("nan"), float("inf"), 0.0, -1.0, None]

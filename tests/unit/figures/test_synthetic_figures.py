@@ -30,6 +30,7 @@ def test_rows_of_the_studies_fit_their_artifacts():
     assert artifacts.table_of(rows, "theory_ridge").num_rows == 8
 
 
+@pytest.mark.slow
 def test_figures_are_pure_functions_of_their_tables(tables, tmp_path):
     for module, table in zip((f5, f10), tables, strict=True):
         first = style.save(module.draw(table), tmp_path / "first")

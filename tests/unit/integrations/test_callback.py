@@ -136,6 +136,7 @@ def test_the_path_is_that_of_linearised_training_on_the_batches_drawn(kind, sett
     assert trainer.state.log_history[0]["grad_norm"] == pytest.approx(first_norm(trainer, reader, kind), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_loss_over_the_vocabulary_is_recognised_and_replayed(tmp_path):
     """The Trainer's own loss of a language model, and ``answer_loss()``: -log softmax over all tokens."""
     for loss in ("model", "vocabulary"):
@@ -416,6 +417,7 @@ def test_sgd_has_its_own_kernel(tmp_path):
     assert optimizer_metric(trainer.create_optimizer()).adam is False
 
 
+@pytest.mark.slow
 def test_the_answer_reaches_mlflow(tmp_path, monkeypatch):
     import mlflow
 
@@ -430,6 +432,7 @@ def test_the_answer_reaches_mlflow(tmp_path, monkeypatch):
     assert run.data.metrics["stopwise/predicted_loss"] == callback.answer.expected_loss
 
 
+@pytest.mark.slow
 def test_one_rank_reads_for_all(tmp_path):
     """Two processes: the second is told the answer, and the batches are those that both of them drew together."""
     command = [executable(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -68,6 +68,7 @@ def test_after_warm_up_the_path_is_adamw_with_its_own_moments(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["words", "lora-words"])
+@pytest.mark.slow
 def test_the_next_steps_are_the_networks_own(kind, tmp_path):
     """The first steps after the reading agree with the network's own; with smaller steps v's share is left."""
     errors = []

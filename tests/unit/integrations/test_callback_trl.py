@@ -33,6 +33,7 @@ def make(folder, loss, callbacks, kind="words", **values):
 
 @pytest.mark.parametrize("loss", ["words", "vocabulary"])
 @pytest.mark.parametrize("kind", ["words", "lora-words"])
+@pytest.mark.slow
 def test_an_sft_trainer_ends_at_the_step_that_the_preview_names(kind, loss, tmp_path):
     callback = StopwiseCallback()
     trainer = make(tmp_path, loss, [callback], kind)

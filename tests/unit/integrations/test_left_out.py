@@ -79,6 +79,7 @@ EVERYTHING = {"gradient_accumulation_steps": 2, "warmup_steps": 2, "weight_decay
 @pytest.mark.parametrize(
     ("kind", "settings"), [("bert", EVERYTHING), ("words", {"max_grad_norm": 0.0}), ("lora-bert", {"warmup_steps": 3})]
 )
+@pytest.mark.slow
 def test_the_curve_is_that_of_its_definition(kind, settings, tmp_path, monkeypatch):
     """Full, words and an adapter; accumulation, warm-up, decay and clipping; three checkpoints."""
     monkeypatch.setattr(left_out, "COHERENT", 0.0)  # large steps: the network becomes another
@@ -146,6 +147,7 @@ def test_a_network_that_becomes_another_ends_the_curve_and_not_the_run(tmp_path,
 
 @pytest.mark.parametrize("restore", [False, True])
 @pytest.mark.parametrize("step", [2, 6])
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_curve_and_weights(step, restore, tmp_path):
     """From a checkpoint before the curve's second, and from one between its second and its third."""
     options = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 3e-4, "dtype": "float32"}

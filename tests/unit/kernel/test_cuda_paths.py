@@ -81,6 +81,7 @@ PATHS = {
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.slow
 def test_a_device_gives_the_numbers_of_the_cpu(path, monkeypatch):
     wanted = PATHS[path](pico("gpt2", torch.float32))
     model = place(pico("gpt2", torch.float32))

@@ -128,6 +128,7 @@ def test_train_and_new_share_passes_and_equal_separate_calls():
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
 @pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.slow
 def test_tiles_of_examples_give_the_same_kernels(arch, size):
     model = pico(arch)
     few = slice(None if size > 1 else 3)  # three tiles of one example have all kinds of pairs

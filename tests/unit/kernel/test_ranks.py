@@ -18,6 +18,7 @@ from stopwise.kernel.ntk import empirical_ntk
 from warm import executable
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_bits_of_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -99,6 +99,7 @@ def test_disentanglement_is_zero_where_nothing_is_added(bench):
     assert rows[0.0, 1.0]["xi"] == pytest.approx(moved)
 
 
+@pytest.mark.slow
 def test_every_variant_of_an_addition_is_what_it_says(bench):
     config = FinetuneSettings.from_config(
         {"optimizer": "heavy_ball", "learning_rate": 0.05, "steps": 4, "stop": "none", "tangent": True}

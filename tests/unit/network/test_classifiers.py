@@ -98,6 +98,7 @@ def test_the_names_of_the_classes_travel_with_the_model(tmp_path, encoder):
 
 
 @pytest.mark.parametrize("source", ["pico-bert", "pico-llama", "folder"])
+@pytest.mark.slow
 def test_mixed_and_random_starts_redraw_what_they_say(source, encoder):
     source = encoder if source == "folder" else source
     plain, random = (state(load_classifier(source, 3, seed=4, start=start)[0]) for start in ("pretrained", "random"))

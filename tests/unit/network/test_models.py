@@ -274,6 +274,7 @@ def test_a_damaged_record_of_a_revision_is_named(fake_hub, tmp_path):
         load_model("owner/name", assets=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_built_in_model_loads_without_network_once_prepared_and_completes_a_sentence(monkeypatch):
     prepare_model("smollm2-135m", ASSETS)
 

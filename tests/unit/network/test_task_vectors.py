@@ -231,6 +231,7 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
 
 
+@pytest.mark.slow
 def test_large_vectors_combine_in_less_than_the_memory_of_one(tmp_path):
     """Three vectors of 80 MB each, saved combined; the process may grow by less than half of one."""
     names = [f"model.layers.{i}.w" for i in range(20)]

@@ -80,6 +80,7 @@ def test_every_key_is_in_config_yaml_but_those_that_are_seldom_needed():
 
 
 @pytest.mark.pipeline
+@pytest.mark.slow
 def test_three_lines_plan_the_jobs_of_config_yaml_with_their_own_tasks_only(tmp_path):
     folder = checkout(tmp_path / "checkout")
     (folder / "three.yaml").write_text(THREE_LINES, encoding="utf-8")

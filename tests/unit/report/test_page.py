@@ -74,6 +74,7 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
+@pytest.mark.slow
 def test_page_asks_for_nothing_from_outside():
     elements = Elements(shared()).found
     addresses = [v for _, attrs in elements for k, v in attrs.items() if k in ("src", "href")]
@@ -109,6 +110,7 @@ def strings(value):
             yield from strings(inner)
 
 
+@pytest.mark.slow
 def test_every_choice_gives_a_figure_that_plotly_accepts():
     made = interactive.sections(tables(tasks=2, seeds=2, sizes=(16, 32)))
     for name, section in made.items():
@@ -165,6 +167,7 @@ def test_page_without_tables_or_with_empty_ones_is_still_a_page():
         assert "<h1>" in page.render("demo", given)
 
 
+@pytest.mark.slow
 def test_equal_tables_give_equal_pages():
     assert rendered() == shared()
 
@@ -230,6 +233,7 @@ def browser(tmp_path_factory):
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_page_works_in_chromium(browser, tmp_path):
     written = tmp_path / "page.html"
     figure = registry.figure("F9").draw(registry.figure("F9").table(*made_up.upstream("F9")))
@@ -267,6 +271,7 @@ def test_page_works_in_chromium(browser, tmp_path):
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_the_page_fits_a_phone(browser, tmp_path):
     written = tmp_path / "page.html"
     args = {name: table for name, table in tables(tasks=2, seeds=1, sizes=(16, 64)).items() if name in ("F2", "F3")}
@@ -289,6 +294,7 @@ def test_the_page_fits_a_phone(browser, tmp_path):
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_a_choice_without_data_says_so_and_the_next_one_is_drawn_again(browser, tmp_path):
     table = registry.figure("F2").table(*made_up.upstream("F2", tasks=2, seeds=1, sizes=(16, 32)))
     frame = table.to_pandas()
@@ -320,6 +326,7 @@ def test_verdicts_are_a_table_and_their_texts_are_texts():
 
 @pytest.mark.browser
 @pytest.mark.pipeline
+@pytest.mark.slow
 def test_the_page_of_the_pipeline_works_in_chromium_and_asks_for_nothing(browser, finished_pipeline):
     folder = finished_pipeline[0] / "results/test"
     browser.post("/url", {"url": (folder / "index.html").as_uri()})
@@ -349,6 +356,7 @@ def test_the_page_of_the_pipeline_works_in_chromium_and_asks_for_nothing(browser
 
 @pytest.mark.browser
 @pytest.mark.pipeline
+@pytest.mark.slow
 def test_the_report_of_the_pipeline_works_in_chromium(browser, finished_pipeline, tmp_path):
     copy = tmp_path / "checkout"
     shutil.copytree(finished_pipeline[0], copy, symlinks=True)

@@ -209,6 +209,7 @@ def test_equal_labels_give_no_answer_and_too_few_batches_an_error():
         stopping_time(spec, y - f0, "loo", filter, 4, replay=Replay(same, draw_batches(12, 4, 3, 0)))
 
 
+@pytest.mark.slow
 def test_the_stop_on_the_path_is_near_the_best_of_new_examples():
     """Thirty tasks of 48 labels: the loss under the true probabilities, at the stop over the least on the path."""
     regrets, never = [], []

@@ -593,6 +593,7 @@ def test_all_rules_that_refit_nothing_take_under_a_second_at_two_thousand_rows()
     assert time.process_time() - start < 2.0
 
 
+@pytest.mark.slow
 def test_leaving_out_each_of_256_examples_takes_under_30_seconds():
     spec, r = problem(24, n=256)
     start = time.process_time()

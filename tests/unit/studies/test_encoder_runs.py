@@ -144,6 +144,7 @@ def steps(tmp_path_factory):
     return {"data": data, "labels": labels, "kernel": kernel, "steps": taken, **found, **made}
 
 
+@pytest.mark.slow
 def test_the_sample_of_a_seed_has_its_own_test_rows_and_no_texts_in_the_labels(steps):
     data = artifacts.read_table(steps["data"], "data").to_pandas()
     assert data["split"].value_counts().to_dict() == {"train": 16, "validation": 8, "test": 20}

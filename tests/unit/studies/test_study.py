@@ -129,6 +129,7 @@ def test_holdout_under_cross_entropy_chooses_by_the_log_loss_of_the_last_quarter
 
 
 @pytest.mark.parametrize("kind", [Cell, LogLossCell])
+@pytest.mark.slow
 def test_no_answer_reads_a_label_of_the_test_set(kind):
     one = cell(kind=kind)
     table = one.sample.table

@@ -76,6 +76,7 @@ def test_risk_along_the_path_equals_the_integral_over_new_points():
 
 
 @pytest.mark.parametrize(("decay", "theory"), [("beta1", -2 / 3), ("beta2", -4 / 5), ("finite_rank", -1.0)])
+@pytest.mark.slow
 def test_risk_falls_with_m_at_the_rate_of_theory(decay, theory):
     # 40 data sets a size: standard error about 0.05. Room of 0.1 for sizes that are not infinite: r/(m - r - 1) instead
     # of r/m, and a whole number of directions in play. The three theories lie 0.13 and more apart from flat (0) and
@@ -86,6 +87,7 @@ def test_risk_falls_with_m_at_the_rate_of_theory(decay, theory):
     assert error < 0.1
 
 
+@pytest.mark.slow
 def test_the_bound_of_the_theorem_holds_on_every_data_set():
     rows = [r for d in DECAYS for r in study(d, [32, 64], 15, loo=False)]
     shares = [r["bound_share"] for r in rows if r["bound_share"] is not None and r["known"]]

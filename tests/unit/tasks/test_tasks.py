@@ -188,6 +188,7 @@ def test_a_table_without_metadata_gives_the_same_batch_when_told_the_verbalizers
 
 
 @given(st.integers(1, 60))
+@pytest.mark.slow
 def test_a_training_batch_of_any_size_is_a_prefix_of_the_larger_ones(n):
     task = Task.from_config(MOODS, SIZES)
     small, large = (task.encode(TOKENIZER, "train", n=size) for size in (n, 60))

@@ -72,6 +72,7 @@ def dump(uri):
         }
 
 
+@pytest.mark.slow
 def test_one_parent_and_one_child_per_artifact_with_all_that_it_says(results, uri):
     report = ingest(results, uri, config={"name": "demo", "kernel": {"shards": 2}})
     assert not report.pending
@@ -239,6 +240,7 @@ def interrupt(monkeypatch, after, error):
     return calls
 
 
+@pytest.mark.slow
 def test_a_recording_killed_at_any_call_is_completed_without_duplicates(results, uri, tmp_path, monkeypatch):
     shutil.rmtree(results / "decay")  # a table and two figures are enough: every kind of call is made
     (results / "figures/F1.parquet").unlink()
@@ -417,6 +419,7 @@ def test_an_address_of_another_kind_names_the_config_key(address, tmp_path):
         tracking_store.resolve_uri(address, tmp_path)
 
 
+@pytest.mark.slow
 def test_processes_that_race_the_creation_make_one_good_database(tmp_path):
     (tmp_path / ".part-abc-mlflow.db").write_bytes(b"left by a killed process")
     uri = tracking_store.resolve_uri(None, tmp_path)
@@ -427,6 +430,7 @@ def test_processes_that_race_the_creation_make_one_good_database(tmp_path):
     assert all_runs(uri)[1] == []
 
 
+@pytest.mark.slow
 def test_a_second_user_of_the_group_may_write_where_the_umask_says_so(tmp_path):
     before = os.umask(0o002)
     try:
@@ -436,6 +440,7 @@ def test_a_second_user_of_the_group_may_write_where_the_umask_says_so(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o664
 
 
+@pytest.mark.slow
 def test_a_creation_that_fails_leaves_no_database_behind(tmp_path, monkeypatch):
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.tables import read_table
 from tracking_runs import decay, small_run
@@ -44,6 +46,7 @@ def snakemake(folder, *targets):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_pending_is_tried_by_every_run_until_it_is_recorded_and_not_once_more(tmp_path):
     (tmp_path / "Snakefile").write_text(SNAKEFILE)
     (tmp_path / "environment.yaml").write_text("dependencies: []\n")

@@ -51,6 +51,7 @@ def stop(server):
     server.wait()
 
 
+@pytest.mark.slow
 def test_a_server_holds_the_same_record_and_one_that_is_down_costs_no_result(tmp_path, port):
     from mlflow import MlflowClient
 

@@ -179,6 +179,7 @@ def assert_same_files(folder, other):
     assert all(torch.equal(tensors[key], tensors_other[key]) for key in tensors | tensors_other)
 
 
+@pytest.mark.slow
 def test_sigkill_at_five_moments_and_inside_two_writes_changes_nothing(tmp_path, server):
     """One run is killed seven times; the eighth process finishes it, with the same files to the last byte."""
     (killed := tmp_path / "killed").mkdir()
