@@ -306,7 +306,7 @@ def _adam_kernel(
 ) -> np.ndarray:
     """Return the kernel of AdamW [m, m] with the settings' batches, for targets of this scale."""
     from stopwise.kernel.ntk import empirical_ntk
-    from stopwise.training.adam_preconditioner import adam_preconditioner
+    from stopwise.training.adam_preconditioner import own_metric
 
     training = FinetuneSettings(
         optimizer="adamw",
@@ -315,7 +315,7 @@ def _adam_kernel(
         parameters=subset,
         target_scale=scale,
     )
-    weights = adam_preconditioner(network, batch, training, settings.seed)
+    weights = own_metric(network, batch, training, settings.seed)
     options: dict[str, Any] = {"device": device, "progress": progress}
     return empirical_ntk(network, batch, parameters=subset, formula="adam", preconditioner=weights, **options).matrix
 

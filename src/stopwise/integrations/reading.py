@@ -7,7 +7,7 @@ gradients are put back, so that a run that was read trains the very bits of one 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,6 +18,7 @@ from torch import nn
 
 from stopwise.integrations.examples import Examples, read_examples
 from stopwise.integrations.trainer_schedule import Metric, TrainerRun, optimizer_metric, trainer_loss, trainer_schedule
+from stopwise.kernel.batch_metric import BatchMetric
 from stopwise.kernel.ntk import empirical_ntk
 from stopwise.linearized.coding import columns
 from stopwise.linearized.objectives import Objective
@@ -25,7 +26,12 @@ from stopwise.network.heads import evaluating, head_names, is_classifier
 from stopwise.network.learner import Learner, Prompts, TangentLearner
 from stopwise.network.parameters import held, select_parameters
 from stopwise.stopping.scheduled import Linearised, Schedule, ScheduledStop, scheduled_stop
-from stopwise.training.adam_preconditioner import SECOND_ORDER, mean_squares, preconditioner_from_optimizer
+from stopwise.training.adam_preconditioner import (
+    SECOND_ORDER,
+    batch_cotangents,
+    mean_squares,
+    preconditioner_from_optimizer,
+)
 
 N_MAX = 256
 # Tokens of one pass.
@@ -113,17 +119,24 @@ def linearised(
     chosen = select_parameters(model, "trainable")
     if strange := [name for name, p in chosen.items() if id(p) not in metric.rates]:
         raise ValueError(f"optimizer: it does not hold the trained parameter {strange[0]!r}")
-    scales, norms = _metric_scales(run, examples, objective, schedule, metric, chosen, progress)
+    scales: dict[str, torch.Tensor] = {}
+    norms = np.zeros(1)
+    # Without clipping the kernel's own rows say what a pass over the batches would.
+    apart = bool(schedule.max_grad_norm or schedule.done)
+    if apart:
+        scales, norms = _metric_scales(run, examples, objective, schedule, metric, chosen, progress)
     largest, limit = float(norms.max()), schedule.max_grad_norm
     flags = ["labels_seen"] * bool(schedule.done) + ["clipped"] * (0 < limit < largest)
     if metric.adam and head_share(model, chosen, schedule) > HEAD_MOVES:
         flags.append("head_moves")
-    if metric.adam and any("lora_" in name and not bool(d.any()) for name, d in scales.items()):
-        flags.append(SECOND_ORDER)
     options: dict[str, Any] = {"parameters": held(model, "trainable"), "outputs": objective.outputs}
     options |= {"device": next(model.parameters()).device, "progress": progress}
-    own: dict[str, Any] = {"formula": "adam", "preconditioner": scales} if metric.adam else {}
+    weighed = scales if apart else _own_metric(run, examples, objective, schedule, metric, chosen, progress)
+    own: dict[str, Any] = {"formula": "adam", "preconditioner": weighed} if metric.adam else {}
     kernel, plain = empirical_ntk(model, examples.batch, **options, **own), None
+    still = weighed.still if isinstance(weighed, BatchMetric) else {k for k, d in scales.items() if not bool(d.any())}
+    if metric.adam and any("lora_" in name for name in still):
+        flags.append(SECOND_ORDER)
     if limit and CLIP_ROOM * largest > limit:
         plain = empirical_ntk(model, examples.batch, **options).matrix if metric.adam else kernel.matrix
     else:
@@ -149,6 +162,33 @@ def head_share(model: Any, chosen: Mapping[str, nn.Parameter], schedule: Schedul
     return max((float(schedule.learning_rates.sum()) / max(size, 1e-12) for size in sizes), default=0.0)
 
 
+def _own_metric(
+    run: TrainerRun,
+    examples: Examples,
+    objective: Objective,
+    schedule: Schedule,
+    metric: Metric,
+    chosen: Mapping[str, nn.Parameter],
+    progress: bool,
+) -> BatchMetric:
+    """Return what tells the kernel its D from its own rows, where gradients are not clipped."""
+    batches, weights = _first_epoch(schedule)
+
+    def cotangents(f0: np.ndarray) -> np.ndarray:
+        return batch_cotangents(objective, f0, batches, weights)
+
+    def apart() -> dict[str, torch.Tensor]:
+        return _metric_scales(run, examples, objective, schedule, metric, chosen, progress)[0]
+
+    return BatchMetric(cotangents, apart, {name: metric.rates[id(p)] for name, p in chosen.items()}, metric.eps)
+
+
+def _first_epoch(schedule: Schedule) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
+    """Return the batches of one epoch, and the weights of their examples."""
+    first = slice(0, max(1, round(schedule.epoch)))
+    return schedule.batches[first], schedule.weights[first]
+
+
 def _metric_scales(
     run: TrainerRun,
     examples: Examples,
@@ -160,8 +200,8 @@ def _metric_scales(
 ) -> tuple[dict[str, torch.Tensor], np.ndarray]:
     """Return D by parameter, and the norms of the gradients of one epoch's batches before clipping."""
     learner = Learner(run.model, chosen, objective.outputs)
-    prompts, first = Prompts.of(examples.batch, TOKENS, run.model), slice(0, max(1, round(schedule.epoch)))
-    batches, weights = schedule.batches[first], schedule.weights[first]
+    prompts = Prompts.of(examples.batch, TOKENS, run.model)
+    batches, weights = _first_epoch(schedule)
     limit = schedule.max_grad_norm or np.inf
     squares, norms = mean_squares(learner, prompts, objective, batches, weights, limit, TOKENS, progress)
     if schedule.done and metric.adam:

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from stopwise.kernel.batch_metric import roots
 from stopwise.kernel.engine import Engine, Job, Visit, row_order, scale_of
 from stopwise.kernel.memory import needs
-from stopwise.kernel.ntk import Examples, prepared, root_of
+from stopwise.kernel.ntk import Examples, prepared
 from stopwise.kernel.passes import Batch, Group
 from stopwise.kernel.products import Blocks, Layout, add_term
 from stopwise.network.parameters import Subset, select_parameters
@@ -200,7 +201,7 @@ def _sums(
     sums = []
     for k, metric in enumerate(preconditioners):
         own = [pair for pair in pairs if pair[1] == k]
-        scales = None if metric is None else {term.name: root_of(metric, term) for term in job.terms}
+        scales = None if metric is None else roots(metric, job.terms)
         if own:
             sums.append(_sum(engines, own, scales))
     if plain:

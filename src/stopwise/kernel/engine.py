@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from stopwise.kernel.batch_metric import BatchMetric, SlabScale
 from stopwise.kernel.fallback import Probe, fallback_features, probe
 from stopwise.kernel.formulas import Features, Outer, Term, stored_transposed
 from stopwise.kernel.memory import Needs, batch_tokens, needs
 from stopwise.kernel.moments import Moments, directions, moments_of
 from stopwise.kernel.passes import Batch, Group, Pass, batches_of, make_groups, whole_pass
-from stopwise.kernel.products import Blocks, Layout, add_term, sizes_on, slabs
+from stopwise.kernel.products import Blocks, Layout, Scale, add_term, sizes_on, slabs
 from stopwise.kernel.ranks import Ranks, multiplied
 from stopwise.kernel.sweep import Sweep, Unswept
 from stopwise.network.architecture import blocks_of
@@ -41,6 +42,7 @@ class Job:
     outputs: str = "contrast"
     signed: bool = False
     scales: Mapping[str, torch.Tensor] | None = None  # sqrt(D) by parameter: the kernel J D J'
+    metric: BatchMetric | None = None  # where D is to be read from the kernel's own rows instead
     by: str = "layer"  # layer | module | total
     targets: Sequence[np.ndarray | None] = ()  # by task, at scale 1: the layers' moments are taken along them
     products: str = "float32"  # see product_modes
@@ -83,6 +85,7 @@ class Engine:
         self.device = next(job.model.parameters()).device
         self.run = Pass(job.model, job.terms, job.outputs)
         self._vectors: dict[int, torch.Tensor] = {}
+        self._weights: torch.Tensor | None = None
         self._group(job.tokens_per_batch or sizes_on(self.device.type).tokens)
         filled = [group for group in self.groups if len(group.packed)]
         self.probed = probe(self.run, filled[0]) if filled else Probe()
@@ -182,6 +185,24 @@ class Engine:
         if task not in self._vectors:
             self._vectors[task] = directions(self.groups[task], self.run, targets, self.device)
         return self._vectors[task]
+
+    def scale(self, term: Term, rows: Sequence[tuple[Batch, Features]]) -> Scale | None:
+        """Return what the entries of a parameter's gradients are multiplied by: sqrt(D), or how to find it."""
+        metric, name = self.job.metric, term.name
+        if metric is None:
+            return scale_of(term, rows, self.job.scales)
+        rate, still = metric.rates.get(name, 1.0), metric.still
+        still.add(name)
+        return SlabScale(self._batch_weights(metric), rate, metric.eps, lambda: still.discard(name))
+
+    def _batch_weights(self, metric: BatchMetric) -> torch.Tensor:
+        """Return what batch gradients are of the stacked, sorted rows, [batches, rows]; they are of the first task."""
+        if self._weights is None:
+            own, group = metric.cotangents(self.f0[0]), self.groups[0]
+            found = np.zeros((len(own), self.rows))
+            found[:, group.rows.start : group.rows.stop] = own.reshape(len(own), -1)[:, row_order(group)]
+            self._weights = torch.as_tensor(found, device=self.device)
+        return self._weights
 
     @property
     def f0(self) -> list[np.ndarray]:
@@ -303,10 +324,10 @@ def _modules(visit: Visit) -> Iterator[tuple[str, list]]:
     yield from sorted(modules.items())
 
 
-def _add_terms(job: Job, blocks: Blocks, terms: list) -> None:
+def _add_terms(engine: Engine, blocks: Blocks, terms: list) -> None:
     while terms:
         term, rows = terms.pop(0)
-        add_term(blocks, rows, job.signed, scale=scale_of(term, rows, job.scales))
+        add_term(blocks, rows, engine.job.signed, scale=engine.scale(term, rows))
 
 
 def _add_layer(engine: Engine, visit: Visit, layout: Layout, parts: list[Part]) -> None:
@@ -314,7 +335,7 @@ def _add_layer(engine: Engine, visit: Visit, layout: Layout, parts: list[Part]) 
     job = engine.job
     for module, terms in _modules(visit):
         blocks = Blocks(layout, engine.device)
-        _add_terms(job, blocks, terms)
+        _add_terms(engine, blocks, terms)
         blocks.finish()
         squares = [blocks.row_squares(a) for a, _ in layout.pairs]
         _take(job, visit.layer, layout, parts, module, blocks.matrices, squares)
@@ -344,7 +365,7 @@ def _add_over_ranks(engine: Engine, ranks: Ranks, visit: Visit, layout: Layout, 
 
     def multiply(module: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         blocks = Blocks(layout, engine.device)
-        _add_terms(engine.job, blocks, modules.pop(module))
+        _add_terms(engine, blocks, modules.pop(module))
         blocks.finish()
         return blocks.matrices, [blocks.row_squares(a).contiguous() for a, _ in layout.pairs]
 
@@ -365,7 +386,7 @@ def _add_to_total(engine: Engine, visit: Visit, layout: Layout, parts: list[Part
     sides = {a for a, _ in layout.pairs}
     for module, terms in _modules(visit):
         before = {a: blocks.row_squares(a).clone() for a in sides}
-        _add_terms(engine.job, blocks, terms)
+        _add_terms(engine, blocks, terms)
         for part, (a, _) in zip(parts, layout.pairs, strict=True):
             part.norms[module] = _norms(blocks.row_squares(a) - before[a], layout, a)
     blocks.finish()

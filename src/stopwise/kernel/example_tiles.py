@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stopwise.kernel.batch_metric import roots
 from stopwise.kernel.engine import Engine, Job, Part, engine_parts
 from stopwise.kernel.memory import out_of_memory
 from stopwise.kernel.moments import Moments
@@ -53,7 +54,9 @@ def kernel_parts(job: Job) -> Found:
 
 
 def _parts(engine: Engine) -> Found:
-    size, plan = engine.tile(), engine.plan()
+    size, plan, metric = engine.tile(), engine.plan(), engine.job.metric
+    if metric is not None and (size is not None or engine.job.ranks is not None):
+        engine.job = replace(engine.job, scales=roots(metric.apart(), engine.job.terms), metric=None)
     if size is None:
         return *engine_parts(engine), plan
     log.info("examples are computed in tiles of %d, to stay within memory", size)

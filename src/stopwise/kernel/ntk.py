@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from stopwise.artifacts.gram import sum_in_name_order
+from stopwise.kernel.batch_metric import BatchMetric, roots
 from stopwise.kernel.engine import Job
 from stopwise.kernel.example_tiles import kernel_parts
 from stopwise.kernel.float32 import float32_products
@@ -103,10 +104,11 @@ def empirical_ntk(
     ``model``: a transformers causal (or masked) LM or sequence classifier, inside a PEFT wrapper or not; it runs in
     evaluation mode and comes back as it was. ``batch_a``, ``batch_b``: mappings with
     ``input_ids`` and ``attention_mask`` [n, T] (see ``batches``); without b the kernel is the symmetric K(a, a).
-    ``parameters``: see ``select_parameters``. ``formula``: ``sgd`` (inner products of gradients), ``signgd`` (of their
-    signs) or ``adam`` (J D J', with the option ``preconditioner``: D by parameter, see ``preconditioner``). ``dtype``:
-    compute in another type than the model's (bfloat16 costs about 2.5e-2 of K). ``memory_gb``: memory that may be used
-    beside the model; decides whether activations are kept or recomputed, or examples tiled.
+    ``parameters``: see ``select_parameters``. ``formula``: ``sgd`` (inner products of gradients), ``signgd`` (of
+    their signs) or ``adam`` (J D J', with the option ``preconditioner``: D by parameter, or a ``BatchMetric`` to
+    read it from). ``dtype``: compute in another type than the model's (bfloat16 costs about 2.5e-2 of K).
+    ``memory_gb``: memory that may be used beside the model; decides whether activations are kept or recomputed, or
+    examples tiled.
     Further options:
     ``layers`` (names from ``kernel_layers``: a shard), ``by`` (``layer`` or ``module``; ``total`` keeps the sum alone,
     whose memory does not grow with the layers), ``progress``,
@@ -274,7 +276,7 @@ def _kernels(
     progress: bool = False,
     tokens_per_batch: int | None = None,
     max_padding: float = MAX_PADDING,
-    preconditioner: Mapping[str, torch.Tensor] | None = None,
+    preconditioner: Mapping[str, torch.Tensor] | BatchMetric | None = None,
     targets: Mapping[str, np.ndarray] | None = None,
     products: str = "float32",
     over_ranks: bool = False,
@@ -297,7 +299,10 @@ def _kernels(
                 raise ValueError("kernel over ranks: by 'total' is for one process; allowed: layer, module")
         job.targets = [(targets or {}).get(name) for name in names] if by == "total" else ()
         if preconditioner is not None:
-            job.scales = {term.name: root_of(preconditioner, term) for term in job.terms}
+            if isinstance(preconditioner, BatchMetric):
+                job.metric = preconditioner
+            else:
+                job.scales = roots(preconditioner, job.terms)
         parts, f0, plan = kernel_parts(job)
         classes = [len(tokens) for _, tokens in job.tasks]
     found = {}
@@ -310,14 +315,6 @@ def _kernels(
         widths = [columns(classes[k], outputs) for k in (i, j)]
         found[a, b] = Kernel(total, widths[0], matrices, f0[i], f0[j], part.norms, a == b, widths[1], plan, moments)
     return found
-
-
-def root_of(preconditioner: Mapping[str, torch.Tensor], term: Term) -> torch.Tensor:
-    """Return sqrt(D) of a parameter, where the parameter is; ValueError where D does not fit it."""
-    own, parameter = preconditioner.get(term.name), term.parameter
-    if own is None or own.shape != parameter.shape or not bool((own >= 0).all()):
-        raise ValueError(f"preconditioner: {term.name!r} needs entries >= 0 in the shape {tuple(parameter.shape)}")
-    return own.to(parameter.device).sqrt()
 
 
 def _chosen_terms(model: nn.Module, subset: Subset, layers: Sequence[str] | None) -> list[Term]:

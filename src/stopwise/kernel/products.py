@@ -6,7 +6,7 @@ reduce over at most ``TILE`` entries and are added in float64 are right to about
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -45,6 +45,11 @@ SIZES = {"cpu": Sizes(), "cuda": Sizes(slab=1 << 29, panel=1024, tokens=16_384)}
 def sizes_on(kind: str) -> Sizes:
     """Return the sizes for a kind of device: ``cpu``, ``cuda``, or another, which goes by the CPU's."""
     return SIZES.get(kind, SIZES["cpu"])
+
+
+# Factors of a parameter's entries: a tensor like the parameter, weights as [d_out, d_in], or what finds them [k] from
+# the gradient entries themselves [rows, k] (and the rows they belong to, where these are some of all).
+Scale = torch.Tensor | Callable[..., torch.Tensor]
 
 
 class Scratch:
@@ -176,12 +181,12 @@ def add_term(
     parts: Sequence[Part],
     signed: bool = False,
     factored: bool | None = None,
-    scale: torch.Tensor | None = None,
+    scale: Scale | None = None,
 ) -> None:
     """Add one parameter's products to the blocks, from its features by batch.
 
     ``signed``: entries are replaced by their signs (the ``signgd`` kernel). ``scale``: entries are multiplied by those
-    of a tensor like the parameter, weights as [d_out, d_in] (the ``adam`` kernel). Both need whole gradients.
+    of a tensor like the parameter, or found from the entries (the ``adam`` kernel). Both need whole gradients.
     ``factored``: force a form for weights of linear layers; None lets the cost model choose.
     """
     if not parts:
@@ -209,11 +214,13 @@ def _working(dtype: torch.dtype) -> torch.dtype:
 
 
 def _direct_tiles(
-    parts: Sequence[Part], rows: int, scratch: Scratch, scale: torch.Tensor | None = None
+    parts: Sequence[Part], rows: int, scratch: Scratch, scale: Scale | None = None
 ) -> Iterator[torch.Tensor]:
     """Yield per-example weight gradients [rows, k], a slab of output (or input) features at a time."""
     for tile, outs, ins in weight_tiles(parts, rows, scratch):
-        yield tile if scale is None else tile.mul_(scale[outs, ins].to(tile).reshape(-1))
+        if scale is not None:
+            tile.mul_(scale(tile) if callable(scale) else scale[outs, ins].to(tile).reshape(-1))
+        yield tile
 
 
 def weight_tiles(
@@ -259,9 +266,7 @@ def slabs(size: int, limit: int) -> list[slice]:
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
-def dense_tiles(
-    parts: Sequence[Part], rows: int, signed: bool, scale: torch.Tensor | None = None
-) -> Iterator[torch.Tensor]:
+def dense_tiles(parts: Sequence[Part], rows: int, signed: bool, scale: Scale | None = None) -> Iterator[torch.Tensor]:
     """Yield whole gradients [rows, k]. For signs, a sum that cancels to rounding noise is the zero it stands for."""
     flat = []
     for batch, one in parts:
@@ -275,7 +280,9 @@ def dense_tiles(
         tile = flat[0][1].new_zeros(rows, slab.stop - slab.start)
         for where, found in flat:
             tile[where] = found[:, slab]
-        yield tile if scale is None else tile.mul_(scale.reshape(-1)[slab].to(tile))
+        if scale is not None:
+            tile.mul_(scale(tile) if callable(scale) else scale.reshape(-1)[slab].to(tile))
+        yield tile
 
 
 def _factored(blocks: Blocks, parts: Sequence[Part]) -> None:
@@ -306,16 +313,17 @@ def _factored_product(left: Outer, right: Outer) -> torch.Tensor:
     return torch.cat(found)
 
 
-def _sparse(blocks: Blocks, parts: Sequence[Part], signed: bool, scale: torch.Tensor | None = None) -> None:
+def _sparse(blocks: Blocks, parts: Sequence[Part], signed: bool, scale: Scale | None = None) -> None:
     """Add products of table gradients: for every table row, those of the outputs whose prompts hold it."""
     keys, vectors = merged_entries(parts, blocks.layout.rows)
     tables, rows = keys // blocks.layout.rows, keys % blocks.layout.rows
     if signed:
         vectors = vectors.sign()
-    if scale is not None:
+    if isinstance(scale, torch.Tensor):
         vectors = vectors * scale.to(vectors).reshape(len(scale), -1)[tables]
     for found in runs_of(tables):
-        _scatter(blocks, rows[found], vectors[found])
+        own = vectors[found]
+        _scatter(blocks, rows[found], own * scale(own, rows[found]) if callable(scale) else own)
 
 
 def merged_entries(parts: Sequence[Part], rows: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,7 @@ from stopwise.linearized.replay import draw_batches
 from stopwise.network.heads import is_classifier
 from stopwise.network.learner import Learner, Prompts
 from stopwise.network.parameters import select_parameters
-from stopwise.training.adam_preconditioner import adam_preconditioner
+from stopwise.training.adam_preconditioner import own_metric
 from stopwise.training.decayed import weights_move
 from stopwise.training.settings import ADAM_BETAS, ADAM_EPS, FinetuneSettings
 
@@ -171,7 +171,7 @@ def kernel_rows(
     ``section``: the configuration's kernel section. Cost: three times a kernel's passes over ``train``.
     """
     chosen = {key: section[key] for key in ("parameters", "memory_gb")} | {"device": device, "outputs": "contrast"}
-    metric = adam_preconditioner(model, train, settings, seed)
+    metric = own_metric(model, train, settings, seed)
     own = empirical_ntk(model, train, formula="adam", preconditioner=metric, **chosen)
     plain = empirical_ntk(model, train, formula="sgd", **chosen)
     moves = weights_move(model, train, {**chosen})

@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from stopwise.kernel.batch_metric import BatchMetric
 from stopwise.kernel.formulas import plan_terms
 from stopwise.linearized.objectives import Objective
 from stopwise.linearized.replay import draw_batches
+from stopwise.network.batches import verbalizers_of
 from stopwise.network.heads import evaluating
 from stopwise.network.learner import Learner, Prompts
 from stopwise.network.parameters import Subset, held, select_parameters
@@ -79,15 +81,67 @@ def _mean_squares(
     """Return the mean of the squared batch gradients of the first epoch, in the order of the parameters."""
     learner = Learner(model, chosen, settings.outputs, settings.autocast)
     prompts = Prompts.of(train, settings.tokens_per_batch, model)
-    coding = len(prompts.verbalizers), settings.outputs, settings.target_scale
-    objective = Objective(settings.objective, np.asarray(train["labels"]), *coding, np.zeros(1))
-    if settings.objective == "squared" and settings.intercept == "fitted":
+    objective, fitted = _objective(train, len(prompts.verbalizers), settings)
+    if fitted:
         objective = objective.with_intercept(objective.fitted_intercept(learner.predict(prompts)))
-    n, size = len(prompts), settings.batch_size or len(prompts)
-    batches = draw_batches(n, size, max(1, n // size), seed)
+    batches = _first_epoch(len(prompts), settings, seed)
     limit = math.inf if settings.clip_norm is None else settings.clip_norm
     tokens = settings.tokens_per_batch
     return mean_squares(learner, prompts, objective, batches, max_norm=limit, tokens_per_batch=tokens)[0]
+
+
+def own_metric(
+    model: Any,
+    train: Mapping[str, Any],
+    settings: FinetuneSettings,
+    seed: int = 0,
+    layers: Sequence[str] | None = None,
+) -> BatchMetric | Preconditioner:
+    """Return what tells a kernel of ``train`` its D: to be read from its own rows, or D itself where those do not do.
+
+    Arguments and D as of ``adam_preconditioner``, to rounding. Clipping needs the norms of whole gradients, and
+    autocast rounds them otherwise than a kernel does: both need passes of their own.
+    """
+
+    def apart() -> Preconditioner:
+        return adam_preconditioner(model, train, settings, seed, layers)
+
+    if settings.clip_norm is not None or settings.autocast is not None:
+        return apart()
+    objective, fitted = _objective(train, len(verbalizers_of(train, None, model)), settings)
+    batches = _first_epoch(len(train["labels"]), settings, seed)
+
+    def cotangents(f0: np.ndarray) -> np.ndarray:
+        own = objective.with_intercept(objective.fitted_intercept(f0)) if fitted else objective
+        return batch_cotangents(own, f0, batches)
+
+    return BatchMetric(cotangents, apart, eps=ADAM_EPS)
+
+
+def batch_cotangents(
+    objective: Objective, f: np.ndarray, batches: Sequence[np.ndarray], weights: Sequence[np.ndarray] | None = None
+) -> np.ndarray:
+    """Return the derivative of each batch's loss in the outputs f [n, columns]; float64 [batches, n, columns].
+
+    ``weights``: of each example's loss in its batch's (None: the mean).
+    """
+    found = np.zeros((len(batches), *f.shape))
+    for k, batch in enumerate(batches):
+        share = np.ones(len(batch)) if weights is None else weights[k] * len(batch)
+        found[k, batch] = objective.rows(batch).gradient(f[batch], np.arange(len(batch))) * share[:, None]
+    return found
+
+
+def _objective(train: Mapping[str, Any], classes: int, settings: FinetuneSettings) -> tuple[Objective, bool]:
+    """Return the objective of training, and whether its intercept is to be fitted to the outputs at the start."""
+    labels, coding = np.asarray(train["labels"]), (classes, settings.outputs, settings.target_scale)
+    objective = Objective(settings.objective, labels, *coding, np.zeros(1))
+    return objective, settings.objective == "squared" and settings.intercept == "fitted"
+
+
+def _first_epoch(n: int, settings: FinetuneSettings, seed: int) -> list[np.ndarray]:
+    size = settings.batch_size or n
+    return draw_batches(n, size, max(1, n // size), seed)
 
 
 def mean_squares(

@@ -13,7 +13,7 @@ from stopwise.artifacts.sample import Sample
 from stopwise.kernel.ntk import kernel_layers, layer_costs, split_layers, train_and_new_kernels
 from stopwise.network.adapters import trained
 from stopwise.tasks.batch import batch_from_table
-from stopwise.training.adam_preconditioner import adam_preconditioner
+from stopwise.training.adam_preconditioner import own_metric
 from stopwise.training.decayed import plain_kernel, weights_move
 from stopwise.training.settings import FinetuneSettings
 
@@ -44,7 +44,7 @@ def jacobian_shard(
     options: dict[str, Any] = {}
     if adam:
         settings = FinetuneSettings(**trained(adam))
-        options["preconditioner"] = adam_preconditioner(model, train, settings, seed, layers)
+        options["preconditioner"] = own_metric(model, train, settings, seed, layers)
     y = sample.targets("train", kernel["outputs"], 1.0)
     keeps = keeps_layers(kernel.get("layers"), y.size, y.shape[1] * sample.table.num_rows, len(names))
     among_train, with_new = train_and_new_kernels(

@@ -6,14 +6,16 @@ import torch
 
 from kernel_reference import plain_jacobian
 from stopwise.artifacts.gram import AssembledKernel
-from stopwise.kernel.ntk import empirical_ntk, kernel_layers
+from stopwise.kernel.batch_metric import BatchMetric
+from stopwise.kernel.engine import Engine
+from stopwise.kernel.ntk import empirical_ntk, kernel_layers, train_and_new_kernels
 from stopwise.linearized.coding import targets
 from stopwise.linearized.filters import AdamMean
 from stopwise.linearized.objectives import Objective
 from stopwise.linearized.replay import draw_batches
 from stopwise.network.parameters import select_parameters
-from stopwise.network.pico import pico_model
-from stopwise.training.adam_preconditioner import adam_preconditioner
+from stopwise.network.pico import pico_classifier, pico_model
+from stopwise.training.adam_preconditioner import Preconditioner, adam_preconditioner, own_metric
 from stopwise.training.finetune import FinetuneSettings, finetune
 from stopwise.training.prediction import predicted_paths, start_outputs, step_eigenvalue
 from stopwise.training.settings import ADAM_BETAS, ADAM_EPS
@@ -76,6 +78,50 @@ def test_a_shard_has_the_diagonal_of_its_own_layers(made):
         found |= part
     assert found.keys() == whole.keys()
     assert all(torch.allclose(found[name], whole[name], rtol=1e-9) for name in whole)
+
+
+# Llama computes its norms in float32, whatever the weights are in.
+@pytest.mark.parametrize(
+    ("model", "kind", "size", "error"),
+    [
+        ("gpt2", "squared", None, 1e-9),
+        ("gpt2", "cross_entropy", None, 1e-9),
+        ("gpt2", "cross_entropy", 9, 1e-9),
+        ("llama", "squared", None, 2e-5),
+        ("bert classifier", "cross_entropy", None, 1e-9),
+        ("deberta-v2 classifier", "cross_entropy", None, 1e-9),
+    ],
+)
+def test_a_kernel_reads_its_diagonal_from_its_own_rows(model, kind, size, error, monkeypatch):
+    arch, _, head = model.partition(" ")
+    network = pico_classifier(arch, 3) if head else pico_model(arch)
+    batches = [made_up_batch(n, seed=i, classes=3) for i, n in enumerate((N, 8))]
+    own, options = settings(objective=kind, parameters="all"), {"parameters": "all", "formula": "adam"}
+    if head:
+        batches = [{name: value for name, value in one.items() if name != "verbalizers"} for one in batches]
+    apart = adam_preconditioner(network, batches[0], own, SEED)
+    expected = train_and_new_kernels(network, *batches, preconditioner=apart, **options)
+    read = own_metric(network, batches[0], own, SEED)
+    monkeypatch.setattr(Engine, "tile", lambda self: size)
+    found = train_and_new_kernels(network, *batches, preconditioner=read, **options)
+    assert isinstance(read, BatchMetric)
+    for one, other in zip(found, expected, strict=True):
+        assert np.abs(one.matrix - other.matrix).max() < error * np.abs(expected[0].matrix).max()
+
+
+@pytest.mark.parametrize("option", [{"clip_norm": 1.0}, {"autocast": "bfloat16"}])
+def test_what_a_kernels_rows_do_not_tell_has_passes_of_its_own(made, option):
+    model, batches, _ = made
+    assert isinstance(own_metric(model, batches[0], settings(**option), SEED), Preconditioner)
+
+
+def test_a_kernel_says_which_parameters_its_own_rows_leave_still():
+    model, batch = pico_model("llama"), made_up_batch(N)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.zero_()
+    read = own_metric(model, batch, settings(), SEED)
+    empirical_ntk(model, batch, formula="adam", preconditioner=read)
+    assert read.still == {name for name in select_parameters(model, "attention") if "o_proj" not in name}
 
 
 def test_what_no_batch_moves_stays():
