@@ -133,6 +133,8 @@ def linearised(
     options |= {"device": next(model.parameters()).device, "progress": progress}
     weighed = scales if apart else _own_metric(run, examples, objective, schedule, metric, chosen, progress)
     own: dict[str, Any] = {"formula": "adam", "preconditioner": weighed} if metric.adam else {}
+    along = {name: p.detach() for name, p in chosen.items() if schedule.weight_decay and id(p) in metric.decayed}
+    own |= {"along": along} if metric.adam and along else {}
     kernel, plain = empirical_ntk(model, examples.batch, **options, **own), None
     still = weighed.still if isinstance(weighed, BatchMetric) else {k for k, d in scales.items() if not bool(d.any())}
     if metric.adam and any("lora_" in name for name in still):
@@ -141,9 +143,8 @@ def linearised(
         plain = empirical_ntk(model, examples.batch, **options).matrix if metric.adam else kernel.matrix
     else:
         schedule = replace(schedule, max_grad_norm=0.0)
-    decayed = coasting = None
-    if schedule.weight_decay:
-        along = {name: p.detach() for name, p in chosen.items() if id(p) in metric.decayed}
+    decayed, coasting = kernel.moves, None
+    if decayed is None:
         decayed = output_moves(model, examples, objective, along)
     if schedule.done:
         coasting = output_moves(model, examples, objective, _velocity(run.optimizer, metric, chosen, scales))

@@ -35,29 +35,6 @@ class BatchMetric:
     still: set[str] = field(default_factory=set)
 
 
-@dataclass(frozen=True, eq=False)
-class SlabScale:
-    """sqrt(D) of a slab of one parameter's entries, from the slab itself.
-
-    ``weights`` [batches, rows]: what batch gradients are of the rows. ``rate``, ``eps``: see ``BatchMetric``;
-    ``moved``: told when an entry is not 0.
-    """
-
-    weights: torch.Tensor
-    rate: float
-    eps: float
-    moved: Callable[[], None]
-
-    def __call__(self, entries: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Return sqrt(D) [k] from gradient entries [rows, k], of all rows or those named."""
-        weights = self.weights if rows is None else self.weights[:, rows]
-        square = (weights.to(entries) @ entries).square_().mean(0)
-        root = torch.where(square > 0, (self.rate / (square.sqrt() + self.eps)).sqrt(), 0.0)
-        if bool(root.any()):
-            self.moved()
-        return root
-
-
 def roots(preconditioner: Mapping[str, torch.Tensor], terms: Sequence[Term]) -> dict[str, torch.Tensor]:
     """Return sqrt(D) by parameter, where the parameters are; ValueError where D does not fit one."""
     return {term.name: _root(preconditioner, term) for term in terms}

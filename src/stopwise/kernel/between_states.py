@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from stopwise.kernel.batch_metric import roots
-from stopwise.kernel.engine import Engine, Job, Visit, row_order, scale_of
+from stopwise.kernel.engine import Engine, Job, Visit
 from stopwise.kernel.memory import needs
 from stopwise.kernel.ntk import Examples, prepared
 from stopwise.kernel.passes import Batch, Group
 from stopwise.kernel.products import Blocks, Layout, add_term
+from stopwise.kernel.weighing import row_order, scale_of
 from stopwise.network.parameters import Subset, select_parameters
 
 State = Mapping[str, torch.Tensor]

@@ -5,22 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from stopwise.kernel.batch_metric import BatchMetric, SlabScale
+from stopwise.kernel.batch_metric import BatchMetric
 from stopwise.kernel.fallback import Probe, fallback_features, probe
-from stopwise.kernel.formulas import Features, Outer, Term, stored_transposed
+from stopwise.kernel.formulas import Features, Outer, Term
 from stopwise.kernel.memory import Needs, batch_tokens, needs
 from stopwise.kernel.moments import Moments, directions, moments_of
 from stopwise.kernel.passes import Batch, Group, Pass, batches_of, make_groups, whole_pass
-from stopwise.kernel.products import Blocks, Layout, Scale, add_term, sizes_on, slabs
+from stopwise.kernel.products import Blocks, Layout, add_term, sizes_on, slabs
 from stopwise.kernel.ranks import Ranks, multiplied
 from stopwise.kernel.sweep import Sweep, Unswept
+from stopwise.kernel.weighing import Weighing, row_order
 from stopwise.network.architecture import blocks_of
 from stopwise.network.batches import MAX_PADDING, Packed
 
@@ -43,6 +44,7 @@ class Job:
     signed: bool = False
     scales: Mapping[str, torch.Tensor] | None = None  # sqrt(D) by parameter: the kernel J D J'
     metric: BatchMetric | None = None  # where D is to be read from the kernel's own rows instead
+    along: Mapping[str, torch.Tensor] | None = None  # a direction d by parameter: J d is wanted too
     by: str = "layer"  # layer | module | total
     targets: Sequence[np.ndarray | None] = ()  # by task, at scale 1: the layers' moments are taken along them
     products: str = "float32"  # see product_modes
@@ -60,6 +62,7 @@ class Part:
     """The additive parts of one kernel block: float64 matrices by layer (or module), row norms of a by module.
 
     Where the sum is wanted alone: ``matrices["total"]``, ``total`` while it grows, and the ``moments`` of layers.
+    ``moves`` [rows of a]: J d, where a direction d was given.
     """
 
     shape: tuple[int, int]
@@ -67,6 +70,7 @@ class Part:
     norms: dict[str, np.ndarray] = field(default_factory=dict)
     moments: dict[str, tuple[Moments, Moments | None]] = field(default_factory=dict)
     total: torch.Tensor | None = None
+    moves: np.ndarray | None = None
 
 
 @dataclass
@@ -85,7 +89,6 @@ class Engine:
         self.device = next(job.model.parameters()).device
         self.run = Pass(job.model, job.terms, job.outputs)
         self._vectors: dict[int, torch.Tensor] = {}
-        self._weights: torch.Tensor | None = None
         self._group(job.tokens_per_batch or sizes_on(self.device.type).tokens)
         filled = [group for group in self.groups if len(group.packed)]
         self.probed = probe(self.run, filled[0]) if filled else Probe()
@@ -186,23 +189,11 @@ class Engine:
             self._vectors[task] = directions(self.groups[task], self.run, targets, self.device)
         return self._vectors[task]
 
-    def scale(self, term: Term, rows: Sequence[tuple[Batch, Features]]) -> Scale | None:
-        """Return what the entries of a parameter's gradients are multiplied by: sqrt(D), or how to find it."""
-        metric, name = self.job.metric, term.name
-        if metric is None:
-            return scale_of(term, rows, self.job.scales)
-        rate, still = metric.rates.get(name, 1.0), metric.still
-        still.add(name)
-        return SlabScale(self._batch_weights(metric), rate, metric.eps, lambda: still.discard(name))
-
-    def _batch_weights(self, metric: BatchMetric) -> torch.Tensor:
-        """Return what batch gradients are of the stacked, sorted rows, [batches, rows]; they are of the first task."""
-        if self._weights is None:
-            own, group = metric.cotangents(self.f0[0]), self.groups[0]
-            found = np.zeros((len(own), self.rows))
-            found[:, group.rows.start : group.rows.stop] = own.reshape(len(own), -1)[:, row_order(group)]
-            self._weights = torch.as_tensor(found, device=self.device)
-        return self._weights
+    @cached_property
+    def weighing(self) -> Weighing:
+        """What entries of gradients are multiplied by, once all outputs are known."""
+        job = self.job
+        return Weighing(self.groups, self.device, self.f0, job.scales, job.metric, job.along)
 
     @property
     def f0(self) -> list[np.ndarray]:
@@ -223,7 +214,9 @@ def engine_parts(engine: Engine) -> tuple[list[Part], list[np.ndarray]]:
             add = _add_to_total if job.by == "total" else _add_layer
             add(engine, visit, layout, parts)
         layout.scratch.clear()
+        moves = engine.weighing.moves
         for part, (a, b) in zip(parts, job.pairs, strict=True):
+            part.moves = moves[a] if moves else None
             if part.total is not None:
                 part.matrices["total"] = _as_given(part.total, layout, a, b)
                 part.total = None
@@ -327,7 +320,7 @@ def _modules(visit: Visit) -> Iterator[tuple[str, list]]:
 def _add_terms(engine: Engine, blocks: Blocks, terms: list) -> None:
     while terms:
         term, rows = terms.pop(0)
-        add_term(blocks, rows, engine.job.signed, scale=engine.scale(term, rows))
+        add_term(blocks, rows, engine.job.signed, scale=engine.weighing.of(term, rows))
 
 
 def _add_layer(engine: Engine, visit: Visit, layout: Layout, parts: list[Part]) -> None:
@@ -404,21 +397,6 @@ def _norms(squares: torch.Tensor, layout: Layout, a: int) -> np.ndarray:
     found = np.empty(len(squares))
     found[row_order(layout.groups[a])] = np.sqrt(squares.clamp(min=0).cpu().numpy())
     return found
-
-
-def scale_of(
-    term: Term, rows: Sequence[tuple[Batch, Features]], scales: Mapping[str, torch.Tensor] | None
-) -> torch.Tensor | None:
-    """Return a parameter's scales in the layout of its features: factors of weights make them [d_out, d_in]."""
-    if scales is None:
-        return None
-    own = scales[term.name]
-    return own.T if rows and isinstance(rows[0][1], Outer) and stored_transposed(term) else own
-
-
-def row_order(group: Group) -> np.ndarray:
-    """Return, for the sorted rows of a group, their places in the order its batch was given."""
-    return (group.order[:, None] * group.columns + torch.arange(group.columns)).flatten().numpy()
 
 
 def _as_given(matrix: torch.Tensor, layout: Layout, a: int, b: int) -> np.ndarray:

@@ -155,5 +155,8 @@ def _place(whole: Part, found: Part, left: Tile, right: Tile, widths: Sequence[i
         whole.moments[layer][0].add(here, rows)
         if mirror is not None:
             whole.moments[layer][0].add(mirror, cols)
+    if found.moves is not None:
+        whole.moves = np.zeros(whole.shape[0]) if whole.moves is None else whole.moves
+        whole.moves[rows] = found.moves
     for module, norms in found.norms.items():
         whole.norms.setdefault(module, np.zeros(whole.shape[0]))[rows] = norms

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stopwise.kernel.engine import Engine, row_order
+from stopwise.kernel.engine import Engine
 from stopwise.kernel.formulas import Dense, Outer, Sparse, Term, stored_transposed
 from stopwise.kernel.ntk import prepared
 from stopwise.kernel.products import (
@@ -24,6 +24,7 @@ from stopwise.kernel.products import (
     runs_of,
     weight_tiles,
 )
+from stopwise.kernel.weighing import row_order
 from stopwise.network.parameters import Subset
 
 Place = Callable[[Term, Sequence[Part]], None]

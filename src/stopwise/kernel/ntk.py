@@ -46,7 +46,7 @@ class Kernel:
     additive parts by layer or module name; ``outputs`` f0 of a [n_a, columns], ``outputs_b`` of b; ``row_norms``: by
     module, the Euclidean norms [m_a] of the rows of J; ``symmetric``: a is b, and the matrix is symmetric to the bit;
     ``plan``: how memory was used, as decided before the passes; ``moments``: by layer, what is kept of a layer whose
-    kernel is not (``kernel.moments``).
+    kernel is not (``kernel.moments``); ``moves``: J d of a, float64 [n_a, columns], where a direction d was asked for.
     """
 
     matrix: np.ndarray
@@ -59,6 +59,7 @@ class Kernel:
     columns_b: int = 0
     plan: dict[str, Any] = field(default_factory=dict)
     moments: dict[str, np.ndarray] = field(default_factory=dict)
+    moves: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.columns_b = self.columns_b or self.columns
@@ -113,6 +114,7 @@ def empirical_ntk(
     ``layers`` (names from ``kernel_layers``: a shard), ``by`` (``layer`` or ``module``; ``total`` keeps the sum alone,
     whose memory does not grow with the layers), ``progress``,
     ``tokens_per_batch`` (padded tokens in one pass), ``max_padding`` (the share of them that may be padding),
+    ``along`` (with ``adam``: a direction d of weights by parameter name, so that ``moves`` is J d),
     ``products`` (how gradients are multiplied: see ``kernel.product_modes``), ``over_ranks`` (all processes of
     torch.distributed share the work, and the first one gets the kernel, the others one of zeros: see ``kernel.ranks``).
     Raises ValueError for anything malformed. Cost: one forward pass, one backward pass per column (no weight
@@ -280,6 +282,7 @@ def _kernels(
     targets: Mapping[str, np.ndarray] | None = None,
     products: str = "float32",
     over_ranks: bool = False,
+    along: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[tuple[str, str], Kernel]:
     """Return the kernels of pairs of named batches."""
     for key, value, allowed in (("formula", formula, FORMULAS), ("by", by, PARTS)):
@@ -287,12 +290,14 @@ def _kernels(
             raise ValueError(f"kernel.{key}: {value!r} is not one of {', '.join(allowed)}")
     if (formula == "adam") != (preconditioner is not None):
         raise ValueError(f"kernel.formula: {formula!r} given {'no' if preconditioner is None else 'a'} preconditioner")
+    if along is not None and (formula != "adam" or over_ranks):
+        raise ValueError("kernel along a direction: for the formula adam in one process; use TangentLearner elsewhere")
     names = list(tasks)
     limits: dict[str, Any] = {"memory_gb": memory_gb, "tokens_per_batch": tokens_per_batch, "max_padding": max_padding}
     numbers = [(names.index(a), names.index(b)) for a, b in pairs]
     with prepared(model, tasks, verbalizers, parameters, outputs, device, dtype, layers) as bare:
         job = replace(bare, pairs=numbers, signed=formula == "signgd", by=by, progress=progress, **limits)
-        job.products = checked(products)
+        job.products, job.along = checked(products), along
         if over_ranks:
             job.ranks = Ranks.here(next(bare.model.parameters()).device)
             if by == "total":
@@ -313,7 +318,9 @@ def _kernels(
         total = sum_in_name_order(matrices, part.shape) if whole is None else whole
         moments = {name: part.moments[name][0].vector() for name in sorted(part.moments)}
         widths = [columns(classes[k], outputs) for k in (i, j)]
-        found[a, b] = Kernel(total, widths[0], matrices, f0[i], f0[j], part.norms, a == b, widths[1], plan, moments)
+        moves = None if part.moves is None else part.moves.reshape(f0[i].shape)
+        beside = part.norms, a == b, widths[1], plan, moments, moves
+        found[a, b] = Kernel(total, widths[0], matrices, f0[i], f0[j], *beside)
     return found
 
 

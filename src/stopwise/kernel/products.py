@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -47,9 +48,23 @@ def sizes_on(kind: str) -> Sizes:
     return SIZES.get(kind, SIZES["cpu"])
 
 
-# Factors of a parameter's entries: a tensor like the parameter, weights as [d_out, d_in], or what finds them [k] from
-# the gradient entries themselves [rows, k] (and the rows they belong to, where these are some of all).
+# Picks of a tensor like the parameter, weights as [d_out, d_in], the entries that a slab is of: [k].
+Pick = Callable[[torch.Tensor], torch.Tensor]
+# Factors of a parameter's entries: a tensor like the parameter, or what finds them [k] from the gradient entries
+# themselves [rows, k], which entries these are, and the rows they belong to, where these are some of all.
 Scale = torch.Tensor | Callable[..., torch.Tensor]
+
+
+def _scaled(entries: torch.Tensor, scale: Scale | None, pick: Pick) -> torch.Tensor:
+    """Multiply gradient entries [rows, k] in place by their factors."""
+    if scale is None:
+        return entries
+    return entries.mul_(scale(entries, pick) if callable(scale) else pick(scale).to(entries))
+
+
+def _entries(at: Any, flat: bool = False) -> Pick:
+    """Return what picks the entries at an index of a tensor, or of a flat one, as a vector."""
+    return lambda like: (like.reshape(-1) if flat else like)[at].reshape(-1)
 
 
 class Scratch:
@@ -218,9 +233,7 @@ def _direct_tiles(
 ) -> Iterator[torch.Tensor]:
     """Yield per-example weight gradients [rows, k], a slab of output (or input) features at a time."""
     for tile, outs, ins in weight_tiles(parts, rows, scratch):
-        if scale is not None:
-            tile.mul_(scale(tile) if callable(scale) else scale[outs, ins].to(tile).reshape(-1))
-        yield tile
+        yield _scaled(tile, scale, _entries((outs, ins)))
 
 
 def weight_tiles(
@@ -280,9 +293,7 @@ def dense_tiles(parts: Sequence[Part], rows: int, signed: bool, scale: Scale | N
         tile = flat[0][1].new_zeros(rows, slab.stop - slab.start)
         for where, found in flat:
             tile[where] = found[:, slab]
-        if scale is not None:
-            tile.mul_(scale(tile) if callable(scale) else scale.reshape(-1)[slab].to(tile))
-        yield tile
+        yield _scaled(tile, scale, _entries(slab, flat=True))
 
 
 def _factored(blocks: Blocks, parts: Sequence[Part]) -> None:
@@ -323,7 +334,10 @@ def _sparse(blocks: Blocks, parts: Sequence[Part], signed: bool, scale: Scale | 
         vectors = vectors * scale.to(vectors).reshape(len(scale), -1)[tables]
     for found in runs_of(tables):
         own = vectors[found]
-        _scatter(blocks, rows[found], own * scale(own, rows[found]) if callable(scale) else own)
+        if callable(scale):
+            table = int(tables[found.start])
+            own = own * scale(own, _entries(table), rows[found])
+        _scatter(blocks, rows[found], own)
 
 
 def merged_entries(parts: Sequence[Part], rows: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,6 +24,7 @@ from stopwise.linearized.replay import draw_batches
 from stopwise.network.batches import verbalizers_of
 from stopwise.network.heads import evaluating
 from stopwise.network.learner import Learner, Prompts
+from stopwise.network.norms import euclidean
 from stopwise.network.parameters import Subset, held, select_parameters
 from stopwise.stopping.schedule_path import CLIP_EPS
 from stopwise.training.settings import ADAM_EPS, FinetuneSettings
@@ -169,7 +170,7 @@ def mean_squares(
                 return part.gradient(f, index) * share[index][:, None]
 
             _, gradients = learner.gradient(prompts.rows(batch, tokens_per_batch), cotangent)
-            norms[k] = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
+            norms[k] = math.sqrt(sum(euclidean(g) ** 2 for g in gradients))
             clipped = min(1.0, max_norm / (norms[k] + CLIP_EPS))
             for square, gradient in zip(squares, gradients, strict=True):
                 square.addcmul_(gradient.to(square), gradient.to(square), value=clipped**2 / len(batches))

@@ -42,4 +42,4 @@ def weights_move(
     for delta, parameter in zip(learner.tensors, learner.parameters.values(), strict=True):
         delta.copy_(parameter.detach())
     with torch.no_grad():
-        return learner.displaced(Prompts.of(batch, TOKENS))[1].astype(np.float64)
+        return learner.displaced(Prompts.of(batch, TOKENS, model))[1].astype(np.float64)

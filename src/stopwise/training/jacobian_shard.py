@@ -12,6 +12,7 @@ from stopwise.artifacts.gram import SUM, keeps_layers, shard_table
 from stopwise.artifacts.sample import Sample
 from stopwise.kernel.ntk import kernel_layers, layer_costs, split_layers, train_and_new_kernels
 from stopwise.network.adapters import trained
+from stopwise.network.parameters import held, select_parameters
 from stopwise.tasks.batch import batch_from_table
 from stopwise.training.adam_preconditioner import own_metric
 from stopwise.training.decayed import plain_kernel, weights_move
@@ -45,6 +46,8 @@ def jacobian_shard(
     if adam:
         settings = FinetuneSettings(**trained(adam))
         options["preconditioner"] = own_metric(model, train, settings, seed, layers)
+        if "weight_decay" in scheduled and kernel["formula"] == "adam":
+            options["along"] = select_parameters(model, held(model, kernel["parameters"]))
     y = sample.targets("train", kernel["outputs"], 1.0)
     keeps = keeps_layers(kernel.get("layers"), y.size, y.shape[1] * sample.table.num_rows, len(names))
     among_train, with_new = train_and_new_kernels(
@@ -69,8 +72,8 @@ def jacobian_shard(
     if "clip_norm" in scheduled and kernel["formula"] == "adam":
         beside["plain"] = plain_kernel(model, train, kernel, layers, device)
     if "weight_decay" in scheduled:
-        beside["weights_move"] = weights_move(model, train, kernel, layers)
-        beside["weights_move_new"] = weights_move(model, new, kernel, layers)
+        for name, found, batch in (("weights_move", among_train, train), ("weights_move_new", with_new, new)):
+            beside[name] = weights_move(model, batch, kernel, layers) if found.moves is None else found.moves
     table = shard_table(
         among_train.by_layer if keeps else {SUM: among_train.matrix},
         with_new.by_layer if keeps else {SUM: with_new.matrix},

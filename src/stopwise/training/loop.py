@@ -19,6 +19,7 @@ from tqdm import tqdm
 from stopwise.linearized.objectives import Objective
 from stopwise.linearized.replay import draw_batches
 from stopwise.network.learner import Learner, Prompts
+from stopwise.network.norms import euclidean
 from stopwise.network.task_vectors import layer_of
 from stopwise.stopping.in_training import Predicted
 from stopwise.stopping.schedule_path import CLIP_EPS
@@ -93,7 +94,7 @@ class Trainer:
         self.batches = draw_batches(self.n, settings.batch_size, settings.steps, seed)
         self.progress = Progress(outputs={name: [] for name in splits})
         self.intercept = np.zeros(1)
-        self._norms = [float(parameter.detach().double().norm()) for parameter in learner.parameters.values()]
+        self._norms = [euclidean(parameter) for parameter in learner.parameters.values()]
 
     @property
     def end(self) -> int:
@@ -165,7 +166,7 @@ class Trainer:
         """Cut the gradient down to the norm that is allowed, over all trained parameters, as torch does."""
         if self.settings.clip_norm is None:
             return
-        norm = _norm([float(g.double().norm()) for g in gradients])
+        norm = _norm([euclidean(g) for g in gradients])
         if norm > self.settings.clip_norm:
             torch._foreach_mul_(gradients, self.settings.clip_norm / (norm + CLIP_EPS))
 
@@ -207,8 +208,8 @@ class Trainer:
         batch = len(self.batches[0])
         row: dict[str, Any] = {"step": step, "epoch": step * batch / self.n, "eta": float(self.eta[step])}
         row |= dict.fromkeys(f"{name}_{value}" for name in SPLITS for value in ("loss", "accuracy"))
-        row["gradient_norm"] = None if gradients is None else _norm([float(g.double().norm()) for g in gradients])
-        moved = [float((now - then).double().norm()) for now, then in zip(self.tensors, self.start, strict=True)]
+        row["gradient_norm"] = None if gradients is None else _norm([euclidean(g) for g in gradients])
+        moved = [euclidean(now - then) for now, then in zip(self.tensors, self.start, strict=True)]
         row["distance"] = _norm(moved)
         row["relative_distance"] = _ratio(_norm(moved), _norm(self._norms))
         by_layer: dict[str, list[int]] = {}

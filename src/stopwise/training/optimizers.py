@@ -7,10 +7,10 @@ memory of a rule is a dict of tensors, so that a checkpoint can hold it without 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
+from torch.optim.adamw import adamw
 
 from stopwise.training.settings import ADAM_BETAS, ADAM_EPS, OPTIMIZERS
 
@@ -91,17 +91,25 @@ class AdamW(Optimizer):
 
     def update(self, gradients: Sequence[torch.Tensor], alpha: float) -> None:
         """Take one step."""
-        mean, square, (first, second) = self.slots("mean"), self.slots("square"), self.betas
         self.state["count"] += 1
-        count = int(self.state["count"])
-        torch._foreach_mul_(self.tensors, 1 - alpha * self.weight_decay)
-        torch._foreach_lerp_(mean, list(gradients), 1 - first)
-        torch._foreach_mul_(square, second)
-        torch._foreach_addcmul_(square, list(gradients), list(gradients), 1 - second)
-        root = torch._foreach_sqrt(square)
-        torch._foreach_div_(root, math.sqrt(1 - second**count))
-        torch._foreach_add_(root, self.eps)
-        torch._foreach_addcdiv_(self.tensors, mean, root, -alpha / (1 - first**count))
+        # torch counts up by itself, and its one pass over the weights takes a quarter of the time of one for each term.
+        steps = [self.state["count"].float() - 1 for _ in self.tensors]
+        adamw(
+            self.tensors,
+            list(gradients),
+            self.slots("mean"),
+            self.slots("square"),
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=alpha,
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+            maximize=False,
+        )
 
 
 def make_optimizer(

@@ -16,6 +16,7 @@ from stopwise.linearized.replay import draw_batches
 from stopwise.network.parameters import select_parameters
 from stopwise.network.pico import pico_classifier, pico_model
 from stopwise.training.adam_preconditioner import Preconditioner, adam_preconditioner, own_metric
+from stopwise.training.decayed import weights_move
 from stopwise.training.finetune import FinetuneSettings, finetune
 from stopwise.training.prediction import predicted_paths, start_outputs, step_eigenvalue
 from stopwise.training.settings import ADAM_BETAS, ADAM_EPS
@@ -103,16 +104,26 @@ def test_a_kernel_reads_its_diagonal_from_its_own_rows(model, kind, size, error,
     expected = train_and_new_kernels(network, *batches, preconditioner=apart, **options)
     read = own_metric(network, batches[0], own, SEED)
     monkeypatch.setattr(Engine, "tile", lambda self: size)
-    found = train_and_new_kernels(network, *batches, preconditioner=read, **options)
+    along = select_parameters(network, "all")
+    found = train_and_new_kernels(network, *batches, preconditioner=read, along=along, **options)
     assert isinstance(read, BatchMetric)
     for one, other in zip(found, expected, strict=True):
         assert np.abs(one.matrix - other.matrix).max() < error * np.abs(expected[0].matrix).max()
+    for one, batch in zip(found, batches, strict=True):
+        moved = weights_move(network, batch, {"parameters": "all", "outputs": "contrast"})
+        assert np.allclose(one.moves, moved, rtol=error, atol=error * np.abs(moved).max())
 
 
 @pytest.mark.parametrize("option", [{"clip_norm": 1.0}, {"autocast": "bfloat16"}])
 def test_what_a_kernels_rows_do_not_tell_has_passes_of_its_own(made, option):
     model, batches, _ = made
     assert isinstance(own_metric(model, batches[0], settings(**option), SEED), Preconditioner)
+
+
+def test_a_direction_is_refused_where_rows_are_not_formed(made):
+    model, batches, _ = made
+    with pytest.raises(ValueError, match="along a direction: for the formula adam"):
+        empirical_ntk(model, batches[0], along=select_parameters(model, "attention"))
 
 
 def test_a_kernel_says_which_parameters_its_own_rows_leave_still():
