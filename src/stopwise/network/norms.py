@@ -6,7 +6,7 @@ import math
 
 import torch
 
-ROW = 4096  # entries whose squares are added in the tensor's own precision; the rest is added in float64
+ROW = 512  # entries whose squares are added in the tensor's own precision; the rest is added in float64
 
 
 def euclidean(tensor: torch.Tensor) -> float:

@@ -7,7 +7,7 @@ from stopwise.network.norms import ROW, euclidean
 
 
 @pytest.mark.parametrize("shape", [(0,), (1,), (ROW,), (3, ROW + 5), (7, 11, 13)])
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 5e-7), (torch.float64, 1e-14), (torch.bfloat16, 5e-7)])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-7), (torch.float64, 1e-14), (torch.bfloat16, 1e-7)])
 def test_the_norm_is_that_of_double_precision(shape, dtype, error):
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     exact = float(tensor.double().norm())  # a row is added in float32: a few of its roundings
