@@ -1,4 +1,7 @@
-"""Settings of the whole suite: one thread per process, no network for model hubs, a fixed hypothesis profile."""
+"""Settings of the whole suite: one thread per process, no network for model hubs, a fixed hypothesis profile.
+
+Fine-tuning writes a checkpoint at every evaluation.
+"""
 
 import gc
 import os
@@ -6,6 +9,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("STOPWISE_CHECKPOINT_SECONDS", "0")  # runs of a second have checkpoints to resume from
 
 from pathlib import Path
 

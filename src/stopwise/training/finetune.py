@@ -25,7 +25,7 @@ from stopwise.network.task_vectors import TaskVector, difference
 from stopwise.training.checkpoint import remove_checkpoint
 from stopwise.training.joint import JointObjective, JointPrompts
 from stopwise.training.loop import Split, Trainer
-from stopwise.training.resume import environment, resume_run, run_identity, save_run
+from stopwise.training.resume import Pace, environment, resume_run, run_identity, save_run
 from stopwise.training.settings import FinetuneSettings
 
 __all__ = ["FinetuneResult", "FinetuneSettings", "finetune", "sweep"]
@@ -257,8 +257,10 @@ def _train(
     progress: bool,
     metadata: Mapping[str, Any] | None,
 ) -> None:
+    pace = Pace()
+
     def save() -> None:
-        if path is not None:
+        if path is not None and pace.due():
             save_run(trainer, path, identity)
 
     if path is None or not resume_run(trainer, path, identity):

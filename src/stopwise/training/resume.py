@@ -7,6 +7,8 @@ and a checkpoint of another identity, or a damaged one, is reported and never us
 from __future__ import annotations
 
 import json
+import os
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -18,6 +20,32 @@ import torch
 
 from stopwise.training.checkpoint import CheckpointError, digest_tensors, load_checkpoint, save_checkpoint
 from stopwise.training.loop import Progress, Trainer
+
+# Seconds between two checkpoints of a run. Writing one takes as long as several steps, and this much is soon repeated.
+SECONDS = 30.0
+ASKED = "STOPWISE_CHECKPOINT_SECONDS"  # another number of them; 0: at every evaluation
+
+
+class Pace:
+    """When a run's next checkpoint is due: some seconds after its last one, or after its beginning."""
+
+    def __init__(self) -> None:
+        given = os.environ.get(ASKED, "")
+        try:
+            self.seconds = float(given or SECONDS)
+        except ValueError:
+            raise ValueError(
+                f"{ASKED}: {given!r} is not a number of seconds; leave it out, or give one such as 0"
+            ) from None
+        self.last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time; where it is, the next one is so many seconds away."""
+        now = time.monotonic()
+        if now - self.last < self.seconds:
+            return False
+        self.last = now
+        return True
 
 
 def run_identity(

@@ -16,6 +16,7 @@ from stopwise.network.adapters import with_adapter
 from stopwise.network.pico import pico_model
 from stopwise.training.checkpoint import CheckpointError, load_checkpoint, remove_checkpoint, save_checkpoint
 from stopwise.training.finetune import FinetuneSettings, finetune, remove_sweep, sweep
+from stopwise.training.resume import Pace
 from training_reference import made_up_batch
 from warm import executable
 
@@ -325,3 +326,21 @@ def test_tensors_and_numbers_return_unchanged(tmp_path, dtype):
     remove_checkpoint(path)
     remove_checkpoint(path)
     assert not path.exists()
+
+
+def test_checkpoints_are_written_by_time(tmp_path, monkeypatch):
+    """A run that is cut off loses seconds, and one that evaluates often does not spend its time on writing."""
+    clock, written = iter(range(0, 1000, 10)), []
+    monkeypatch.delenv("STOPWISE_CHECKPOINT_SECONDS")
+    monkeypatch.setattr("stopwise.training.resume.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(
+        "stopwise.training.finetune.save_run", lambda trainer, *_: written.append(trainer.progress.step)
+    )
+    run("adamw", tmp_path / "ck.safetensors", evaluate_every=1)  # ten seconds from one to the next by this clock
+    assert written == [2, 5, 8]
+
+
+def test_a_strange_time_between_checkpoints_is_refused(monkeypatch):
+    monkeypatch.setenv("STOPWISE_CHECKPOINT_SECONDS", "soon")
+    with pytest.raises(ValueError, match="STOPWISE_CHECKPOINT_SECONDS: 'soon' is not a number of seconds"):
+        Pace()
