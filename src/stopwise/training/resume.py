@@ -29,6 +29,8 @@ ASKED = "STOPWISE_CHECKPOINT_SECONDS"  # another number of them; 0: at every eva
 class Pace:
     """When a run's next checkpoint is due: some seconds after its last one, or after its beginning."""
 
+    clock = staticmethod(time.monotonic)
+
     def __init__(self) -> None:
         given = os.environ.get(ASKED, "")
         try:
@@ -37,11 +39,11 @@ class Pace:
             raise ValueError(
                 f"{ASKED}: {given!r} is not a number of seconds; leave it out, or give one such as 0"
             ) from None
-        self.last = time.monotonic()
+        self.last = self.clock()
 
     def due(self) -> bool:
         """Whether it is time; where it is, the next one is so many seconds away."""
-        now = time.monotonic()
+        now = self.clock()
         if now - self.last < self.seconds:
             return False
         self.last = now

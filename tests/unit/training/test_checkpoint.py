@@ -330,13 +330,12 @@ def test_tensors_and_numbers_return_unchanged(tmp_path, dtype):
 
 def test_checkpoints_are_written_by_time(tmp_path, monkeypatch):
     """A run that is cut off loses seconds, and one that evaluates often does not spend its time on writing."""
-    clock, written = iter(range(0, 1000, 10)), []
+    clock, written = iter(range(0, 1000, 10)), []  # ten seconds from one evaluation to the next
     monkeypatch.delenv("STOPWISE_CHECKPOINT_SECONDS")
-    monkeypatch.setattr("stopwise.training.resume.time.monotonic", lambda: next(clock))
-    monkeypatch.setattr(
-        "stopwise.training.finetune.save_run", lambda trainer, *_: written.append(trainer.progress.step)
-    )
-    run("adamw", tmp_path / "ck.safetensors", evaluate_every=1)  # ten seconds from one to the next by this clock
+    monkeypatch.setattr(Pace, "clock", lambda pace: next(clock))
+    monkeypatch.setattr("stopwise.training.finetune.save_run", lambda run, *_: written.append(run.progress.step))
+    monkeypatch.setitem(DEFAULTS, "evaluate_every", 1)
+    run("adamw", tmp_path / "ck.safetensors")
     assert written == [2, 5, 8]
 
 
