@@ -223,7 +223,7 @@ def add_term(
         blocks.add_rows(tile.sign_() if signed else tile)
 
 
-def _working(dtype: torch.dtype) -> torch.dtype:
+def working(dtype: torch.dtype) -> torch.dtype:
     """Half precision is multiplied in float32."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
@@ -248,7 +248,7 @@ def weight_tiles(
     ready = []
     for batch, one in parts:
         assert isinstance(one, Outer)
-        dtype = _working(one.g.dtype)
+        dtype = working(one.g.dtype)
         n, per_example, tokens, _ = one.g.shape
         g = one.g.to(dtype).reshape(n * per_example, tokens, -1)
         a = one.a.to(dtype)
@@ -284,7 +284,7 @@ def dense_tiles(parts: Sequence[Part], rows: int, signed: bool, scale: Scale | N
     flat = []
     for batch, one in parts:
         assert isinstance(one, Dense)
-        found = one.rows.to(_working(one.rows.dtype))
+        found = one.rows.to(working(one.rows.dtype))
         if signed and one.size is not None:
             found = found.masked_fill(found.abs() <= 64 * torch.finfo(one.rows.dtype).eps * one.size, 0)
         flat.append((batch.rows, found.flatten(0, 1).flatten(1)))
@@ -310,7 +310,7 @@ def _factored(blocks: Blocks, parts: Sequence[Part]) -> None:
 
 def _factored_product(left: Outer, right: Outer) -> torch.Tensor:
     """Return [n_a * columns_a, n_b * columns_b] in float64, some examples of the left at a time."""
-    dtype = _working(left.g.dtype)
+    dtype = working(left.g.dtype)
     a_b, g_b = right.a.to(dtype), right.g.to(dtype)
     n_b, c_b, t_b, _ = g_b.shape
     c_a, t_a = left.g.shape[1:3]
@@ -350,7 +350,7 @@ def merged_entries(parts: Sequence[Part], rows: int) -> tuple[torch.Tensor, torc
         key = one.ids[:, None] * rows + where
         live = one.vectors.abs().amax(-1) > 0  # padding and prompts' unread ends carry no gradient
         keys.append(key[live])
-        vectors.append(one.vectors[live].to(_working(one.vectors.dtype)))
+        vectors.append(one.vectors[live].to(working(one.vectors.dtype)))
     unique, index = torch.cat(keys).unique(return_inverse=True)
     stacked = torch.cat(vectors)
     return unique, stacked.new_zeros(len(unique), stacked.shape[1]).index_add_(0, index, stacked)

@@ -3,52 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 
-from stopwise.kernel.batch_metric import EPS, BatchMetric
-from stopwise.kernel.formulas import Features, Outer, Term, stored_transposed
-from stopwise.kernel.passes import Batch, Group
-from stopwise.kernel.products import Scale
-
-
-@dataclass(frozen=True, eq=False)
-class SlabScale:
-    """sqrt(D) of a slab of one parameter's entries, and what the slab adds to J d for a direction d of the weights.
-
-    ``known``: sqrt(D) like the parameter; without it, it is read from the slab: ``weights`` [batches, rows] are what
-    batch gradients are of the rows, ``rate`` and ``eps`` as in ``BatchMetric``, ``moved`` is told when an entry is not
-    0. ``direction``: like the parameter (None: none); ``moves`` float64 [rows] is added to.
-    """
-
-    known: torch.Tensor | None = None
-    weights: torch.Tensor | None = None
-    rate: float = 1.0
-    eps: float = EPS
-    moved: Callable[[], None] = lambda: None
-    direction: torch.Tensor | None = None
-    moves: torch.Tensor | None = None
-
-    def __call__(
-        self,
-        entries: torch.Tensor,
-        pick: Callable[[torch.Tensor], torch.Tensor],
-        rows: torch.Tensor | slice = slice(None),
-    ) -> torch.Tensor:
-        """Return sqrt(D) [k] of gradient entries [rows, k]; ``pick`` takes these entries of a tensor."""
-        if self.direction is not None and self.moves is not None:
-            self.moves[rows] += (entries @ pick(self.direction).to(entries)).double()
-        if self.known is not None:
-            return pick(self.known).to(entries)
-        assert self.weights is not None
-        square = (self.weights[:, rows].to(entries) @ entries).square_().mean(0)
-        root = torch.where(square > 0, (self.rate / (square.sqrt() + self.eps)).sqrt(), 0.0)
-        if bool(root.any()):
-            self.moved()
-        return root
+from stopwise.kernel.batch_metric import BatchMetric
+from stopwise.kernel.formulas import Outer, Term, stored_transposed
+from stopwise.kernel.passes import Group
+from stopwise.kernel.products import Part, Scale, working
 
 
 class Weighing:
@@ -67,23 +30,86 @@ class Weighing:
         metric: BatchMetric | None = None,
         along: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self.groups, self.scales, self.metric, self.along = groups, scales, metric, along
+        self.groups, self.device, self.scales, self.metric, self.along = groups, device, scales, metric, along
         self.rows = sum(len(group.rows) for group in groups)
-        self._weights = None if metric is None else self._batch_weights(metric, f0[0]).to(device)
+        self._weights = None if metric is None else self._batch_weights(metric, f0[0])
         self._moves = None if along is None else torch.zeros(self.rows, dtype=torch.float64, device=device)
 
-    def of(self, term: Term, rows: Sequence[tuple[Batch, Features]]) -> Scale | None:
-        """Return what the entries of a parameter's gradients are multiplied by: sqrt(D), or how to find it."""
-        known = scale_of(term, rows, self.scales)
-        beside: dict[str, Any] = {}
-        if self.along is not None:
-            beside = {"direction": scale_of(term, rows, self.along), "moves": self._moves}
-        if self.metric is None:
-            return SlabScale(known, **beside) if beside else known
-        name, still = term.name, self.metric.still
-        still.add(name)
-        rate, moved = self.metric.rates.get(name, 1.0), lambda: still.discard(name)
-        return SlabScale(None, self._weights, rate, self.metric.eps, moved, **beside)
+    def of(self, term: Term, parts: Sequence[Part]) -> Scale | None:
+        """Return what the entries of a parameter's gradients are multiplied by: sqrt(D), or how to find it.
+
+        Of a linear layer's weight all follows from the factors of its gradients, at the price of a backward pass of one
+        output through this layer; of others, from the gradients once they are formed.
+        """
+        known, direction = scale_of(term, parts, self.scales), scale_of(term, parts, self.along)
+        if self.metric is not None:
+            self.metric.still.add(term.name)
+        if not parts or not isinstance(parts[0][1], Outer):
+            asked = self.metric is not None or direction is not None
+            return partial(self._of_entries, term.name, known, direction) if asked else known
+        if direction is not None:
+            self._move_along(direction, parts)
+        return known if self.metric is None else self._root(term.name, self._mean_square(parts))
+
+    def _of_entries(
+        self,
+        name: str,
+        known: torch.Tensor | None,
+        direction: torch.Tensor | None,
+        entries: torch.Tensor,
+        pick: Callable[[torch.Tensor], torch.Tensor],
+        rows: torch.Tensor | slice = slice(None),
+    ) -> torch.Tensor:
+        """Return sqrt(D) [k] of gradient entries [rows, k]; ``pick`` takes these entries of a tensor."""
+        if direction is not None and self._moves is not None:
+            self._moves[rows] += (entries @ pick(direction).to(entries)).double()
+        if self._weights is None:
+            return entries.new_ones(entries.shape[1]) if known is None else pick(known).to(entries)
+        own = torch.as_tensor(self._weights, device=entries.device)[:, rows].to(entries)
+        return self._root(name, (own @ entries).square_().mean(0))
+
+    def _move_along(self, direction: torch.Tensor, parts: Sequence[Part]) -> None:
+        """Add to J d what a linear layer's weight contributes: sum_t g_t' d a_t of every example and output."""
+        assert self._moves is not None
+        for batch, one in parts:
+            assert isinstance(one, Outer)
+            kind = working(one.g.dtype)
+            projected = one.a.to(kind) @ direction.to(one.a.device, kind).T
+            self._moves[batch.rows] += torch.einsum("nto,ncto->nc", projected, one.g.to(kind)).flatten().double()
+
+    def _mean_square(self, parts: Sequence[Part]) -> torch.Tensor:
+        """Return the mean square of the batch gradients of a linear layer's weight, [d_out, d_in]."""
+        assert self._weights is not None
+        total: torch.Tensor | None = None
+        for weights in self._weights:
+            gradient: torch.Tensor | None = None
+            for batch, one in parts:
+                assert isinstance(one, Outer)
+                own = weights[batch.rows].reshape(batch.size, -1)
+                live = np.flatnonzero(own.any(axis=1))
+                if not live.size:
+                    continue
+                kind, index = working(one.g.dtype), torch.as_tensor(live, device=one.g.device)
+                share = torch.as_tensor(own[live], dtype=kind, device=one.g.device)
+                mixed = torch.einsum("nc,ncto->nto", share, one.g[index].to(kind)).flatten(0, 1)
+                product = mixed.T @ one.a[index].to(kind).flatten(0, 1)
+                gradient = product if gradient is None else gradient.add_(product)
+            if gradient is not None:
+                total = gradient.square_() if total is None else total.addcmul_(gradient, gradient)
+        if total is None:
+            one = parts[0][1]
+            assert isinstance(one, Outer)
+            total = one.g.new_zeros(one.g.shape[-1], one.a.shape[-1])
+        return total / len(self._weights)
+
+    def _root(self, name: str, square: torch.Tensor) -> torch.Tensor:
+        """Return sqrt(D) from the mean square of batch gradients, and note whether any of it is not 0."""
+        assert self.metric is not None
+        rate = self.metric.rates.get(name, 1.0)
+        root = torch.where(square > 0, (rate / (square.sqrt() + self.metric.eps)).sqrt(), 0.0)
+        if bool(root.any()):
+            self.metric.still.discard(name)
+        return root
 
     @property
     def moves(self) -> list[np.ndarray]:
@@ -97,17 +123,15 @@ class Weighing:
             found.append(whole)
         return found
 
-    def _batch_weights(self, metric: BatchMetric, f0: np.ndarray) -> torch.Tensor:
+    def _batch_weights(self, metric: BatchMetric, f0: np.ndarray) -> np.ndarray:
         """Return what batch gradients are of the stacked, sorted rows, [batches, rows]."""
         own, group = metric.cotangents(f0), self.groups[0]
         found = np.zeros((len(own), self.rows))
         found[:, group.rows.start : group.rows.stop] = own.reshape(len(own), -1)[:, row_order(group)]
-        return torch.as_tensor(found)
+        return found
 
 
-def scale_of(
-    term: Term, rows: Sequence[tuple[Batch, Features]], scales: Mapping[str, torch.Tensor] | None
-) -> torch.Tensor | None:
+def scale_of(term: Term, rows: Sequence[Part], scales: Mapping[str, torch.Tensor] | None) -> torch.Tensor | None:
     """Return what is known of a parameter in the layout of its features: factors of weights make it [d_out, d_in].
 
     None where nothing is known, or nothing of this parameter.
