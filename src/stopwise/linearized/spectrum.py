@@ -193,7 +193,7 @@ class Spectrum:
         ``values`` ([m] or [examples, columns]) is the same for both. Repeats say nothing of the task: the difference
         of two copies is a direction without signal that shows no noise either. Itself and all rows where there are
         none, or where fewer than two examples of a task would be left. Cost O(m^2), and a decomposition if any are
-        found.
+        found and were not found by the call before.
         """
         every = np.arange(self.m)
         if "duplicated_examples" not in self.flags:
@@ -212,8 +212,17 @@ class Spectrum:
         left = np.concatenate(kept)
         if left.size == self.m:
             return self, every
-        matrix = self.matrix[np.ix_(left, left)]
-        return Spectrum.of(matrix, self.columns, self.intercept, layout=tuple(layout), tolerance=self.tolerance), left
+        if left.tobytes() not in self._distinct:
+            self._distinct.clear()
+            matrix, shape = self.matrix[np.ix_(left, left)], tuple(layout)
+            found = Spectrum.of(matrix, self.columns, self.intercept, layout=shape, tolerance=self.tolerance)
+            self._distinct[left.tobytes()] = found
+        return self._distinct[left.tobytes()], left
+
+    @cached_property
+    def _distinct(self) -> dict[bytes, Spectrum]:
+        """The last spectrum of ``without_repeats``, by its rows: noise, belief and decay ask for the same one."""
+        return {}
 
 
 def stack_blocks(blocks: dict[tuple[str, str], np.ndarray], tasks: list[str] | None = None) -> np.ndarray:
