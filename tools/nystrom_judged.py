@@ -124,6 +124,7 @@ def run(assets: Path, threads: int) -> None:
     best = answers(whole, known, 1 / whole.lambda_max)
     facts = {"seconds": float(known["cost"][0]), "tokens": float(known["cost"][1]), "threads": threads}
     facts |= {"rules": {rule: {"t": stop.t, "cost": cost(stop.t, best["loo"])} for rule, stop in best.items()}}
+    facts |= {"ends": [cost(t, best["loo"]) for t in (0, LAST)]}
     if not (KEPT / "whole.json").is_file():
         write(KEPT / "whole.json", facts)
     for rank, seed in wanted:
@@ -179,12 +180,13 @@ def page(kernels: list[Row], chosen: list[Row], whole: Row) -> str:
         f" {whole['tokens']:.0f} tokens on average.",
         f"The whole kernel took {whole['seconds'] / 60:.1f} minutes of {whole['threads']} thread(s).",
         f"Every number is the median over {len(SEEDS)} draws of the pivots, and of steps also their range.",
-        "Errors and the certificate are shares of the largest eigenvalue.",
+        "Errors and the certificate are in units of the largest eigenvalue.",
         "",
         eigenvalue_table(kernels),
         "",
         "Stops under squared loss, in steps of descent, and what they cost: the squared error there on examples left"
         " out, by the whole kernel, over its least, minus 1.",
+        f"No step at all costs {100 * whole['ends'][0]:.0f} %, {LAST:,} steps {100 * whole['ends'][1]:.0f} %.",
         "",
         *(line for form in FORMS for line in (f"{TITLES[form]}:", "", stop_table(chosen, form, whole), "")),
     ]
@@ -197,16 +199,17 @@ TITLES = {"columns": "The columns alone", "columns_and_diagonal": "With the diag
 def eigenvalue_table(kernels: list[Row]) -> str:
     """Return what each rank says of the eigenvalues."""
     head = ["columns", "trace left out", "certificate", "largest error", "largest error with the diagonal"]
-    head += [f"error of the {TOP} largest, relative", "exponent", "of the whole kernel, same range", "all of it"]
+    head += [f"largest relative error of the first {TOP}", "exponent", "of the whole kernel, as many", "all of it"]
     lines = [head, ["---"] * len(head)]
     for rank in RANKS:
         own = [row for row in kernels if row["rank"] == rank]
         if not own:
             continue
         first, second = ([row for row in own if row["form"] == form] for form in FORMS)
-        parts = [str(rank), _percent(first, "left"), _percent(first, "bound"), _percent(first, "largest_error")]
-        parts += [_percent(second, "largest_error"), _percent(first, "top_error")]
-        parts += [f"{np.median([row[key] for row in first]):.2f}" for key in EXPONENTS]
+        errors = [(first, "bound"), (first, "largest_error"), (second, "largest_error"), (first, "top_error")]
+        parts = [str(rank), f"{100 * _median(first, 'left'):.0f} %"]
+        parts += [f"{_median(rows, key):.2g}" for rows, key in errors]
+        parts += [f"{_median(first, key):.2f}" for key in EXPONENTS]
         lines.append(parts)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -231,11 +234,11 @@ def _stops(rows: list[Row]) -> str:
     if len(steps) < len(rows):
         return f"no answer in {len(rows) - len(steps)} of {len(rows)}"
     around = "" if min(steps) == max(steps) else f" ({min(steps)} to {max(steps)})"
-    return f"{np.median(steps):.0f}{around}, {100 * np.median([row['cost'] for row in rows]):.1f} %"
+    return f"{np.median(steps):.0f}{around}, {100 * _median(rows, 'cost'):.1f} %"
 
 
-def _percent(rows: list[Row], key: str) -> str:
-    return f"{100 * np.median([row[key] for row in rows]):.2g} %"
+def _median(rows: list[Row], key: str) -> float:
+    return float(np.median([row[key] for row in rows]))
 
 
 def main() -> None:

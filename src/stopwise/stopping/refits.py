@@ -66,10 +66,13 @@ def refits(spec: Spectrum, groups: Sequence[np.ndarray]) -> Iterator[Refit]:
     """
     owner = spec.row_examples()
     for group in groups:
-        out = np.isin(owner, group)
-        inside, across = spec.matrix[np.ix_(~out, ~out)], spec.matrix[np.ix_(out, ~out)]
-        values, vectors = np.linalg.eigh(inside / inside.shape[0])
-        yield Refit(group, out, inside, across, np.maximum(values, 0.0), vectors)
+        yield _without(spec, group, np.isin(owner, group))  # no name holds it here while the next one is decomposed
+
+
+def _without(spec: Spectrum, group: np.ndarray, out: np.ndarray) -> Refit:
+    inside, across = spec.matrix[np.ix_(~out, ~out)], spec.matrix[np.ix_(out, ~out)]
+    values, vectors = np.linalg.eigh(inside / inside.shape[0])
+    return Refit(group, out, inside, across, np.maximum(values, 0.0), vectors)
 
 
 def watch(

@@ -10,8 +10,12 @@ from kernel_reference import pico, prompts, relative, shaken
 from stopwise.kernel import by_columns
 from stopwise.kernel.by_columns import nystrom_ntk
 from stopwise.kernel.ntk import empirical_ntk
+from stopwise.linearized.coding import targets
+from stopwise.linearized.decay import decay_fit
+from stopwise.linearized.filters import GradientDescent
 from stopwise.linearized.spectrum import Spectrum
 from stopwise.network.pico import pico_classifier
+from stopwise.stopping.stops import stopping_time
 
 LENGTHS = [5, 9, 3, 7, 4, 6, 8]
 
@@ -65,13 +69,26 @@ def test_pivots_columns_are_the_kernels_and_the_certificate_bounds_every_eigenva
         assert (exact <= near + found.bound + slack).all()
 
 
-@pytest.mark.parametrize("name", ["words", "classifier"])
-def test_as_many_columns_as_rows_give_the_kernel(name):
-    model, batch, options = NETWORKS[name][0]()
+def test_as_many_columns_as_rows_give_the_kernel():
+    model, batch, options = language_model()
     whole = empirical_ntk(model, batch, **options)
     found, _ = nystrom_ntk(model, batch, len(whole.matrix), block=8, **options)
     assert relative(found.matrix(), whole.matrix) < 1e-9
     assert found.left <= 1e-9 * found.trace
+
+
+def test_a_network_gives_a_stop_and_a_decay_by_some_of_its_columns():
+    """The way of docs/explanation/kernel.md."""
+    model, batch, options = head_alone()
+    found, outputs = nystrom_ntk(model, batch, 6, block=6, **options)
+    y = targets(np.arange(len(LENGTHS)) % 2, 2)
+    spectrum = found.spectrum(columns=outputs.shape[1], intercept=True)
+    filter = GradientDescent(1 / spectrum.lambda_max)
+    stop = stopping_time(spectrum, y - outputs, "loo", filter, t_max=50, targets=y)
+    assert stop.t is not None
+    assert "nystrom" in stop.flags
+    assert spectrum.bound == found.bound
+    assert decay_fit(found.eigenvalues(outputs.shape[1], intercept=True)).exponent >= 0
 
 
 def test_no_pass_sees_more_than_a_block_of_columns(monkeypatch):
