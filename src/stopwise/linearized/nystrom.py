@@ -73,8 +73,8 @@ class Nystrom:
         """Return the spectrum of ``matrix``, on which every stopping rule runs as on that of a whole kernel.
 
         With the diagonal, what the columns leave out stays in the kernel as a part that no two examples share: rules
-        that estimate the noise would take it for noise otherwise (judged in docs/results/cost.md). Repeated examples are
-        then told apart, and not set aside.
+        that need the noise then stop nearer to where the whole kernel stops them (docs/results/cost.md). Repeated
+        examples are then told apart, and not set aside.
         Its ``bound`` is the certificate, and its flags, with those of every stop, hold ``nystrom``. Cost and memory as
         ``Spectrum.of`` a kernel of m rows: it is the passes that some columns save. Raises KernelError as there.
         """
