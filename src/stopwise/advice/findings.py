@@ -129,9 +129,9 @@ def findings(problem: Problem, settings: Settings, progress: bool = False, scale
         return settings.filter(spread * lambda_1)
 
     filter = make_filter(spec.lambda_max)
-    decision = decide(spec, problem.residual, problem.targets, filter, t_max, seed)
     before = BeforeTraining(spec, problem.residual, filter, t_max, seed=seed, targets=problem.targets)
     compared = stops(before, COMPARED)
+    decision = decide(spec, problem.residual, problem.targets, filter, t_max, seed, compared)
     folds = fold_splits(problem.labels, seed=seed)
     small = subset_splits(problem.labels, curve_sizes(problem.examples, problem.classes), seed=seed)
     bar = tqdm(total=len(folds) + sum(map(len, small)), desc="held-out", unit="fit", disable=not progress)

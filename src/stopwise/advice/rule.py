@@ -5,6 +5,7 @@ A study that finds a better rule changes ``DEFAULT_RULE`` here and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,16 +37,23 @@ class Decision:
 
 
 def decide(
-    spec: Spectrum, residual: np.ndarray, targets: np.ndarray, filter: Filter, t_max: int, seed: int = 0
+    spec: Spectrum,
+    residual: np.ndarray,
+    targets: np.ndarray,
+    filter: Filter,
+    t_max: int,
+    seed: int = 0,
+    known: Sequence[Stop] = (),
 ) -> Decision:
     """Return the first answer among ``DEFAULT_RULE`` and ``FALLBACKS`` on a filter's path up to ``t_max`` steps.
 
-    ``residual`` is y - f0 on the rows of the spectrum, ``targets`` y. Cost O(n m^3) for the first rule, which refits
-    without each example.
+    ``residual`` is y - f0 on the rows of the spectrum, ``targets`` y; ``known``: stops of this path that are computed
+    already. Cost O(n m^3) for the first rule, which refits without each example.
     """
     tried: list[Stop] = []
+    found = {stop.rule: stop for stop in known}
     for rule in (DEFAULT_RULE, *FALLBACKS):
-        stop = stopping_time(spec, residual, rule, filter, t_max, seed=seed, targets=targets)
+        stop = found.get(rule) or stopping_time(spec, residual, rule, filter, t_max, seed=seed, targets=targets)
         if stop.t is not None:
             return Decision(stop, tuple(tried))
         tried.append(stop)

@@ -4,14 +4,18 @@ K~ = F F' lies below K: K - K~ is positive semi-definite. Its trace is the sum o
 anyway, and it bounds the error of every eigenvalue, lambda_i(K~) <= lambda_i(K) <= lambda_i(K~) + tr(K - K~).
 Pivots are drawn in proportion to that diagonal, many at a time, and accepted as if they had been drawn one by one
 (Chen, Epperly, Tropp and Webber, 2023; Epperly, Tropp and Webber, 2024: accelerated by rejection).
+
+An intercept takes nothing from the certificate: P (K - K~) P is positive semi-definite too, and its trace no larger.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from stopwise.linearized.spectrum import Spectrum
 
 Columns = Callable[[np.ndarray], np.ndarray]
 
@@ -42,15 +46,40 @@ class Nystrom:
         """The bound on the error of the eigenvalues of K/m."""
         return self.left / len(self.factor)
 
-    def eigenvalues(self) -> np.ndarray:
-        """Return the eigenvalues of K~/m, descending, float64 [rank]. Cost O(m rank^2)."""
-        values = np.linalg.eigvalsh(self.factor.T @ self.factor / len(self.factor))[::-1]
+    def eigenvalues(self, columns: int = 1, intercept: bool = False) -> np.ndarray:
+        """Return the eigenvalues of P K~/m P (P = I without an intercept) that are not 0 by rank, float64 [rank].
+
+        Descending. Cost O(m rank^2), without a matrix of m x m: decay fits and effective dimensions take them.
+        """
+        factor = self.factor
+        if intercept:
+            by_example = factor.reshape(-1, columns, factor.shape[1])
+            factor = (by_example - by_example.mean(axis=0)).reshape(factor.shape)
+        values = np.linalg.eigvalsh(factor.T @ factor / len(factor))[::-1]
         return np.maximum(values, 0.0)
 
-    def matrix(self) -> np.ndarray:
-        """Return K~, float64 [m, m], symmetric to the bit."""
+    def matrix(self, diagonal: bool = False) -> np.ndarray:
+        """Return K~, float64 [m, m], symmetric to the bit; with ``diagonal`` K~ + diag(K - K~), whose diagonal is K's.
+
+        Both are positive semi-definite, and the eigenvalues of neither are off by more than ``left``.
+        """
         whole = self.factor @ self.factor.T
-        return (whole + whole.T) / 2
+        whole = (whole + whole.T) / 2
+        if diagonal:
+            whole[np.diag_indices_from(whole)] += self.residual
+        return whole
+
+    def spectrum(self, columns: int = 1, intercept: bool = False, diagonal: bool = True) -> Spectrum:
+        """Return the spectrum of ``matrix``, on which every stopping rule runs as on that of a whole kernel.
+
+        With the diagonal, what the columns leave out stays in the kernel as a part that no two examples share: rules
+        that need the noise then stop nearer to where the whole kernel stops them (docs/results/cost.md). Repeated
+        examples are then told apart, and not set aside.
+        Its ``bound`` is the certificate, and its flags, with those of every stop, hold ``nystrom``. Cost and memory as
+        ``Spectrum.of`` a kernel of m rows: it is the passes that some columns save. Raises KernelError as there.
+        """
+        found = Spectrum.of(self.matrix(diagonal), columns, intercept)
+        return replace(found, bound=self.bound, flags=(*found.flags, "nystrom"))
 
 
 def pivoted_cholesky(diagonal: np.ndarray, columns: Columns, rank: int, block: int = 64, seed: int = 0) -> Nystrom:

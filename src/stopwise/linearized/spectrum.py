@@ -7,7 +7,7 @@ itself. ``Spectrum`` holds the first and gives the second as ``spec.raw``; witho
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -49,7 +49,9 @@ class Spectrum:
     an intercept the last q entries are the zero eigenvalues of the q column indicators, so the first ``degrees`` =
     m - q belong to the likelihood. ``layout`` lists (examples, columns) of each task stacked in the kernel: one pair
     unless the kernel is joint. Rows are example-major: row = example * columns + column. ``smallest`` is the lowest
-    eigenvalue before clipping at 0; ``flags`` may hold ``zero_kernel``, ``flat_spectrum`` and ``duplicated_examples``.
+    eigenvalue before clipping at 0; ``flags`` may hold ``zero_kernel``, ``flat_spectrum`` and ``duplicated_examples``,
+    and ``nystrom`` where K was made from some of its columns: no eigenvalue of the whole kernel is then further from
+    the one here than ``bound`` (0: this is the whole kernel).
     """
 
     eigenvalues: np.ndarray
@@ -63,6 +65,7 @@ class Spectrum:
     flags: tuple[str, ...]
     matrix: np.ndarray = field(repr=False)
     tolerance: float = NEGATIVE_TOLERANCE
+    bound: float = 0.0
 
     @classmethod
     def of(
@@ -114,7 +117,9 @@ class Spectrum:
     @cached_property
     def raw(self) -> Spectrum:
         """The spectrum of K_n itself, which drives training on the targets y - b_hat (self without an intercept)."""
-        return Spectrum.of(self.matrix, layout=self.layout, tolerance=self.tolerance) if self.intercept else self
+        if not self.intercept:
+            return self
+        return self._bounded(Spectrum.of(self.matrix, layout=self.layout, tolerance=self.tolerance))
 
     @property
     def lambda_max(self) -> float:
@@ -184,7 +189,14 @@ class Spectrum:
         if len(self.layout) > 1:
             raise ValueError("a joint kernel has no leading block: take it from each task before stacking")
         rows = examples * self.columns
-        return Spectrum.of(self.matrix[:rows, :rows], self.columns, self.intercept, tolerance=self.tolerance)
+        found = Spectrum.of(self.matrix[:rows, :rows], self.columns, self.intercept, tolerance=self.tolerance)
+        return self._bounded(found)
+
+    def _bounded(self, part: Spectrum) -> Spectrum:
+        """The spectrum of some rows with what is known of all: a bound on K's eigenvalues bounds those of a part."""
+        if "nystrom" not in self.flags:
+            return part
+        return replace(part, bound=self.bound * self.m / part.m, flags=(*part.flags, "nystrom"))
 
     def without_repeats(self, *values: np.ndarray) -> tuple[Spectrum, np.ndarray]:
         """Return the spectrum without repeated examples, and the rows that were kept; int64.
@@ -193,7 +205,7 @@ class Spectrum:
         ``values`` ([m] or [examples, columns]) is the same for both. Repeats say nothing of the task: the difference
         of two copies is a direction without signal that shows no noise either. Itself and all rows where there are
         none, or where fewer than two examples of a task would be left. Cost O(m^2), and a decomposition if any are
-        found.
+        found and were not found by the call before.
         """
         every = np.arange(self.m)
         if "duplicated_examples" not in self.flags:
@@ -212,8 +224,17 @@ class Spectrum:
         left = np.concatenate(kept)
         if left.size == self.m:
             return self, every
-        matrix = self.matrix[np.ix_(left, left)]
-        return Spectrum.of(matrix, self.columns, self.intercept, layout=tuple(layout), tolerance=self.tolerance), left
+        if left.tobytes() not in self._distinct:
+            self._distinct.clear()
+            matrix, shape = self.matrix[np.ix_(left, left)], tuple(layout)
+            found = Spectrum.of(matrix, self.columns, self.intercept, layout=shape, tolerance=self.tolerance)
+            self._distinct[left.tobytes()] = self._bounded(found)
+        return self._distinct[left.tobytes()], left
+
+    @cached_property
+    def _distinct(self) -> dict[bytes, Spectrum]:
+        """The last spectrum of ``without_repeats``, by its rows: noise, belief and decay ask for the same one."""
+        return {}
 
 
 def stack_blocks(blocks: dict[tuple[str, str], np.ndarray], tasks: list[str] | None = None) -> np.ndarray:

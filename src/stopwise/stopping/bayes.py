@@ -13,6 +13,7 @@ silence the rule.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from stopwise.linearized.filters import Filter
 from stopwise.linearized.spectrum import Spectrum
 from stopwise.stopping.leave_one_out import leave_out_groups
+from stopwise.stopping.refits import Refit, Taker, watch
 
 GRID_POINTS = 81
 # Eigenvalues below this share of the largest are rounding: they do not widen the range of mu.
@@ -181,45 +183,96 @@ def expected_loss(
     tau^2/m [k(x,x) - 2 h'k + h'Kh], the noise's sigma^2 (1 + h'h), the start's the error of the path that is given f0.
     Cost as ``loo_curve``; for few steps two products of m x m matrices a step, whatever the number of refits.
     """
-    owner, column = spec.row_examples(), _columns(spec)
-    groups, last = leave_out_groups(spec.examples, folds, seed), int(np.max(times, initial=0))
-    if filter.iterates and last <= STEPS_PER_REFIT * len(groups):
-        return _iterated_loss(spec, posterior, start, filter, times, groups)
-    total, eta = np.zeros(len(times)), filter.eta(times)
-    known = _start_rows(spec, start)
-    for group in groups:
-        out = np.isin(owner, group)
-        inside, across = spec.matrix[np.ix_(~out, ~out)], spec.matrix[np.ix_(out, ~out)]
-        m = inside.shape[0]
-        values, vectors = np.linalg.eigh(inside / m)
-        values = np.maximum(values, 0.0)
-        means, shared = _intercept(spec, column[~out])
-        offsets = vectors.T @ shared  # V
-        passed, gone = vectors.T @ known[~out], known[out] - means[column[out]] @ known[~out]
-        for i, (row, k) in enumerate(zip(np.flatnonzero(out), across, strict=True)):
-            e, features = means[column[row]], vectors.T @ k
-            crossed = 2 * m * values * (vectors.T @ e) - 2 * features
-            fixed = spec.matrix[row, row] - 2 * k @ e + e @ inside @ e
-            for block, s in filter.sweep(values, times):
-                y = filter.gain_of(s, values, eta[block]) * (features / m)
-                y -= (y @ offsets) @ offsets.T
-                signal = fixed + y @ crossed + y**2 @ (m * values)
-                noise = e @ e + (y**2).sum(axis=1)
-                errors = gone[i] - y @ passed
-                unlearned = ((errors @ posterior.start) * errors).sum(axis=1)
-                total[block] += posterior.tau2 / spec.m * signal + posterior.sigma2 * noise + unlearned
-    return total / spec.m + posterior.sigma2
+    return expected_losses(spec, [posterior], start, filter, times, folds, seed)[0]
 
 
-def _iterated_loss(
+def expected_losses(
     spec: Spectrum,
-    posterior: Posterior,
+    posteriors: Sequence[Posterior],
+    start: np.ndarray,
+    filter: Filter,
+    times: np.ndarray,
+    folds: int | None = None,
+    seed: int = 0,
+) -> list[np.ndarray]:
+    """Return the ``expected_loss`` under each posterior; all of them share the refits."""
+    if not posteriors:
+        return []
+    groups = leave_out_groups(spec.examples, folds, seed)
+    if by_steps(filter, times, groups):
+        return _iterated_losses(spec, posteriors, start, filter, times, groups)
+    seen = [ExpectedLoss(spec, posterior, start, times) for posterior in posteriors]
+    watch(spec, groups, filter, times, seen)
+    return [one.curve() for one in seen]
+
+
+def by_steps(filter: Filter, times: np.ndarray, groups: Sequence[np.ndarray]) -> bool:
+    """Whether ``expected_loss`` follows the steps of all refits together instead of decomposing each."""
+    return filter.iterates and int(np.max(times, initial=0)) <= STEPS_PER_REFIT * len(groups)
+
+
+class ExpectedLoss:
+    """The terms of ``expected_loss``, summed while refits go by (a ``Watcher``).
+
+    All rows of a group are read off the same path: what is linear in y(t) = (I - V V') g(t) U'k/m is a product of
+    g = s/lambda [times, m'] and U'k/m [m', rows], what is quadratic a product of g^2, less what V V' takes out. Cost:
+    3 such products, 2 for each column of an intercept and 1 for each start; memory: 5 matrices of the size of U'k.
+    """
+
+    def __init__(self, spec: Spectrum, posterior: Posterior, start: np.ndarray, times: np.ndarray) -> None:
+        self.spec, self.posterior, self.total = spec, posterior, np.zeros(len(times))
+        self.column, self.known = _columns(spec), _start_rows(spec, start)
+
+    def begin(self, refit: Refit) -> Taker:
+        """Return what adds the expected errors of the group at a block of times."""
+        spec, out, rows, energy = self.spec, refit.out, refit.rows, refit.m * refit.values
+        means, shared = _intercept(spec, self.column[~out])
+        offsets, passed = refit.vectors.T @ shared, refit.vectors.T @ self.known[~out]  # V [m', q], [m', p]
+        at = means[self.column[rows]]  # E-mean of each row [rows, m']
+        gone = self.known[out] - at @ self.known[~out]
+        features = refit.vectors.T @ refit.across.T  # U'k [m', rows]
+        crossed = 2 * energy[:, None] * (refit.vectors.T @ at.T) - 2 * features
+        fixed = spec.matrix[rows, rows] - 2 * (refit.across * at).sum(1) + ((at @ refit.inside) * at).sum(1)
+        moved, size = features / refit.m, (at**2).sum(1)
+        weighed, direct, squared = energy[:, None] * offsets, moved * crossed, moved**2
+        inner, inner_weighed = offsets.T @ offsets, offsets.T @ weighed
+        inner_crossed, inner_passed = offsets.T @ crossed, offsets.T @ passed
+
+        def take(block: slice, gain: np.ndarray) -> None:
+            def along(directions: np.ndarray) -> np.ndarray:
+                """d'y before V V' is taken out of y, for each direction d; [times, directions, rows]."""
+                return np.stack([(gain * d) @ moved for d in directions.T], axis=1)
+
+            mean, heavy, reached, gain2 = along(offsets), along(weighed), along(passed), gain**2
+            signal = fixed + gain @ direct - (mean * inner_crossed).sum(1)
+            signal += (gain2 * energy) @ squared - 2 * (mean * heavy).sum(1) + _form(mean, inner_weighed)
+            noise = size + gain2 @ squared - 2 * (mean**2).sum(1) + _form(mean, inner)
+            errors = gone.T - reached + np.einsum("tqr,qp->tpr", mean, inner_passed)
+            unlearned = _form(errors, self.posterior.start)
+            loss = self.posterior.tau2 / spec.m * signal + self.posterior.sigma2 * noise + unlearned
+            self.total[block] += loss.sum(axis=1)
+
+        return take
+
+    def curve(self) -> np.ndarray:
+        """Return the expected squared error at each time, float64 [times], once every group has gone by."""
+        return self.total / self.spec.m + self.posterior.sigma2
+
+
+def _form(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """x' M x over the middle axis of x [times, a, rows]; [times, rows]."""
+    return (np.einsum("tar,ab->tbr", x, matrix) * x).sum(axis=1)
+
+
+def _iterated_losses(
+    spec: Spectrum,
+    posteriors: Sequence[Posterior],
     start: np.ndarray,
     filter: Filter,
     times: np.ndarray,
     groups: list[np.ndarray],
-) -> np.ndarray:
-    """Return what ``expected_loss`` does, all refits together, by the steps themselves instead of decompositions.
+) -> list[np.ndarray]:
+    """Return what ``expected_losses`` does, all refits together, by the steps themselves instead of decompositions.
 
     Column j of each matrix belongs to row j left out: its entries in the rows of j's group are 0, so that the products
     with the whole kernel are those of the refit's own. Equal to the other way but for rounding.
@@ -238,16 +291,17 @@ def _iterated_loss(
     means = kept * member.T[:, column] / sizes[column, np.arange(spec.m)]
     first = means.T @ known
     at = {int(t): i for i, t in enumerate(times)}
-    losses = np.zeros(len(times))
+    losses = np.zeros((len(posteriors), len(times)))
 
-    def loss(g: np.ndarray) -> float:
+    def loss(g: np.ndarray) -> list[float]:
         y = g - kept * (member.T @ ((member @ g) / sizes))
         h = means + y
         signal = np.diag(kernel).sum() - 2 * (h * kernel).sum() + (h * (kernel @ h)).sum()
         noise = (means**2).sum() + (y**2).sum()
         errors = known - first - y.T @ known
-        unlearned = ((errors @ posterior.start) * errors).sum()
-        return posterior.tau2 / spec.m * signal + posterior.sigma2 * noise + unlearned
+        unlearned = [((errors @ one.start) * errors).sum() for one in posteriors]
+        parts = zip(posteriors, unlearned, strict=True)
+        return [one.tau2 / spec.m * signal + one.sigma2 * noise + own for one, own in parts]
 
     def apply(g: np.ndarray) -> np.ndarray:
         return kept * (kernel @ g) / rows_kept
@@ -255,8 +309,8 @@ def _iterated_loss(
     path = filter.weights(apply, kept * kernel / rows_kept, max(at, default=0))
     for step, g in enumerate(itertools.chain([np.zeros_like(kernel)], path)):
         if step in at:
-            losses[at[step]] = loss(g)
-    return losses / spec.m + posterior.sigma2
+            losses[:, at[step]] = loss(g)
+    return [own / spec.m + one.sigma2 for one, own in zip(posteriors, losses, strict=True)]
 
 
 def _noise_range(lam: np.ndarray) -> np.ndarray:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -77,12 +79,19 @@ class Known:
     """What the function of a rule is given: the run, the moments of its path, and sigma and R, known or estimated.
 
     A rule whose row names ``sigma``, ``radius`` or ``scale`` among its needs is only asked where they are finite.
+    ``rules``: all that are asked of this run, so that those with work in common do it once, and keep it in ``shared``.
     """
 
     run: BeforeTraining
     path: Moments
     sigma: float
     rkhs_norm: float
+    rules: tuple[str, ...] = ()
+
+    @cached_property
+    def shared(self) -> dict[str, Any]:
+        """What the rules of one run have computed for each other, by name; it goes when the run's rules are done."""
+        return {}
 
     @property
     def spec(self) -> Spectrum:

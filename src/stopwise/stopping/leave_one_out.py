@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from stopwise.linearized.filters import Filter
 from stopwise.linearized.spectrum import Spectrum
+from stopwise.stopping.refits import Refit, Taker, refits, watch
 
 # Above this many examples the refits become folds of examples.
 EXACT_UP_TO = 256
@@ -42,35 +43,62 @@ def loo_curve(
     leave-one-out (measured at m = 256 and 1,000 times: 2.3 s of one core for descent, 3.2 s for heavy ball).
     Stone (1974); refitting early-stopped descent: Patil, Wu & Tibshirani (2024).
     """
-    total = np.zeros(len(times))
-    for errors, _ in refit_errors(spec, residual, filter, times, leave_out_groups(spec.examples, folds, seed)):
-        total += (errors**2).sum(axis=1)
-    return total / spec.m
+    seen = LeftOutErrors(spec, residual, times)
+    watch(spec, leave_out_groups(spec.examples, folds, seed), filter, times, [seen])
+    return seen.curve()
+
+
+class LeftOutErrors:
+    """The squared errors of ``loo_curve``, summed while refits go by (a ``Watcher``)."""
+
+    def __init__(self, spec: Spectrum, residual: np.ndarray, times: np.ndarray) -> None:
+        self.spec, self.residual, self.total = spec, residual, np.zeros(len(times))
+
+    def begin(self, refit: Refit) -> Taker:
+        """Return what adds the squared errors of the group at a block of times."""
+        errors = _errors(self.spec, self.residual, refit)
+
+        def take(block: slice, gain: np.ndarray) -> None:
+            self.total[block] += (errors(gain) ** 2).sum(axis=1)
+
+        return take
+
+    def curve(self) -> np.ndarray:
+        """Return the mean squared error at each time, float64 [times], once every group has gone by."""
+        return self.total / self.spec.m
 
 
 def refit_errors(
     spec: Spectrum, residual: np.ndarray, filter: Filter, times: np.ndarray, groups: list[np.ndarray]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (errors [len(times), rows left out], rows) of the path refitted without each group of examples."""
-    r, owner = spec.rows(residual), spec.row_examples()
+    for refit in refits(spec, groups):
+        errors = _errors(spec, residual, refit)
+        yield np.concatenate([errors(gain) for _, gain in refit.path(filter, times)]), refit.rows
+
+
+def _errors(spec: Spectrum, residual: np.ndarray, refit: Refit) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what gives the errors [times, rows left out] of a path on the rows kept, from its s/lambda."""
+    r, owner, rows = spec.rows(residual), spec.row_examples(), refit.rows
     width = np.concatenate([np.full(n, q) for n, q in spec.layout])
     task_of = np.repeat(np.arange(len(spec.layout)), [n for n, _ in spec.layout])
-    for group in groups:
-        out = np.isin(owner, group)
-        kept = np.setdiff1d(np.arange(spec.examples), group)
-        layout = tuple((int((task_of[kept] == a).sum()), q) for a, (_, q) in enumerate(spec.layout))
-        if spec.intercept and min(n for n, _ in layout) < 1:
-            raise ValueError("leaving out the only example of a task leaves nothing to fit its intercept on")
-        layout = tuple(pair for pair in layout if pair[0])
-        inside, across = spec.matrix[np.ix_(~out, ~out)], spec.matrix[np.ix_(out, ~out)]
-        centred, offset = _recentre(r[~out], layout, spec.intercept)
-        fitted = _refit_path(inside, across, centred, filter, times)
-        rows = np.flatnonzero(out)
-        if spec.intercept:
-            start = np.concatenate([[0], np.cumsum([q for _, q in layout])])[task_of[owner[rows]]]
-            first = np.concatenate([[0], np.cumsum(width)])[owner[rows]]
-            fitted = fitted + offset[start + rows - first]
-        yield r[rows] - fitted, rows
+    kept = np.setdiff1d(np.arange(spec.examples), refit.group)
+    layout = tuple((int((task_of[kept] == a).sum()), q) for a, (_, q) in enumerate(spec.layout))
+    if spec.intercept and min(n for n, _ in layout) < 1:
+        raise ValueError("leaving out the only example of a task leaves nothing to fit its intercept on")
+    layout = tuple(pair for pair in layout if pair[0])
+    centred, offset = _recentre(r[~refit.out], layout, spec.intercept)
+    weights = (refit.across @ refit.vectors).T * (refit.vectors.T @ centred)[:, None] / refit.m
+    fixed: np.ndarray | float = 0.0
+    if spec.intercept:
+        start = np.concatenate([[0], np.cumsum([q for _, q in layout])])[task_of[owner[rows]]]
+        first = np.concatenate([[0], np.cumsum(width)])[owner[rows]]
+        fixed = offset[start + rows - first]
+
+    def errors(gain: np.ndarray) -> np.ndarray:
+        return r[rows] - (gain @ weights + fixed)
+
+    return errors
 
 
 def _recentre(r: np.ndarray, layout: tuple[tuple[int, int], ...], intercept: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -84,20 +112,6 @@ def _recentre(r: np.ndarray, layout: tuple[tuple[int, int], ...], intercept: boo
         centred[start : start + n * q] = (piece - means[-1]).ravel()
         start += n * q
     return centred, np.concatenate(means)
-
-
-def _refit_path(
-    inside: np.ndarray, across: np.ndarray, residual: np.ndarray, filter: Filter, times: np.ndarray
-) -> np.ndarray:
-    """K(left out, kept) c_t of the path on the kept rows; [len(times), rows left out]."""
-    m = inside.shape[0]
-    values, vectors = np.linalg.eigh(inside / m)
-    values = np.maximum(values, 0.0)
-    weights = (across @ vectors).T * (vectors.T @ residual)[:, None] / m
-    fitted, eta = np.empty((len(times), across.shape[0])), filter.eta(times)
-    for rows, s in filter.sweep(values, times):
-        fitted[rows] = filter.gain_of(s, values, eta[rows]) @ weights
-    return fitted
 
 
 def loo_shortcut_curve(spec: Spectrum, residual: np.ndarray, filter: Filter, times: np.ndarray) -> np.ndarray:

@@ -86,7 +86,7 @@ def stopping_time(
 
 
 def stops(run: BeforeTraining, names: Sequence[str], measured: Mapping[str, MeasuredCurve] | None = None) -> list[Stop]:
-    """Return the stops of several rules on one path, which share one noise estimate and one sweep over time.
+    """Return the stops of several rules on one path, which share the noise, the sweep over time and the refits.
 
     ``measured``: the curves of the rules that read one, by rule. Raises ValueError for an unknown rule, a rule without
     what it needs, a diverging step size, or fewer replayed batches than steps.
@@ -97,7 +97,7 @@ def stops(run: BeforeTraining, names: Sequence[str], measured: Mapping[str, Meas
     if run.targets is not None and _single_class(run.spec, run.targets):
         flags = (*flags, "one_class")
     path = path_moments(run.spec, run.residual, run.filter, steps)
-    known = Known(run, path, plug_in.sigma, plug_in.rkhs_norm)
+    known = Known(run, path, plug_in.sigma, plug_in.rkhs_norm, tuple(names))
     out = []
     for rule in names:
         at = steps

@@ -22,7 +22,7 @@ from stopwise.linearized.noise import estimate_noise
 from stopwise.linearized.paths import linearized_path
 from stopwise.linearized.replay import batch_lambda_max
 from stopwise.linearized.spectrum import Spectrum
-from stopwise.stopping.bayes import expected_loss, task_posterior
+from stopwise.stopping.bayes import expected_losses, task_posterior
 from stopwise.stopping.closed_form import BEYOND, unbiased_risk, worst_case
 from stopwise.stopping.judging import HIT, judge
 from stopwise.stopping.known import BeforeTraining, Known, path_moments
@@ -165,10 +165,11 @@ def answers(cell: Cell, seed: int = 0) -> dict[str, tuple[int | None, tuple[str,
     if posterior is not None:
         out["sure_posterior"] = _least(times, unbiased_risk(path, spec.m, posterior.sigma2**0.5))
         out["bayes_and_loo"] = _least(times, curves["bayes"] + curves["loo"])
-    for name, option in (("bayes_slope_1", "slope_known"), ("bayes_plug_in", "plug_in")):
-        belief = task_posterior(spec, y, start, **{option: True})
-        if belief is not None:
-            out[name] = _least(times, expected_loss(spec, belief, start, filter, times, folds, seed))
+    options = {"bayes_slope_1": "slope_known", "bayes_plug_in": "plug_in"}
+    beliefs = {name: task_posterior(spec, y, start, **{option: True}) for name, option in options.items()}
+    told = {name: belief for name, belief in beliefs.items() if belief is not None}
+    tried = expected_losses(spec, list(told.values()), start, filter, times, folds, seed)
+    out |= {name: _least(times, curve) for name, curve in zip(told, tried, strict=True)}
     out["cv5"] = _least(times, loo_curve(spec, residual, filter, times, 5, seed))
     out |= {f"eta_{c}": (c, ()) for c in (1, 3, 10, 30, 100)}
     alpha = EPOCH_STEP / batch_lambda_max(spec.matrix, spec.columns, EPOCH_BATCH)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stopwise.linearized.decay import decay_fit
+from stopwise.linearized.filters import GradientDescent
 from stopwise.linearized.nystrom import pivoted_cholesky
+from stopwise.linearized.spectrum import Spectrum
+from stopwise.stopping.registry import PREDICTED
+from stopwise.stopping.stops import stopping_time
 
 
 def kernel(m, decay=1.5, seed=0):
@@ -54,3 +59,59 @@ def test_pivots_are_seeded_and_malformed_kernels_refused():
         pivoted_cholesky(np.array([1.0, -1.0]), lambda rows: k[:, rows], 1)
     with pytest.raises(ValueError, match="rank and block of 1 or more, found 0 and 64"):
         of(k, 0)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+@pytest.mark.parametrize("intercept", [False, True])
+@pytest.mark.parametrize("columns", [1, 3])
+def test_the_spectrum_of_some_columns_is_within_its_bound_of_the_kernels(columns, intercept, diagonal):
+    k = kernel(60, decay=1.0)
+    found = of(k, 20, block=8)
+    spec, whole = found.spectrum(columns, intercept, diagonal), Spectrum.of(k, columns, intercept)
+    assert spec.bound == found.bound > 0 == whole.bound
+    assert np.abs(spec.eigenvalues - whole.eigenvalues).max() <= spec.bound + 1e-12
+    assert np.abs(spec.raw.eigenvalues - whole.raw.eigenvalues).max() <= spec.raw.bound + 1e-12
+    if diagonal:
+        np.testing.assert_allclose(np.diag(spec.matrix), np.diag(k), rtol=1e-12)
+    else:
+        np.testing.assert_allclose(found.eigenvalues(columns, intercept), spec.eigenvalues[:20], atol=1e-14)
+        assert (spec.eigenvalues <= whole.eigenvalues + 1e-12).all()
+
+
+def test_a_part_of_the_spectrum_keeps_a_bound_that_holds_for_it():
+    k = kernel(60, decay=1.0)
+    index = np.concatenate([np.arange(60), np.arange(5)])
+    k = k[np.ix_(index, index)]
+    spec, whole = of(k, 20).spectrum(diagonal=False), Spectrum.of(k)
+    first, own = spec.leading(30), whole.leading(30)
+    assert np.abs(first.eigenvalues - own.eigenvalues).max() <= first.bound
+    distinct, rows = spec.without_repeats()
+    assert len(rows) == 60
+    assert distinct.bound == pytest.approx(spec.bound * 65 / 60)
+    for part in (spec, first, distinct):
+        assert "nystrom" in part.flags
+    assert "nystrom" not in whole.flags
+
+
+def test_every_rule_runs_on_some_columns_and_says_so():
+    """With all the columns that matter a rule stops where it does on the kernel; every answer carries the flag."""
+    rng = np.random.default_rng(0)
+    k = kernel(80, decay=3.0)
+    signal = np.linalg.cholesky(k + 1e-9 * np.eye(80)) @ rng.normal(size=80)
+    y, f0 = signal + 0.1 * rng.normal(size=80), np.zeros(80)
+    spec, whole = of(k, 70).spectrum(), Spectrum.of(k)
+    filter = GradientDescent(1 / whole.lambda_max)
+    for rule in PREDICTED:
+        near, exact = (stopping_time(s, y - f0, rule, filter, 300, targets=y, folds=4) for s in (spec, whole))
+        assert "nystrom" in near.flags
+        assert "nystrom" not in exact.flags
+        assert near.t == exact.t
+
+
+def test_the_decay_is_fitted_to_the_eigenvalues_of_the_columns():
+    """The zeros beyond the rank would pass for a kernel of finite rank; without them the law is the kernel's."""
+    found = of(kernel(300, decay=1.5), 120)
+    assert decay_fit(found.spectrum(diagonal=False).eigenvalues).kind == "finite_rank"
+    law = decay_fit(found.eigenvalues())
+    assert law.kind == "power"
+    assert law.exponent == pytest.approx(1.5, abs=0.15)
