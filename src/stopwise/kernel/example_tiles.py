@@ -151,10 +151,12 @@ def _place(whole: Part, found: Part, left: Tile, right: Tile, widths: Sequence[i
             target[cols, rows] = block.T
     for layer, (here, mirror) in found.moments.items():
         if layer not in whole.moments:
-            whole.moments[layer] = Moments.zeros(whole.shape[0], widths[left.task]), None
-        whole.moments[layer][0].add(here, rows)
+            sides = [Moments.zeros(count, widths[left.task]) for count in whole.shape]
+            whole.moments[layer] = sides[0], None if mirrored else sides[1]
+        own, others = whole.moments[layer]
+        own.add(here, rows)
         if mirror is not None:
-            whole.moments[layer][0].add(mirror, cols)
+            (own if others is None else others).add(mirror, cols)
     if found.moves is not None:
         whole.moves = np.zeros(whole.shape[0]) if whole.moves is None else whole.moves
         whole.moves[rows] = found.moves

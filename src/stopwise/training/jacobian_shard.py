@@ -63,11 +63,7 @@ def jacobian_shard(
         products=kernel.get("products", "float32"),
         **options,
     )
-    if not all(np.isfinite(f).all() for f in (among_train.outputs, with_new.outputs)):
-        raise ValueError(
-            f"config key model.source: the outputs of {source!r} are not finite at the start; its weights or"
-            " model.dtype cannot be used"
-        )
+    check_outputs((among_train.outputs, with_new.outputs), source)
     beside = {}
     if "clip_norm" in scheduled and kernel["formula"] == "adam":
         beside["plain"] = plain_kernel(model, train, kernel, layers, device)
@@ -84,6 +80,15 @@ def jacobian_shard(
         among_train.moments,
     )
     return table, among_train.plan
+
+
+def check_outputs(outputs: Sequence[np.ndarray], source: str) -> None:
+    """Raise ValueError, naming the model, where outputs at the start are not finite."""
+    if not all(np.isfinite(f).all() for f in outputs):
+        raise ValueError(
+            f"config key model.source: the outputs of {source!r} are not finite at the start; its weights or"
+            " model.dtype cannot be used"
+        )
 
 
 def _layers_of(model: Any, kernel: Mapping[str, Any], names: Sequence[str], number: int, count: int) -> list[str]:
