@@ -74,6 +74,8 @@ CONFIG: list[tuple[str, Any, str]] = [
     ("kernel.formula", "adamw", "sgd, signgd or adam"),
     ("kernel.formula", "adam", "the kernel of AdamW, and finetune.optimizer is"),
     ("kernel.shards", 0, "an integer >= 1"),
+    ("kernel.blocks", 0, "an integer >= 1"),
+    ("kernel.blocks", 3, "3 blocks of examples beside 2 shards of layers"),
     ("kernel.memory_gb", 0, "a number > 0 or null"),
     ("kernel.layers", "yes", "true, false"),
     ("kernel.products", "fp4", "is not one of"),

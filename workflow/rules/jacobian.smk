@@ -1,4 +1,5 @@
-# Jacobian shards: a shard is a block of layers over all examples; a job adds up its own layers' Gram contributions.
+# What a kernel is assembled from. A shard is some layers over all examples; a job adds up its own layers' Gram
+# contributions. With kernel.blocks a job has all layers, and two blocks of the examples.
 
 
 rule jacobian:
@@ -6,11 +7,11 @@ rule jacobian:
         data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
         model=model_stamp(),
     output:
-        f"{RESULTS}/jacobian/{{start}}/{{task}}/seed{{seed}}/shard{{shard}}of{{shards}}.parquet",
+        f"{RESULTS}/jacobian/{{start}}/{{task}}/seed{{seed}}/{PIECE}.parquet",
     log:
-        f"{RESULTS}/logs/jacobian/{{start}}-{{task}}-seed{{seed}}-shard{{shard}}of{{shards}}.log",
+        f"{RESULTS}/logs/jacobian/{{start}}-{{task}}-seed{{seed}}-{PIECE}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/jacobian/{{start}}-{{task}}-seed{{seed}}-shard{{shard}}of{{shards}}.tsv"
+        f"{RESULTS}/benchmarks/jacobian/{{start}}-{{task}}-seed{{seed}}-{PIECE}.tsv"
     conda:
         ENVIRONMENT
     threads: threads_per_job()
@@ -27,6 +28,6 @@ rule jacobian:
         device=config["device"],
         packages=installed("torch", "transformers"),
     message:
-        "Jacobian shard {wildcards.shard} of {wildcards.shards}: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
+        f"Jacobian {PIECE_IN_WORDS}: {{wildcards.start}} {{wildcards.task}}, seed {{wildcards.seed}}"
     script:
         "../scripts/jacobian.py"

@@ -10,6 +10,7 @@ t, the job of the block that the round leaves out and of the next block computes
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def pair_job(left: int, right: int, blocks: int) -> PairJob:
 def ranges(count: int, pieces: int) -> list[slice]:
     """Return ``count`` examples cut into consecutive pieces of nearly equal size; of fewer examples some are empty."""
     bounds = [count * piece // pieces for piece in range(pieces + 1)]
-    return [slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
 def repeats(blocks: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Blocks of examples as jobs: every block of the kernel once, no example more often than it must, no file out of place."""
+"""Blocks of examples as jobs: every block of the kernel once, no example more often than it must."""
 
 from collections import Counter
 

@@ -84,7 +84,7 @@ def test_blocks_of_a_head_under_adam_are_the_kernel_of_one_job():
 
 
 def test_blocks_that_do_not_fit_into_memory_are_cut_again_inside_their_job(monkeypatch):
-    monkeypatch.setattr("stopwise.kernel.memory.SMALLEST_TILE", 2)
+    monkeypatch.setattr("stopwise.kernel.memory.SMALLEST_TILE", 4)
     own, kernel = sample(VERBALIZERS), {"layers": False, "memory_gb": 1e-9}
     whole, found = both(pico("gpt2"), own, kernel, 2)
     compared(whole, found)
