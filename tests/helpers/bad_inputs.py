@@ -76,6 +76,7 @@ CONFIG: list[tuple[str, Any, str]] = [
     ("kernel.shards", 0, "an integer >= 1"),
     ("kernel.blocks", 0, "an integer >= 1"),
     ("kernel.blocks", 3, "3 blocks of examples beside 2 shards of layers"),
+    ("kernel.processes", 0, "an integer >= 1"),
     ("kernel.memory_gb", 0, "a number > 0 or null"),
     ("kernel.layers", "yes", "true, false"),
     ("kernel.products", "fp4", "is not one of"),

@@ -48,6 +48,8 @@ STARTED = start_tasks(config)  # the tasks of each start
 MERGED = STARTED.get("pretrained", [])  # the tasks whose vectors are combined
 SHARDS = config["kernel"]["shards"]
 BLOCKS = config["kernel"].get("blocks", 1)
+PROCESSES = config["kernel"].get("processes", 1)  # of one job
+JOBS = ("shards", "blocks", "processes")  # how the work is shared, which the numbers do not depend on
 # A file of the rule `jacobian`, in its path and in words: of some layers, or of two blocks of the examples.
 PIECE, PIECE_IN_WORDS = (
     ("blocks{left}-{right}of{blocks}", "blocks {wildcards.left} and {wildcards.right} of {wildcards.blocks}")
@@ -102,7 +104,7 @@ def installed(*packages):
 
 def kernel_section():
     """Return what a shard's numbers depend on: all of the kernel section but how many jobs share the work."""
-    return {key: value for key, value in config["kernel"].items() if key not in ("shards", "blocks")}
+    return {key: value for key, value in config["kernel"].items() if key not in JOBS}
 
 
 def pieces():

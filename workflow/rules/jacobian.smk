@@ -14,11 +14,12 @@ rule jacobian:
         f"{RESULTS}/benchmarks/jacobian/{{start}}-{{task}}-seed{{seed}}-{PIECE}.tsv"
     conda:
         ENVIRONMENT
-    threads: threads_per_job()
+    threads: PROCESSES * threads_per_job()
     resources:
-        mem_mb=5000 if adam_section() is None else 6500,
+        processes=PROCESSES,
+        mem_mb=PROCESSES * (5000 if adam_section() is None else 6500),
         runtime=120,
-        gpu=gpus_per_job(),
+        gpu=PROCESSES * gpus_per_job(),
     params:
         **({"scheduled": scheduled_section()} if scheduled_section() else {}),
         code=library("jacobian"),

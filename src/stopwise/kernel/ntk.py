@@ -314,8 +314,7 @@ def _kernels(
         job.products, job.along = checked(products), along
         if over_ranks:
             job.ranks = Ranks.here(next(bare.model.parameters()).device)
-            if by == "total":
-                raise ValueError("kernel over ranks: by 'total' is for one process; allowed: layer, module")
+            job.progress = progress and job.ranks.rank == 0
         job.targets = [(targets or {}).get(name) for name in names] if by == "total" else ()
         if preconditioner is not None:
             if isinstance(preconditioner, BatchMetric):

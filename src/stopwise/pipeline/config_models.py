@@ -216,6 +216,12 @@ class Kernel(Section):
         " shards",
         ge=1,
     )
+    processes: Annotated[int, LEFT_OUT] = _key(
+        1,
+        "an integer >= 1 (1 when left out)",
+        "processes that share the work of one job, each on a GPU of its own (without GPUs all on the CPU)",
+        ge=1,
+    )
     memory_gb: float | None = _key(
         2, "a number > 0 or null", "GiB of activations that a shard may keep (null for no limit)", gt=0
     )

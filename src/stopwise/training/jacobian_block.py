@@ -37,6 +37,7 @@ def jacobian_block(
     source: str = "",
     adam: Mapping[str, Any] | None = None,
     scheduled: Collection[str] = (),
+    over_ranks: bool = False,
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Return the ``jacobian_block`` artifact of blocks (left, right, of how many), and how its passes were planned.
 
@@ -49,6 +50,7 @@ def jacobian_block(
     new = batch_from_table(sample.table, ("validation", "test"), verbalizers=sample.verbalizers)
     held = _held(train, new, pair_job(*pair), pair[2])
     plain = {key: kernel[key] for key in ("parameters", "outputs", "memory_gb")} | {"device": device}
+    plain["over_ranks"] = over_ranks
     options = plain | {"products": kernel.get("products", "float32"), "progress": True}
     if adam:
         settings = FinetuneSettings(**trained(adam))
@@ -79,7 +81,7 @@ class _Held:
 
     job: PairJob
     count: int
-    batches: dict[str, Batch]
+    batches: Mapping[str, Batch]
     places: dict[str, tuple[str, int]]
 
     def pairs(self, *sides: str) -> list[tuple[str, str]]:
@@ -112,7 +114,7 @@ def _held(train: Batch, new: Batch, job: PairJob, count: int) -> _Held:
     places = {_name(TRAIN, piece): (TRAIN, piece) for piece in (job.left, job.right)}
     places |= {_name(NEW, piece): (NEW, piece) for piece in job.new_blocks}
     cuts = {TRAIN: ranges(len(train["labels"]), count), NEW: ranges(len(new["labels"]), new_block_count(count))}
-    batches = {}
+    batches: dict[str, Batch] = {}
     for name, (side, piece) in list(places.items()):
         rows, whole = cuts[side][piece], train if side == TRAIN else new
         if rows.start == rows.stop:
