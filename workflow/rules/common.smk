@@ -50,7 +50,7 @@ SHARDS = config["kernel"]["shards"]
 BLOCKS = config["kernel"].get("blocks", 1)
 PROCESSES = config["kernel"].get("processes", 1)  # of one job
 JOBS = ("shards", "blocks", "processes")  # how the work is shared, which the numbers do not depend on
-# A file of the rule `jacobian`, in its path and in words: of some layers, or of two blocks of the examples.
+# What a kernel is assembled from, as a path and in words: some layers each, or two blocks of the examples.
 PIECE, PIECE_IN_WORDS = (
     ("blocks{left}-{right}of{blocks}", "blocks {wildcards.left} and {wildcards.right} of {wildcards.blocks}")
     if BLOCKS > 1

@@ -49,7 +49,8 @@ def kernel_parts(job: Job) -> Found:
     tried = " and ".join(f"{room / 1e9:.2f} GB" for room in rooms)
     raise MemoryError(
         f"the kernel of {sum(len(packed) for packed, _ in job.tasks)} examples does not fit: tried with {tried} beside"
-        " the weights. Lower kernel.memory_gb below that, raise kernel.shards, or end what else uses the memory"
+        " the weights. Lower kernel.memory_gb below that, raise kernel.shards or kernel.blocks, or end what else uses"
+        " the memory"
     )
 
 

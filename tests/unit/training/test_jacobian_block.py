@@ -83,6 +83,15 @@ def test_blocks_of_a_head_under_adam_are_the_kernel_of_one_job():
     compared(*both(shaken(pico_classifier("bert", 3)), own, {"formula": "adam", "layers": False}, 3, **options))
 
 
+@pytest.mark.slow
+def test_blocks_under_adam_read_the_diagonal_from_all_training_examples():
+    """One job reads it from its own rows, which two blocks do not all have."""
+    adam = ADAM | {"parameters": "attention"}
+    kernel = {"parameters": "attention", "formula": "adam", "layers": True}
+    compared(*both(pico("gpt2"), sample(VERBALIZERS), kernel, 3, adam=adam, seed=3))
+
+
+@pytest.mark.slow
 def test_blocks_that_do_not_fit_into_memory_are_cut_again_inside_their_job(monkeypatch):
     monkeypatch.setattr("stopwise.kernel.memory.SMALLEST_TILE", 4)
     own, kernel = sample(VERBALIZERS), {"layers": False, "memory_gb": 1e-9}
