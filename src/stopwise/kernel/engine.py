@@ -217,6 +217,8 @@ def engine_parts(engine: Engine) -> tuple[list[Part], list[np.ndarray]]:
                 continue
             add = _add_to_total if job.by == "total" else _add_layer
             add(engine, visit, layout, parts)
+        if job.ranks is not None and not shared:
+            _share_outputs(engine, job.ranks)
         layout.scratch.clear()
         moves = engine.weighing.moves
         for part, (a, b) in zip(parts, job.pairs, strict=True):
@@ -224,8 +226,6 @@ def engine_parts(engine: Engine) -> tuple[list[Part], list[np.ndarray]]:
             if part.total is not None:
                 part.matrices["total"] = _as_given(part.total, layout, a, b)
                 part.total = None
-    if job.ranks is not None and not shared:
-        _share_outputs(engine, job.ranks)
     return parts, engine.f0
 
 

@@ -48,7 +48,7 @@ def jacobian_shard(
     if adam:
         settings = FinetuneSettings(**trained(adam))
         options["preconditioner"] = own_metric(model, train, settings, seed, layers)
-        if "weight_decay" in scheduled and kernel["formula"] == "adam":
+        if "weight_decay" in scheduled and kernel["formula"] == "adam" and not over_ranks:
             options["along"] = select_parameters(model, held(model, kernel["parameters"]))
     y = sample.targets("train", kernel["outputs"], 1.0)
     keeps = keeps_layers(kernel.get("layers"), y.size, y.shape[1] * sample.table.num_rows, len(names))
