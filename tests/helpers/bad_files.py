@@ -359,6 +359,20 @@ def assembled(second: pa.Table) -> Any:
     return assemble({"shard0of2.parquet": shard("a", 0.0), "shard1of2.parquet": second})
 
 
+def in_blocks(block: int, f0: float) -> Any:
+    """Assemble a kernel in two blocks of two examples from a file of one of them, and f0 told otherwise in another."""
+    import numpy as np
+
+    from stopwise.artifacts.blocks import assemble_blocks, block_table
+
+    kernels = {("train", "a", block, block): np.ones((2, 2)), ("new", "a", 0, 0): np.ones((2, 2))}
+    files = {
+        "blocks0-1of2.parquet": block_table({("outputs", "", 0, 0): np.zeros((2, 1))}),
+        "blocks0-2of2.parquet": block_table({("outputs", "", 0, 0): np.full((2, 1), f0), **kernels}),
+    }
+    return assemble_blocks(files, 2, 4, 2)
+
+
 def vector(folder: Path) -> Any:
     import torch
 
@@ -385,6 +399,9 @@ def artifact_cases() -> list[Case]:
         Case(
             "shards", "of different models", lambda _: assembled(shard("b", 1.0)), "the shards are of different models"
         ),
+        Case("blocks", "one is missing", lambda _: in_blocks(0, 0.0), "is in none of the files"),
+        Case("blocks", "of other blocks", lambda _: in_blocks(5, 0.0), "does not belong to 2 blocks"),
+        Case("blocks", "of different models", lambda _: in_blocks(0, 1.0), "the files are of different models"),
         Case("task vector", "a truncated file", vector, "not a whole safetensors file"),
         Case("checkpoint", "a truncated file", checkpoint, "not a readable checkpoint"),
     ]

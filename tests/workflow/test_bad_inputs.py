@@ -40,7 +40,8 @@ def test_every_config_key_has_a_bad_value():
 
 def test_every_reader_has_a_bad_input():
     readers = {*sources.KINDS} - {"hub", "package"} | {f"wheel: {form}" for form in (*TEXT_FORMATS, "topics")}
-    readers |= {"hub data", "hub model", "wheel", "model", "artifact", "shards", "task vector", "checkpoint", "record"}
+    readers |= {"hub data", "hub model", "wheel", "model", "artifact", "shards", "blocks", "task vector", "checkpoint"}
+    readers |= {"record"}
     met = {case.reader for case in CASES}
     assert readers <= met, sorted(readers - met)
 

@@ -1,9 +1,11 @@
 """The whole workflow on the pico configuration: it runs, says what it wrote, resumes, and repeats nothing."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +13,7 @@ import yaml
 
 from pipeline import TEST_CONFIG, snakemake
 from stopwise.artifacts import tables as artifacts
+from stopwise.artifacts.gram import read_gram
 
 pytestmark = pytest.mark.pipeline
 TORCH_RULES = ("prepare_model", "data", "jacobian", "finetune", "arithmetic", "task_kernels")
@@ -69,6 +72,33 @@ def test_a_deleted_shard_reruns_that_shard_and_what_depends_on_it_only(copy):
     run = snakemake(copy)
     assert run.code == 0, run.output[-3000:]
     assert {path: artifacts.digest(path) for path in parquet_files(copy)} == before
+
+
+def test_blocks_of_examples_as_jobs_give_the_kernel_of_the_shards(copy):
+    target, path = "results/test/gram/pretrained/colours/seed0.parquet", copy / TEST_CONFIG
+    wanted = read_gram(artifacts.read_table(copy / target, "gram"))
+    path.write_text(path.read_text().replace("shards: 2", "blocks: 3"))
+    run = snakemake(copy, target)
+    assert run.code == 0, run.output[-3000:]
+    assert run.jobs() == {"jacobian": 3, "gram": 1, "total": 4}
+    found = read_gram(artifacts.read_table(copy / target, "gram"))
+    for name in ("train", "new", "outputs", "outputs_new"):
+        # float32 passes over other batches: 1e-7, and a tenfold margin
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(wanted, name), rtol=1e-6, atol=1e-6 * np.abs(wanted.train).max()
+        )
+    assert np.array_equal(found.train, found.train.T)
+    blocks = sorted((copy / "results/test/jacobian/pretrained/colours/seed0").glob("blocks*of3.parquet"))
+    assert [path.stem for path in blocks] == ["blocks0-1of3", "blocks0-2of3", "blocks1-2of3"]
+    blocks[0].unlink()
+    jobs = snakemake(copy, "-n", target, str(blocks[0].relative_to(copy))).jobs()
+    assert jobs == {"jacobian": 1, "gram": 1, "total": 2}
+    shutil.copy(blocks[1], blocks[0])
+    refused = snakemake(copy, target)
+    assert refused.code != 0
+    assert re.search(
+        r"stopwise: gram: .*blocks0-2of3.parquet: block .* is in .*blocks0-1of3.parquet too", refused.output
+    )
 
 
 def test_a_changed_formula_reruns_the_rules_that_use_it_only(copy):

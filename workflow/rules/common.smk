@@ -16,6 +16,7 @@ from stopwise.assets.wheels import AssetError
 from stopwise.tasks.builtin import wheels_needed
 from stopwise.pipeline.code_digests import CodeDigestError, CodeDigests
 from stopwise.pipeline.config import ConfigError, config_digest, start_tasks, validated
+from stopwise.artifacts.block_pairs import pair_jobs
 from stopwise.assets.hub import dataset_folder
 from stopwise.pipeline.remembered import Remembered
 from stopwise.pipeline.resources import FOLDS, memory_mb, minutes, network_threads
@@ -46,6 +47,15 @@ TASKS = list(config["tasks"])
 STARTED = start_tasks(config)  # the tasks of each start
 MERGED = STARTED.get("pretrained", [])  # the tasks whose vectors are combined
 SHARDS = config["kernel"]["shards"]
+BLOCKS = config["kernel"].get("blocks", 1)
+PROCESSES = config["kernel"].get("processes", 1)  # of one job
+JOBS = ("shards", "blocks", "processes")  # how the work is shared, which the numbers do not depend on
+# What a kernel is assembled from, as a path and in words: some layers each, or two blocks of the examples.
+PIECE, PIECE_IN_WORDS = (
+    ("blocks{left}-{right}of{blocks}", "blocks {wildcards.left} and {wildcards.right} of {wildcards.blocks}")
+    if BLOCKS > 1
+    else ("shard{shard}of{shards}", "shard {wildcards.shard} of {wildcards.shards}")
+)
 JOINT_STAGES = ("joint", "joint_stopping", "joint_evaluation")
 
 
@@ -55,6 +65,9 @@ wildcard_constraints:
     seed=r"\d+",
     shard=r"\d+",
     shards=r"\d+",
+    left=r"\d+",
+    right=r"\d+",
+    blocks=r"\d+",
     fold=r"\d+",
     folds=r"\d+",
     dataset=r"[A-Za-z0-9._-]+",
@@ -90,8 +103,15 @@ def installed(*packages):
 
 
 def kernel_section():
-    """Return what a shard's numbers depend on: all of the kernel section but the number of shards."""
-    return {key: value for key, value in config["kernel"].items() if key != "shards"}
+    """Return what a shard's numbers depend on: all of the kernel section but how many jobs share the work."""
+    return {key: value for key, value in config["kernel"].items() if key not in JOBS}
+
+
+def pieces():
+    """Return the names of the files that one kernel is assembled from."""
+    if BLOCKS > 1:
+        return [PIECE.format(left=job.left, right=job.right, blocks=BLOCKS) for job in pair_jobs(BLOCKS)]
+    return [PIECE.format(shard=shard, shards=SHARDS) for shard in range(SHARDS)]
 
 
 def adam_section():
@@ -189,8 +209,8 @@ def each(pattern):
 def artifact_paths():
     """Return every Parquet artifact that a complete run of this configuration writes, figures' tables apart."""
     paths = [f"{RESULTS}/data/{task}/seed{seed}.parquet" for task, seed in product(TASKS, config["seeds"])]
-    for shard in range(SHARDS):
-        paths += each(f"jacobian/{{start}}/{{task}}/seed{{seed}}/shard{shard}of{SHARDS}.parquet")
+    for piece in pieces():
+        paths += each(f"jacobian/{{start}}/{{task}}/seed{{seed}}/{piece}.parquet")
     for stage in ("gram", "layer_share", "spectrum", "decay", "stopping", "stopping_curve"):
         paths += each(f"{stage}/{{start}}/{{task}}/seed{{seed}}.parquet")
     for table in ("trajectory", "vector_index", "finetune_outputs"):

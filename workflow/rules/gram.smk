@@ -1,13 +1,10 @@
-# The Gram matrix (eNTK): the sum of the shards' parts in name order, and what each layer contributes.
+# The Gram matrix (eNTK): the sum of the shards' parts in name order, or the blocks of examples in their places, and
+# what each layer contributes.
 
 
 rule gram:
     input:
-        shards=expand(
-            f"{RESULTS}/jacobian/{{{{start}}}}/{{{{task}}}}/seed{{{{seed}}}}/shard{{shard}}of{{shards}}.parquet",
-            shard=range(SHARDS),
-            shards=SHARDS,
-        ),
+        shards=[f"{RESULTS}/jacobian/{{start}}/{{task}}/seed{{seed}}/{piece}.parquet" for piece in pieces()],
         data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
         model=model_stamp(),
     output:
@@ -24,6 +21,7 @@ rule gram:
         mem_mb=kernel_memory(4, 2000),
         runtime=20,
     params:
+        **({"blocks": BLOCKS} if BLOCKS > 1 else {}),
         code=library("gram"),
         kernel=kernel_section(),
         outputs=config["kernel"]["outputs"],

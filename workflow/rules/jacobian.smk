@@ -1,4 +1,5 @@
-# Jacobian shards: a shard is a block of layers over all examples; a job adds up its own layers' Gram contributions.
+# What a kernel is assembled from. A shard is some layers over all examples; a job adds up its own layers' Gram
+# contributions. With kernel.blocks a job has all layers, and two blocks of the examples.
 
 
 rule jacobian:
@@ -6,18 +7,19 @@ rule jacobian:
         data=f"{RESULTS}/data/{{task}}/seed{{seed}}.parquet",
         model=model_stamp(),
     output:
-        f"{RESULTS}/jacobian/{{start}}/{{task}}/seed{{seed}}/shard{{shard}}of{{shards}}.parquet",
+        f"{RESULTS}/jacobian/{{start}}/{{task}}/seed{{seed}}/{PIECE}.parquet",
     log:
-        f"{RESULTS}/logs/jacobian/{{start}}-{{task}}-seed{{seed}}-shard{{shard}}of{{shards}}.log",
+        f"{RESULTS}/logs/jacobian/{{start}}-{{task}}-seed{{seed}}-{PIECE}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/jacobian/{{start}}-{{task}}-seed{{seed}}-shard{{shard}}of{{shards}}.tsv"
+        f"{RESULTS}/benchmarks/jacobian/{{start}}-{{task}}-seed{{seed}}-{PIECE}.tsv"
     conda:
         ENVIRONMENT
-    threads: threads_per_job()
+    threads: PROCESSES * threads_per_job()
     resources:
-        mem_mb=5000 if adam_section() is None else 6500,
+        processes=PROCESSES,
+        mem_mb=PROCESSES * (5000 if adam_section() is None else 6500),
         runtime=120,
-        gpu=gpus_per_job(),
+        gpu=PROCESSES * gpus_per_job(),
     params:
         **({"scheduled": scheduled_section()} if scheduled_section() else {}),
         code=library("jacobian"),
@@ -27,6 +29,6 @@ rule jacobian:
         device=config["device"],
         packages=installed("torch", "transformers"),
     message:
-        "Jacobian shard {wildcards.shard} of {wildcards.shards}: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
+        f"Jacobian {PIECE_IN_WORDS}: {{wildcards.start}} {{wildcards.task}}, seed {{wildcards.seed}}"
     script:
         "../scripts/jacobian.py"

@@ -1,4 +1,4 @@
-"""Sum the Jacobian shards' Gram contributions and describe the kernel layer by layer."""
+"""Assemble the kernel from its Jacobian shards or blocks of examples, and describe it layer by layer."""
 
 import json
 from dataclasses import replace
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from job import Job
 from stopwise.artifacts import tables as artifacts
+from stopwise.artifacts.blocks import KIND, assemble_blocks
 from stopwise.artifacts.gram import assemble, layer_shares, shares_of_moments
 from stopwise.artifacts.sample import read_sample
 from stopwise.pipeline.config_auto import AUTO
@@ -22,8 +23,13 @@ with Job(snakemake) as job:
         for what, wanted in {"model": model, "data": sample.digest, "kernel section": kernel_section}.items():
             if mine[what] != wanted:
                 raise artifacts.ArtifactError(f"{path}: made with another {what} than this run's; remove it")
-    kernel = assemble({path: partial(artifacts.read_table, path, "jacobian") for path in records})
-    stopping = snakemake.params.stopping
+    stopping, blocks = snakemake.params.stopping, snakemake.params.get("blocks")
+    files = {path: partial(artifacts.read_table, path, KIND if blocks else "jacobian") for path in records}
+    if blocks:
+        examples = len(sample.labels("train"))
+        kernel = assemble_blocks(files, blocks, examples, sample.table.num_rows - examples)
+    else:
+        kernel = assemble(files)
     centred = stopping["intercept"] == "fitted"
     unscaled = sample.targets("train", snakemake.params.outputs, 1.0)
     if stopping["target_scale"] == AUTO:

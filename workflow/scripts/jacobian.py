@@ -1,25 +1,35 @@
-"""Run the passes of one Jacobian shard and add up its own layers' Gram contributions."""
+"""Run the passes of one Jacobian shard, or of two blocks of the examples, and add up their Gram contributions."""
+
+import json
+from pathlib import Path
 
 from job import Job, use_device
-from stopwise.artifacts.sample import read_sample
+from stopwise.artifacts import tables as artifacts
 
 with Job(snakemake) as job:
-    device = use_device(job, snakemake.params.device)
-    from stopwise.network.loading import load_start
-    from stopwise.training.jacobian_shard import jacobian_shard
+    processes = snakemake.resources.processes
+    device = use_device(job, snakemake.params.device, processes)
+    from stopwise.training.jacobian_job import Asked, computed, computed_by
 
-    sample = read_sample(snakemake.input.data)
-    seed, shard = int(job.wildcards["seed"]), (int(job.wildcards["shard"]), int(job.wildcards["shards"]))
-    model, stamp = load_start(snakemake, job.wildcards["start"], seed, device, sample.classes)
-    table, job.noted["kernel"] = jacobian_shard(
-        model,
-        sample,
-        snakemake.params.kernel,
-        shard,
-        seed=seed,
-        device=device,
-        source=stamp["source"],
-        adam=snakemake.params.adam,
-        scheduled=snakemake.params.get("scheduled", {}),
+    blocks = "blocks" in job.wildcards
+    names = ("left", "right", "blocks") if blocks else ("shard", "shards")
+    asked = Asked(
+        str(snakemake.input.data),
+        str(snakemake.input.model),
+        job.wildcards["start"],
+        int(job.wildcards["seed"]),
+        tuple(int(job.wildcards[name]) for name in names),
+        {name: snakemake.params.get(name) for name in ("model", "kernel", "adam")}
+        | {"scheduled": snakemake.params.get("scheduled", {})},
     )
-    job.write(snakemake.output[0], table, "jacobian", model=stamp["fingerprint"], data=sample.digest)
+    if processes > 1:
+        each = max(1, snakemake.threads // processes)
+        table, job.noted["kernel"] = computed_by(asked, device, processes, each)
+        job.noted["processes"] = processes
+    else:
+        table, job.noted["kernel"] = computed(asked, device)
+    origin = {
+        "model": json.loads(Path(asked.model).read_text(encoding="utf-8"))["fingerprint"],
+        "data": artifacts.digest(asked.data),
+    }
+    job.write(snakemake.output[0], table, "jacobian_block" if blocks else "jacobian", **origin)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stopwise.artifacts.block_pairs import new_block_count, pair_jobs
 from stopwise.kernel.float32 import float32_products
 from stopwise.kernel.memory import BLOCKS, Needs, block_bytes, product_bytes, room, total_memory
 from stopwise.kernel.ntk import kernel_layers, layer_costs, split_layers
@@ -106,6 +107,45 @@ def count(model: nn.Module, parameters: Subset = "attention") -> Counts:
     )
 
 
+@dataclass(frozen=True)
+class Work:
+    """What the largest job of a kernel does: jobs, examples that it runs, rows among the training ones, products.
+
+    ``products``: products of two rows, in units of one of all selected parameters; ``apart``: training examples whose
+    gradients it forms beside its own passes.
+    """
+
+    jobs: int
+    examples: int
+    rows: int
+    products: float
+    apart: int = 0
+
+
+def work(
+    n: int, new: int, per_example: int, sizes: Sizes, shards: int = 1, blocks: int = 1, adam: bool = False
+) -> Work:
+    """Return the work of a kernel's largest job: of ``shards`` of layers, or of pairs of ``blocks`` of examples.
+
+    With ``adam`` a pair of blocks needs the gradients of all training examples. Shards have all rows.
+    """
+    rows, cross = n * per_example, new * per_example
+    if blocks == 1:
+        return Work(shards, n + new, rows + cross, _symmetric(rows, sizes) + cross * rows)
+    pairs = pair_jobs(blocks)
+    side, held = -(-n // blocks), -(-new // new_block_count(blocks))
+    most = max(pairs, key=lambda job: (len(job.new), len(job.own)))
+    width = side * per_example
+    products = width**2 + len(most.own) * _symmetric(width, sizes) + len(most.new) * held * per_example * width
+    examples = 2 * side + len(most.new_blocks) * held
+    return Work(len(pairs), examples, examples * per_example, products, n if adam else 0)
+
+
+def _symmetric(rows: int, sizes: Sizes) -> float:
+    """Return the products of a symmetric block: panels below the diagonal."""
+    return rows * (rows + min(rows, sizes.panel_of(rows))) / 2
+
+
 def estimate(
     model: nn.Module,
     n: int,
@@ -118,28 +158,34 @@ def estimate(
     device: Device | None = None,
     memory_gb: float | None = None,
     itemsize: int = 4,
+    blocks: int = 1,
+    adam: bool = False,
 ) -> Row:
     """Return one row: time, memory and schedule of K(train, train) and K(new, train), beside a stored Jacobian.
 
     ``model``: with or without weights (``skeleton``). ``n``: training examples, ``new``: further ones; ``tokens``: mean
-    prompt length; ``shards``: jobs, each on a device of its own. Seconds are those of the slowest shard (the one with
-    the lowest layers); bytes those of one shard's process. ``device`` defaults to this machine, measured.
+    prompt length; ``shards``: jobs, each on a device of its own; ``blocks``: of examples, every two of them such a job
+    instead (the row's ``shards`` counts the jobs), with gradients of its own under ``adam``. Seconds are those of the
+    slowest job (the shard with the lowest layers); bytes those of one job's process. ``device`` defaults to this
+    machine, measured.
     """
     device = measure_device() if device is None else device
     counts, per_example = count(model, parameters), columns(classes, outputs)
     rows, cross = n * per_example, new * per_example
     share = _largest_share(model, parameters, shards)
-    all_tokens = (n + new) * tokens
     sizes = sizes_on(device.kind)
-    memory = _memory(counts, all_tokens, per_example, rows + cross, share, itemsize, sizes)
+    own = work(n, new, per_example, sizes, shards, blocks, adam)
+    all_tokens = own.examples * tokens
+    memory = _memory(counts, all_tokens, per_example, own.rows, share, itemsize, sizes)
     there = room(device.kind, device.memory, counts.weights * itemsize, memory_gb)
-    schedule, tiles, peak = replace(memory, room=there).schedule(n + new)
+    schedule, tiles, peak = replace(memory, room=there).schedule(own.examples)
     # Every pair of tiles is a run over both: each tile is in tiles - 1 of them.
     runs = max(tiles - 1, 1)
-    forward = all_tokens * (counts.forward + counts.score * tokens)
-    passes = (per_example + (1 if schedule == "keep" else 2)) * forward * runs
-    forming = (rows + cross) * tokens * counts.selected * share * runs
-    products = (rows * (rows + min(rows, sizes.panel_of(rows))) / 2 + cross * rows) * counts.selected * share
+    one_token = counts.forward + counts.score * tokens
+    passes = (per_example + (1 if schedule == "keep" else 2)) * all_tokens * one_token * runs
+    passes += own.apart * tokens * (2 * one_token + counts.selected)
+    forming = own.rows * tokens * counts.selected * share * runs
+    products = own.products * counts.selected * share
     seconds = passes / device.passes + forming / device.forming + products / device.products
     return {
         "n": n,
@@ -147,7 +193,7 @@ def estimate(
         "tokens": tokens,
         "columns": per_example,
         "parameters": counts.selected,
-        "shards": shards,
+        "shards": own.jobs,
         "device": device.name,
         "speeds": "measured" if device.measured else "assumed",
         "schedule": schedule if tiles == 1 else f"{tiles} tiles",

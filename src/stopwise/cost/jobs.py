@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stopwise.artifacts.block_pairs import pair_jobs
 from stopwise.cost.estimate import Counts, Device
 from stopwise.pipeline.config import start_tasks
 
@@ -21,10 +22,11 @@ def job_counts(config: Config) -> dict[str, int]:
     asked, merged = config["arithmetic"], _merged(config)
     pairs = len(asked["seeds"]) if merged else 0
     followed = sum(len(tasks) for tasks in start_tasks(config).values()) * len(config["drift"]["seeds"])
+    blocks = config["kernel"].get("blocks", 1)
     together = len(start_tasks(config).get("pretrained", [])) > 1 and config["joint"]["enabled"]
     counts = {
         "data": len(config["tasks"]) * len(config["seeds"]),
-        "jacobian": runs * config["kernel"]["shards"],
+        "jacobian": runs * (len(pair_jobs(blocks)) if blocks > 1 else config["kernel"]["shards"]),
         "finetune": runs,
         "arithmetic": pairs,
         "task_kernels": pairs * asked["shards"] if asked["predict"] else 0,

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stopwise.artifacts.block_pairs import pair_jobs
+from stopwise.artifacts.block_pairs import repeats as repeats_of
 from stopwise.assets.wheels import ASSETS
 from stopwise.cost.estimate import DEVICES, estimate, gpt_neo_1_3b, skeleton
 from stopwise.network.adapters import is_peft, with_adapter
@@ -72,6 +74,8 @@ def plan_rows(config: Mapping[str, Any], assets: str) -> list[dict[str, Any]]:
                 kernel["shards"],
                 device,
                 kernel["memory_gb"] if device is None else None,
+                blocks=kernel.get("blocks", 1),
+                adam=kernel["formula"] == "adam",
             )
             rows.append({"what": task, **row})
     return rows
@@ -84,8 +88,12 @@ def markdown(config: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
     for task in itertools.chain.from_iterable(start_tasks(config).values()):
         repeats[task] += len(config["seeds"])
     counted = ", ".join(map(str, sorted(set(repeats.values()))))
+    blocks = config["kernel"].get("blocks", 1)
+    each = f"{config['kernel']['shards']} shard(s) each"
+    if blocks > 1:
+        each = f"{len(pair_jobs(blocks))} job(s) each, of two of {blocks} blocks of examples"
     text = [
-        f"# Plan of {config['name']}: {counted} kernel(s) per task, {config['kernel']['shards']} shard(s) each",
+        f"# Plan of {config['name']}: {counted} kernel(s) per task, {each}",
         "",
         "| task | device | speeds | schedule | seconds per shard | peak GB per shard | stored Jacobian GB |",
         "|---|---|---|---|---|---|---|",
@@ -100,4 +108,9 @@ def markdown(config: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
         own = [row for row in rows if row["device"] == device]
         hours = sum(row["seconds"] * row["shards"] * repeats[row["what"]] for row in own) / 3600
         text.append(f"All kernels on {device}: at most {hours:.2f} device hours (every shard counted as the slowest).")
+    if blocks > 1:
+        train, new = repeats_of(blocks)
+        text.append(f"In all jobs of a kernel a training example runs {train} times, a new one {new} times.")
+    if blocks > 1 and config["kernel"]["formula"] == "adam":
+        text.append("The gradients of all training examples, which AdamW's kernel needs, are counted once a job.")
     return "\n".join(text) + "\n"

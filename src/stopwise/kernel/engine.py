@@ -206,13 +206,19 @@ def engine_parts(engine: Engine) -> tuple[list[Part], list[np.ndarray]]:
     job = engine.job
     layout = Layout(tuple(engine.groups), tuple(job.pairs), products=job.products)
     parts = [Part((len(engine.groups[a].rows), len(engine.groups[b].rows))) for a, b in job.pairs]
+    shared = False
     with torch.no_grad():
         for visit in engine.layers():
             if job.ranks is not None:
+                if not shared:  # the passes are done, and moments are taken along f0
+                    _share_outputs(engine, job.ranks)
+                    shared = True
                 _add_over_ranks(engine, job.ranks, visit, layout, parts)
                 continue
             add = _add_to_total if job.by == "total" else _add_layer
             add(engine, visit, layout, parts)
+        if job.ranks is not None and not shared:
+            _share_outputs(engine, job.ranks)
         layout.scratch.clear()
         moves = engine.weighing.moves
         for part, (a, b) in zip(parts, job.pairs, strict=True):
@@ -220,8 +226,6 @@ def engine_parts(engine: Engine) -> tuple[list[Part], list[np.ndarray]]:
             if part.total is not None:
                 part.matrices["total"] = _as_given(part.total, layout, a, b)
                 part.total = None
-    if job.ranks is not None:
-        _share_outputs(engine, job.ranks)
     return parts, engine.f0
 
 
@@ -362,7 +366,17 @@ def _add_over_ranks(engine: Engine, ranks: Ranks, visit: Visit, layout: Layout, 
         blocks.finish()
         return blocks.matrices, [blocks.row_squares(a).contiguous() for a, _ in layout.pairs]
 
-    multiplied(ranks, sorted(modules), multiply, partial(_take, engine.job, visit.layer, layout, parts))
+    sums: list[torch.Tensor] = []
+
+    def add(module: str, matrices: list[torch.Tensor], squares: list[torch.Tensor]) -> None:
+        for part, (a, _), own in zip(parts, layout.pairs, squares, strict=True):
+            part.norms[module] = _norms(own, layout, a)
+        sums[:] = [one.add_(more) for one, more in zip(sums, matrices, strict=True)] if sums else matrices
+
+    take = add if engine.job.by == "total" else partial(_take, engine.job, visit.layer, layout, parts)
+    multiplied(ranks, sorted(modules), multiply, take)
+    if sums:
+        _add_sums(engine, visit.layer, layout, parts, sums)
 
 
 def _share_outputs(engine: Engine, ranks: Ranks) -> None:
@@ -383,12 +397,17 @@ def _add_to_total(engine: Engine, visit: Visit, layout: Layout, parts: list[Part
         for part, (a, _) in zip(parts, layout.pairs, strict=True):
             part.norms[module] = _norms(blocks.row_squares(a) - before[a], layout, a)
     blocks.finish()
+    _add_sums(engine, visit.layer, layout, parts, blocks.matrices)
+
+
+def _add_sums(engine: Engine, layer: str, layout: Layout, parts: list[Part], matrices: list[torch.Tensor]) -> None:
+    """Add one layer's blocks, which are used up, to the sums over all layers."""
     for part, (a, b) in zip(parts, layout.pairs, strict=True):
-        matrix = blocks.matrices.pop(0)
+        matrix = matrices.pop(0)
         left, right = engine.vectors(a), engine.vectors(b)
         if left is not None and right is not None:
             orders = [row_order(layout.groups[side]) for side in (a, b)]
-            part.moments[visit.layer] = moments_of(matrix, left, right, a == b, orders)
+            part.moments[layer] = moments_of(matrix, left, right, a == b, orders)
         part.total = matrix if part.total is None else part.total.add_(matrix)
 
 

@@ -49,7 +49,8 @@ def kernel_parts(job: Job) -> Found:
     tried = " and ".join(f"{room / 1e9:.2f} GB" for room in rooms)
     raise MemoryError(
         f"the kernel of {sum(len(packed) for packed, _ in job.tasks)} examples does not fit: tried with {tried} beside"
-        " the weights. Lower kernel.memory_gb below that, raise kernel.shards, or end what else uses the memory"
+        " the weights. Lower kernel.memory_gb below that, raise kernel.shards or kernel.blocks, or end what else uses"
+        " the memory"
     )
 
 
@@ -151,10 +152,12 @@ def _place(whole: Part, found: Part, left: Tile, right: Tile, widths: Sequence[i
             target[cols, rows] = block.T
     for layer, (here, mirror) in found.moments.items():
         if layer not in whole.moments:
-            whole.moments[layer] = Moments.zeros(whole.shape[0], widths[left.task]), None
-        whole.moments[layer][0].add(here, rows)
+            sides = [Moments.zeros(count, widths[left.task]) for count in whole.shape]
+            whole.moments[layer] = sides[0], None if mirrored else sides[1]
+        own, others = whole.moments[layer]
+        own.add(here, rows)
         if mirror is not None:
-            whole.moments[layer][0].add(mirror, cols)
+            (own if others is None else others).add(mirror, cols)
     if found.moves is not None:
         whole.moves = np.zeros(whole.shape[0]) if whole.moves is None else whole.moves
         whole.moves[rows] = found.moves

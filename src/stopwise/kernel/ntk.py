@@ -24,6 +24,7 @@ from stopwise.kernel.engine import Job
 from stopwise.kernel.example_tiles import kernel_parts
 from stopwise.kernel.float32 import float32_products
 from stopwise.kernel.formulas import Term, plan_terms
+from stopwise.kernel.moments import Moments
 from stopwise.kernel.product_modes import checked
 from stopwise.kernel.ranks import Ranks
 from stopwise.linearized.coding import coding_matrix, columns
@@ -46,7 +47,8 @@ class Kernel:
     additive parts by layer or module name; ``outputs`` f0 of a [n_a, columns], ``outputs_b`` of b; ``row_norms``: by
     module, the Euclidean norms [m_a] of the rows of J; ``symmetric``: a is b, and the matrix is symmetric to the bit;
     ``plan``: how memory was used, as decided before the passes; ``moments``: by layer, what is kept of a layer whose
-    kernel is not (``kernel.moments``); ``moves``: J d of a, float64 [n_a, columns], where a direction d was asked for.
+    kernel is not (``kernel.moments``); ``moves``: J d of a, float64 [n_a, columns], where a direction d was asked for;
+    ``sums``: moments before they are squared, of a block and of its mirror image.
     """
 
     matrix: np.ndarray
@@ -60,6 +62,7 @@ class Kernel:
     plan: dict[str, Any] = field(default_factory=dict)
     moments: dict[str, np.ndarray] = field(default_factory=dict)
     moves: np.ndarray | None = None
+    sums: dict[str, tuple[Moments, Moments | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.columns_b = self.columns_b or self.columns
@@ -159,6 +162,17 @@ def task_kernels(model: nn.Module, tasks: Mapping[str, Examples], **options: Any
     names = list(tasks)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i:]]
     return _kernels(model, dict(tasks), pairs, None, **options)
+
+
+def pair_kernels(
+    model: nn.Module, batches: Mapping[str, Examples], pairs: Sequence[tuple[str, str]], **options: Any
+) -> dict[tuple[str, str], Kernel]:
+    """Return K(a, b) of pairs of named batches, sharing the passes; options as for ``empirical_ntk``.
+
+    A pair (a, a) is symmetric; of two batches one order is enough. With ``by="total"`` the option ``targets`` (by name,
+    float64 [n, columns] at scale 1) asks for the layers' ``sums`` of pairs that both have targets.
+    """
+    return _kernels(model, dict(batches), pairs, None, **options)
 
 
 def kernel_layers(model: nn.Module, parameters: Subset = "attention") -> list[str]:
@@ -300,8 +314,7 @@ def _kernels(
         job.products, job.along = checked(products), along
         if over_ranks:
             job.ranks = Ranks.here(next(bare.model.parameters()).device)
-            if by == "total":
-                raise ValueError("kernel over ranks: by 'total' is for one process; allowed: layer, module")
+            job.progress = progress and job.ranks.rank == 0
         job.targets = [(targets or {}).get(name) for name in names] if by == "total" else ()
         if preconditioner is not None:
             if isinstance(preconditioner, BatchMetric):
@@ -319,7 +332,7 @@ def _kernels(
         moments = {name: part.moments[name][0].vector() for name in sorted(part.moments)}
         widths = [columns(classes[k], outputs) for k in (i, j)]
         moves = None if part.moves is None else part.moves.reshape(f0[i].shape)
-        beside = part.norms, a == b, widths[1], plan, moments, moves
+        beside = part.norms, a == b, widths[1], plan, moments, moves, part.moments
         found[a, b] = Kernel(total, widths[0], matrices, f0[i], f0[j], *beside)
     return found
 

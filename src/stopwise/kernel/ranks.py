@@ -2,7 +2,8 @@
 
 Passes go round by batch, products by module. A layer's inputs and output gradients travel to the process that
 multiplies their module, and the products to the first process, which adds them in name order: the sums are those of one
-process, to the last bit. NCCL carries tensors of GPUs, gloo those of CPUs; ``torchrun`` starts the processes.
+process, to the last bit (to rounding where layers are not kept: one process adds a layer's modules up in one go). NCCL
+carries tensors of GPUs, gloo those of CPUs; ``torchrun`` starts the processes.
 """
 
 from __future__ import annotations

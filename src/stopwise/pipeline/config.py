@@ -201,6 +201,7 @@ def _cross_checks(config: dict[str, Any]) -> None:
         raise ConfigError(
             "config key starts: 'mixed' needs model.reinit, a list of parameter-name patterns; found none"
         )
+    _check_blocks(config["kernel"], max(config["sizes"]))
     _check_finetune(config["finetune"], config["stopping"]["rules"], config["kernel"]["formula"])
     _check_training(config["kernel"], config["finetune"], config["model"].get("head") == "classification")
     if config["kernel"]["formula"] == "adam":
@@ -223,6 +224,21 @@ def _complete_stage(config: dict[str, Any], name: str, size: int) -> None:
         raise ConfigError(
             f"config key {name}.size: {stage['size']} is not among sizes {config['sizes']}; allowed: one of the trained"
             " sizes"
+        )
+
+
+def _check_blocks(kernel: Mapping[str, Any], examples: int) -> None:
+    """Refuse blocks of examples beside shards of layers, and more blocks than examples."""
+    blocks, shards = kernel.get("blocks", 1), kernel["shards"]
+    if blocks > 1 and shards > 1:
+        raise ConfigError(
+            f"config key kernel.blocks: {blocks} blocks of examples beside {shards} shards of layers (kernel.shards);"
+            " allowed: one of the two, the other 1"
+        )
+    if blocks > examples:
+        raise ConfigError(
+            f"config key kernel.blocks: {blocks} blocks of {examples} examples, the largest of sizes; allowed: at most"
+            " one block an example"
         )
 
 

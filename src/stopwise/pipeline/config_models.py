@@ -209,6 +209,19 @@ class Kernel(Section):
         "the training that the kernel describes (auto, adam under finetune.optimizer adamw, else sgd)",
     )
     shards: int = _key(1, "an integer >= 1", "jobs per kernel, each with its own layers", ge=1)
+    blocks: Annotated[int, LEFT_OUT] = _key(
+        1,
+        "an integer >= 1 (1 when left out)",
+        "blocks t >= 2 that the training examples are cut into, every two of them a job, t(t-1)/2 in all, instead of"
+        " shards",
+        ge=1,
+    )
+    processes: Annotated[int, LEFT_OUT] = _key(
+        1,
+        "an integer >= 1 (1 when left out)",
+        "processes that share the work of one job, each on a GPU of its own (without GPUs all on the CPU)",
+        ge=1,
+    )
     memory_gb: float | None = _key(
         2, "a number > 0 or null", "GiB of activations that a shard may keep (null for no limit)", gt=0
     )

@@ -1,4 +1,4 @@
-"""A lease on one GPU of this node, so that jobs that run side by side use different devices.
+"""A lease on GPUs of this node, so that jobs that run side by side use different devices.
 
 Snakemake counts GPUs (``gpu: 1``) but hands out no device. A job takes an exclusive lock on one file per device, in a
 folder that is private to the node and the user; the operating system holds the lock, so a job that is killed in any
@@ -30,15 +30,15 @@ NUMBERED = re.compile(r"nvidia(\d+)")
 
 @dataclass
 class Lease:
-    """One leased device: its name, and the lock that holds it (None when the scheduler gave the device)."""
+    """Leased devices: their names with commas between, and the locks that hold them (none the scheduler's device)."""
 
     device: str
-    lock: FileLock | None = None
+    locks: tuple[FileLock, ...] = ()
 
     def release(self) -> None:
-        """Give the device back; the end of the process, however it comes, does the same."""
-        if self.lock is not None:
-            self.lock.release()
+        """Give the devices back; the end of the process, however it comes, does the same."""
+        for lock in self.locks:
+            lock.release()
 
 
 def devices(environment: MutableMapping[str, str] | None = None) -> list[str]:
@@ -101,15 +101,17 @@ def lease_folder(environment: MutableMapping[str, str] | None = None) -> Path:
 def lease_device(
     environment: MutableMapping[str, str] | None = None,
     *,
+    count: int = 1,
     folder: Path | None = None,
     patience: float = float("inf"),
     report: Callable[[str], None] = lambda message: None,
 ) -> Lease | None:
-    """Lease one device and make it the only visible one; return None on a machine without devices.
+    """Lease ``count`` devices and make them the only visible ones; return None on a machine without devices.
 
-    Waits (polling two to four times a second) until a device is free, at most ``patience`` seconds. Call it before
-    torch is imported: CUDA reads the variable once. Raises TimeoutError when no device came free in time, RuntimeError
-    when CUDA is initialised already.
+    Waits (polling two to four times a second) until so many are free, at most ``patience`` seconds, and holds none
+    meanwhile: two jobs that each want two never wait for each other. Call it before torch is imported: CUDA reads the
+    variable once. Raises TimeoutError when they did not come free in time, ValueError where there are fewer, and
+    RuntimeError when CUDA is initialised already.
     """
     environment = os.environ if environment is None else environment
     torch = sys.modules.get("torch")
@@ -118,29 +120,47 @@ def lease_device(
     names = devices(environment)
     if not names:
         return None
+    if len(names) < count:
+        raise ValueError(
+            f"config key kernel.processes: {count} processes need a device each, and here there is {', '.join(names)};"
+            f" allowed: at most {len(names)}, or device: cpu"
+        )
     if "SLURM_JOB_ID" in environment and VISIBLE in environment and len(names) == 1:
         return Lease(names[0])
-    lease = _wait_for_one(names, folder or lease_folder(environment), patience, report)
+    lease = _wait_for(names, count, folder or lease_folder(environment), patience, report)
     environment[VISIBLE] = lease.device
     return lease
 
 
-def _wait_for_one(names: Sequence[str], folder: Path, patience: float, report: Callable[[str], None]) -> Lease:
-    """Try every device in turn until one is free."""
+def _wait_for(names: Sequence[str], count: int, folder: Path, patience: float, report: Callable[[str], None]) -> Lease:
+    """Try to take so many devices, again and again until they are free."""
     deadline = time.monotonic() + patience
     jitter = Random(os.getpid())
-    told = False
+    wanted, told = "free device" if count == 1 else f"{count} free devices", False
     while True:
-        for name in names:
-            lock = FileLock(folder / (re.sub(r"[^A-Za-z0-9_-]", "_", name) + ".lock"))
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            return Lease(name, lock)
+        lease = _taken(names, count, folder)
+        if lease is not None:
+            return lease
         if time.monotonic() >= deadline:
-            raise TimeoutError(f"no free device among {', '.join(names)} within {patience:g} s (locks in {folder})")
+            raise TimeoutError(f"no {wanted} among {', '.join(names)} within {patience:g} s (locks in {folder})")
         if not told:
-            report(f"waiting for a free device among {', '.join(names)}")
+            report(f"waiting for {'a ' if count == 1 else ''}{wanted} among {', '.join(names)}")
             told = True
         time.sleep(0.25 + 0.25 * jitter.random())
+
+
+def _taken(names: Sequence[str], count: int, folder: Path) -> Lease | None:
+    """Take the first ``count`` devices that are free, in order; None, and nothing held, where there are fewer."""
+    held: dict[str, FileLock] = {}
+    for name in names:
+        lock = FileLock(folder / (re.sub(r"[^A-Za-z0-9_-]", "_", name) + ".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        held[name] = lock
+        if len(held) == count:
+            return Lease(",".join(held), tuple(held.values()))
+    for lock in held.values():
+        lock.release()
+    return None

@@ -104,10 +104,13 @@ class Job:
         logging.info("wrote %s", path)
 
 
-def use_device(job: Job, requested: str) -> str:
-    """Lease a GPU unless the CPU is asked for, then return the torch device and set torch's threads to the job's."""
+def use_device(job: Job, requested: str, count: int = 1) -> str:
+    """Lease a GPU unless the CPU is asked for, then return the torch device and set torch's threads to the job's.
+
+    ``count``: GPUs to lease, for as many processes.
+    """
     if requested != "cpu":
-        job.lease = lease_device(report=logging.info)
+        job.lease = lease_device(count=count, report=logging.info)
         logging.info("device lease: %s", job.lease.device if job.lease else "none, no device here")
     import torch
 

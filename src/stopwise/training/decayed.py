@@ -17,14 +17,21 @@ TOKENS = 1024  # padded tokens of one pass
 
 
 def plain_kernel(
-    model: Any, train: Mapping[str, Any], kernel: Mapping[str, Any], layers: Sequence[str], device: str
+    model: Any,
+    train: Mapping[str, Any],
+    kernel: Mapping[str, Any],
+    layers: Sequence[str],
+    device: str,
+    over_ranks: bool = False,
 ) -> np.ndarray:
     """Return J J' [m, m] of the layers, whose quadratic form is their part of a gradient's squared norm.
 
-    ``kernel``: the configuration's section. Cost: the passes of a kernel over ``train``.
+    ``kernel``: the configuration's section; ``over_ranks``: see ``empirical_ntk``. Cost: the passes of a kernel over
+    ``train``.
     """
     options = {key: kernel[key] for key in ("parameters", "outputs", "memory_gb")}
-    return empirical_ntk(model, train, formula="sgd", layers=layers, device=device, **options).matrix
+    options |= {"layers": layers, "device": device, "over_ranks": over_ranks}
+    return empirical_ntk(model, train, formula="sgd", **options).matrix
 
 
 def weights_move(

@@ -30,12 +30,14 @@ def jacobian_shard(
     source: str = "",
     adam: Mapping[str, Any] | None = None,
     scheduled: Collection[str] = (),
+    over_ranks: bool = False,
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Return the ``jacobian`` artifact of shard (number, of how many), and how its passes were planned.
 
     ``kernel``: the configuration's section; ``source``: the model's name; ``adam``: the settings of the training
-    whose preconditioner weighs it; ``scheduled``: of ``clip_norm`` and ``weight_decay``, what training asks for. Raises
-    ValueError for more shards than layers and for outputs that are not finite.
+    whose preconditioner weighs it; ``scheduled``: of ``clip_norm`` and ``weight_decay``, what training asks for;
+    ``over_ranks``: whether all processes of torch.distributed share the work, and the first one gets the artifact.
+    Raises ValueError for more shards than layers and for outputs that are not finite.
     """
     kernel = trained(kernel)
     train = batch_from_table(sample.table, "train", verbalizers=sample.verbalizers)
@@ -46,7 +48,7 @@ def jacobian_shard(
     if adam:
         settings = FinetuneSettings(**trained(adam))
         options["preconditioner"] = own_metric(model, train, settings, seed, layers)
-        if "weight_decay" in scheduled and kernel["formula"] == "adam":
+        if "weight_decay" in scheduled and kernel["formula"] == "adam" and not over_ranks:
             options["along"] = select_parameters(model, held(model, kernel["parameters"]))
     y = sample.targets("train", kernel["outputs"], 1.0)
     keeps = keeps_layers(kernel.get("layers"), y.size, y.shape[1] * sample.table.num_rows, len(names))
@@ -61,16 +63,13 @@ def jacobian_shard(
         by="layer" if keeps else "total",
         targets={"train": y},
         products=kernel.get("products", "float32"),
+        over_ranks=over_ranks,
         **options,
     )
-    if not all(np.isfinite(f).all() for f in (among_train.outputs, with_new.outputs)):
-        raise ValueError(
-            f"config key model.source: the outputs of {source!r} are not finite at the start; its weights or"
-            " model.dtype cannot be used"
-        )
+    check_outputs((among_train.outputs, with_new.outputs), source)
     beside = {}
     if "clip_norm" in scheduled and kernel["formula"] == "adam":
-        beside["plain"] = plain_kernel(model, train, kernel, layers, device)
+        beside["plain"] = plain_kernel(model, train, kernel, layers, device, over_ranks)
     if "weight_decay" in scheduled:
         for name, found, batch in (("weights_move", among_train, train), ("weights_move_new", with_new, new)):
             beside[name] = weights_move(model, batch, kernel, layers) if found.moves is None else found.moves
@@ -84,6 +83,15 @@ def jacobian_shard(
         among_train.moments,
     )
     return table, among_train.plan
+
+
+def check_outputs(outputs: Sequence[np.ndarray], source: str) -> None:
+    """Raise ValueError, naming the model, where outputs at the start are not finite."""
+    if not all(np.isfinite(f).all() for f in outputs):
+        raise ValueError(
+            f"config key model.source: the outputs of {source!r} are not finite at the start; its weights or"
+            " model.dtype cannot be used"
+        )
 
 
 def _layers_of(model: Any, kernel: Mapping[str, Any], names: Sequence[str], number: int, count: int) -> list[str]:

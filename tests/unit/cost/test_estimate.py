@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pages
 from kernel_reference import pico, prompts
+from stopwise.artifacts.block_pairs import repeats
 from stopwise.cost.estimate import (
     DEVICES,
     cost_table,
@@ -17,9 +18,11 @@ from stopwise.cost.estimate import (
     gpt_neo_1_3b,
     measure_device,
     skeleton,
+    work,
 )
 from stopwise.kernel.memory import room
 from stopwise.kernel.ntk import empirical_ntk
+from stopwise.kernel.products import sizes_on
 from stopwise.network.forward import class_outputs
 from stopwise.network.parameters import select_parameters
 
@@ -53,6 +56,24 @@ def test_more_examples_cost_more_time_and_shards_less():
         assert 5 * seconds[0] < seconds[1] < seconds[2] / 5
     assert rows[8, 10_000]["seconds"] < rows[1, 10_000]["seconds"] / 2
     assert all(row["peak_gb"] + row["model_gb"] < 80 for row in rows.values())
+
+
+def test_blocks_repeat_the_passes_as_often_as_their_examples_run():
+    """Counted in jobs of equal size: even numbers of blocks that divide the examples. Nothing is multiplied twice."""
+    sizes = sizes_on("cuda")
+    whole = work(1_000, 300, 1, sizes)
+    for blocks in (2, 4, 10):
+        own, (train, new) = work(1_000, 300, 1, sizes, blocks=blocks), repeats(blocks)
+        assert own.jobs == blocks * (blocks - 1) // 2
+        assert own.jobs * own.examples == pytest.approx(1_000 * train + 300 * new, rel=0.03)  # 300 / 9 is no integer
+    off_diagonal = 1_000**2 * (1 - 1 / 10) / 2
+    assert 45 * own.products == pytest.approx(off_diagonal + 45 * work(100, 0, 1, sizes).products + 45 * 2 * 34 * 100)
+    assert whole.products < 45 * own.products  # each job counted as the largest: with a block of its own
+    assert [work(1_000, 0, 1, sizes, blocks=4, adam=adam).apart for adam in (False, True)] == [0, 1_000]
+    model = skeleton(gpt_neo_1_3b())
+    rows = [estimate(model, 10_000, device=DEVICES["h100-80gb"], blocks=4, adam=adam) for adam in (False, True)]
+    assert rows[0]["shards"] == 6
+    assert rows[0]["seconds"] < rows[1]["seconds"]
 
 
 def test_memory_decides_the_schedule():

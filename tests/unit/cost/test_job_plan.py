@@ -103,6 +103,8 @@ def test_hours_add_up_over_tasks_starts_and_seeds():
     assert storage["stored Jacobians"] == pytest.approx(30.0)
     assert storage["task vectors"] == pytest.approx(6 * 2 * 400_000 * 4 / 1e9)
     assert "| jacobian | 12 |" in markdown(list(rows.values()), storage)
+    config["kernel"] |= {"shards": 1, "blocks": 5}
+    assert job_counts(config)["jacobian"] == 60  # ten pairs of blocks
     config["starts"] = {"pretrained": "all", "random": ["moods"]}
     assert job_counts(config)["finetune"] == 9
     assert job_counts(config)["arithmetic"] == 1

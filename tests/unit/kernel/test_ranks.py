@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import kernel_ranks
-from kernel_reference import pico, prompts
+from kernel_reference import pico, prompts, relative
 from stopwise.kernel.ntk import empirical_ntk
 from warm import executable
 
@@ -35,7 +35,13 @@ def test_two_processes_give_the_bits_of_one(tmp_path):
             process.kill()
     found = np.load(tmp_path / "both.npz")
     assert set(found.files) == set(wanted)
-    assert [name for name in found.files if not np.array_equal(found[name], wanted[name])] == []
+    summed = {name for name in found.files if name.startswith("total/")}
+    assert [name for name in found.files if name not in summed and not np.array_equal(found[name], wanted[name])] == []
+    assert {name.split("/")[1] for name in summed} == {"matrix", "outputs", "norms", "moments"}
+    # One process adds a layer's modules up as it forms them, two add modules: float64 sums in another order. Norms are
+    # there differences of sums of squares, and lose a few digits.
+    for name in summed:
+        assert relative(found[name], wanted[name]) < (1e-6 if "/norms/" in name else 1e-12), name
 
 
 def test_one_process_alone_is_told_how_to_start_several():

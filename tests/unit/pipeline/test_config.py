@@ -135,6 +135,8 @@ BAD = [
     (("data", "max_tokens"), 0, "data.max_tokens"),
     (("kernel", "outputs"), "contrasts", "kernel.outputs"),
     (("kernel", "shards"), 0, "kernel.shards"),
+    (("kernel",), {"blocks": 3, "shards": 2}, "kernel.blocks: 3 blocks of examples beside 2 shards of layers"),
+    (("kernel",), {"blocks": 65}, "kernel.blocks: 65 blocks of 64 examples, the largest of sizes"),
     (("stopping", "rules"), ["sur"], "stopping.rules"),
     (("finetune", "step_size"), 1.5, "finetune.step_size"),
     (("finetune", "momentum"), 1.0, "finetune.momentum"),

@@ -15,10 +15,10 @@ from stopwise.pipeline import devices
 HOLDER = """
 import sys, time
 from stopwise.pipeline.devices import lease_device
-lease = lease_device(patience=float(sys.argv[1]))
+lease = lease_device(count=int(sys.argv[2]), patience=float(sys.argv[1]))
 assert "torch" not in sys.modules
 import os
-print(lease and lease.device, os.environ.get("CUDA_VISIBLE_DEVICES"), lease is not None and lease.lock is not None,
+print(lease and lease.device, os.environ.get("CUDA_VISIBLE_DEVICES"), lease is not None and bool(lease.locks),
       flush=True)
 time.sleep(60)
 """
@@ -29,10 +29,10 @@ def jobs(tmp_path):
     """Start real processes that lease a device and hold it; return their first line; end them all."""
     started = []
 
-    def start(patience="20", **environment):
+    def start(patience="20", count=1, **environment):
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "CUDA_", "STOPWISE_"))}
         clean |= {"TMPDIR": str(tmp_path), **environment}
-        command = [sys.executable, "-c", HOLDER, patience]
+        command = [sys.executable, "-c", HOLDER, patience, str(count)]
         job = subprocess.Popen(command, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(job)
         return job
@@ -72,6 +72,36 @@ def test_impatience_ends_with_the_devices_named(jobs):
     second = jobs(patience="0.5", STOPWISE_DEVICES="a")
     assert second.wait(timeout=20) != 0
     assert "no free device among a within 0.5 s" in second.stderr.read()
+
+
+def test_two_jobs_that_each_want_two_devices_hold_two_different_ones_and_a_third_waits_for_both(jobs):
+    running = {said(job)[0]: job for job in [jobs(count=2, STOPWISE_DEVICES="a,b,c,d,e") for _ in range(2)]}
+    assert len({device for pair in running for device in pair.split(",")}) == 4
+    third = jobs(count=2, STOPWISE_DEVICES="a,b,c,d,e")
+    time.sleep(0.6)
+    # It holds nothing while it waits: the device that is left goes to a job that needs one.
+    (left,) = set("abcde") - {device for pair in running for device in pair.split(",")}
+    assert said(jobs(STOPWISE_DEVICES="a,b,c,d,e"))[0] == left
+    pair, job = running.popitem()
+    job.send_signal(signal.SIGKILL)
+    assert said(third)[0] == pair
+
+
+def test_two_jobs_that_each_want_all_devices_take_turns(tmp_path):
+    """All or none, in one order: neither keeps a device that the other waits for."""
+    environment = {devices.MADE_UP: "a,b"}
+    first = devices.lease_device(dict(environment), count=2, folder=tmp_path, patience=0)
+    with pytest.raises(TimeoutError, match="no 2 free devices among a, b"):
+        devices.lease_device(dict(environment), count=2, folder=tmp_path, patience=0)
+    first.release()
+    second = devices.lease_device(environment, count=2, folder=tmp_path, patience=0)
+    assert second.device == environment[devices.VISIBLE] == "a,b"
+    second.release()
+
+
+def test_more_devices_than_there_are_is_an_error_at_once(tmp_path):
+    with pytest.raises(ValueError, match=r"kernel.processes: 3 processes .* here there is a, b; allowed: at most 2"):
+        devices.lease_device({devices.MADE_UP: "a,b"}, count=3, folder=tmp_path)
 
 
 def test_only_visible_devices_are_leased(jobs):
