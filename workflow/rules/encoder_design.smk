@@ -2,7 +2,7 @@
 
 from stopwise.pipeline.config import completed_study
 from stopwise.studies.encoder_design import Design
-from stopwise.studies.encoder_rows import ALL, PARTS
+from stopwise.studies.encoder_rows import ALL, PARTS, PROBE, RANDOM
 
 try:
     STUDY_SECTION = completed_study(config)
@@ -17,6 +17,7 @@ RUNS = f"{STUDY}/runs/{{task}}/seed{{seed}}/n{{n}}/{{recipe}}"
 wildcard_constraints:
     recipe="[A-Za-z0-9][A-Za-z0-9_.-]*",
     part="|".join(PARTS),
+    head=f"{RANDOM}|{PROBE}",
     pool="development|set_aside",
 
 
@@ -41,15 +42,31 @@ def study_files(tasks, there=False):
     """Return the inputs of a judge of these data sets: all of a finished study, or what is ``there``."""
     cells = DESIGN.cells(tasks)
     found = lambda paths: [path for path in paths if not there or Path(path).is_file()]
-    runs = found(study_path(cell, part) for cell in cells for part in (ALL, *PARTS))
+    runs = found(study_path(cell, part) for cell in cells for part in DESIGN.parts(cell))
     pairs = sorted({(cell.task, cell.seed) for cell in cells})
     return {
         "runs": runs,
         "steps": found(study_path(cell, "steps") for cell in cells),
         "labels": found(f"{STUDY}/data/{task}/seed{seed}-labels.parquet" for task, seed in pairs),
-        "kernels": found(f"{STUDY}/kernel/{task}/seed{seed}.parquet" for task, seed in pairs),
+        "kernels": found(sorted({kernel_path(cell) for cell in cells})),
         "answers": sorted(map(str, Path(STUDY, "answers").glob("*.parquet"))),
     }
+
+
+def kernel_path(cell):
+    """Return the path of the kernel of a cell: those of its size whose heads start alike share it."""
+    return f"{STUDY}/kernel/{cell.task}/seed{cell.seed}-n{cell.n}-{DESIGN.start(cell)}.parquet"
+
+
+def of_kernel(wildcards, asked):
+    """Return whether one of the recipes that read a kernel is what is asked for."""
+    names = [cell.recipe for cell in DESIGN.cells([wildcards.task]) if kernel_path(cell) == kernel_named(wildcards)]
+    return any(asked(DESIGN.recipes[name]) for name in names)
+
+
+def kernel_named(wildcards):
+    """Return the path of the kernel that a job makes."""
+    return f"{STUDY}/kernel/{wildcards.task}/seed{wildcards.seed}-n{wildcards.n}-{wildcards.head}.parquet"
 
 
 def judged_in(name):
@@ -63,9 +80,9 @@ def study_run_section(key):
 
 
 def recipe_section(name):
-    """Return learning rate, step size and schedule of a recipe."""
-    own = DESIGN.recipes[name]
-    return {"learning_rate": own.learning_rate, "step_size": own.step_size, "schedule": own.schedule}
+    """Return what the training of a recipe depends on."""
+    asked = ("learning_rate", "step_size", "schedule", "start", "clip_norm")
+    return {key: getattr(DESIGN.recipes[name], key) for key in asked}
 
 
 def training_params():
@@ -75,10 +92,9 @@ def training_params():
         "model": model_section(),
         "kernel": {key: config["kernel"][key] for key in ("parameters",)},
         "recipe": lambda w: recipe_section(w.recipe),
-        "steps": lambda w: DESIGN.evaluation_steps(int(w.n)),
+        "steps": lambda w: DESIGN.evaluation_steps(int(w.n), w.recipe),
         "batch_size": DESIGN.batch_size,
         "weight_decay": study_run_section("weight_decay"),
-        "clip_norm": study_run_section("clip_norm"),
         "device": config["device"],
         "packages": installed("numpy", "torch", "transformers"),
     }
@@ -86,19 +102,20 @@ def training_params():
 
 def kernel_of_recipe(wildcards):
     """Return the kernel where a recipe takes its learning rate from it."""
-    return f"{STUDY}/kernel/{{task}}/seed{{seed}}.parquet" if DESIGN.recipes[wildcards.recipe].step_size else []
+    recipe = DESIGN.recipes[wildcards.recipe]
+    return f"{STUDY}/kernel/{{task}}/seed{{seed}}-n{{n}}-{recipe.start}.parquet" if recipe.step_size else []
 
 
 def judge_params(name):
     """Return the params of the judge of a pool."""
     asked = {"seeds": config["seeds"], "sizes": config["sizes"], "study": STUDY_SECTION}
+    training = {key: config["finetune"][key] for key in ("batch_size", "clip_norm") if key in config["finetune"]}
     return {
         "code": library("encoder_study", "figures.f11_labels"),
-        "config": asked | {"finetune": {"batch_size": config["finetune"]["batch_size"]}, "tasks": TASKS},
+        "config": asked | {"finetune": training, "tasks": TASKS},
         "tasks": pool(name),
         "expected": [list(cell) for cell in DESIGN.cells(pool(name))],
         "weight_decay": study_run_section("weight_decay"),
-        "clip_norm": study_run_section("clip_norm"),
         "patience": config["finetune"]["patience"],
         "packages": installed("numpy", "scipy"),
     }

@@ -39,11 +39,11 @@ rule study_kernel:
         data=f"{STUDY}/data/{{task}}/seed{{seed}}.parquet",
         model=model_stamp(),
     output:
-        f"{STUDY}/kernel/{{task}}/seed{{seed}}.parquet",
+        f"{STUDY}/kernel/{{task}}/seed{{seed}}-n{{n}}-{{head}}.parquet",
     log:
-        f"{RESULTS}/logs/study_kernel/{{task}}-seed{{seed}}.log",
+        f"{RESULTS}/logs/study_kernel/{{task}}/seed{{seed}}-n{{n}}-{{head}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/study_kernel/{{task}}-seed{{seed}}.tsv"
+        f"{RESULTS}/benchmarks/study_kernel/{{task}}/seed{{seed}}-n{{n}}-{{head}}.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -55,14 +55,14 @@ rule study_kernel:
         code=library("study_kernel"),
         model=model_section(),
         kernel=kernel_section(),
-        examples=STUDY_SECTION["kernel_examples"],
         rows=STUDY_SECTION["kernel_rows"],
         batch_size=DESIGN.batch_size,
-        clip_norm=study_run_section("clip_norm"),
+        rates=lambda w: of_kernel(w, lambda recipe: recipe.step_size is not None),
+        plain=lambda w: of_kernel(w, lambda recipe: recipe.clip_norm is not None),
         device=config["device"],
         packages=installed("torch", "transformers"),
     message:
-        "The kernel at the start: {wildcards.task}, seed {wildcards.seed}"
+        "The kernel at the start: {wildcards.task}, seed {wildcards.seed}, n = {wildcards.n}, head {wildcards.head}"
     script:
         "../scripts/study_kernel.py"
 
@@ -155,6 +155,7 @@ for task in TASKS:
             f"encoder_study_{task.replace('-', '_')}"
         input:
             study_files([task])["runs"],
+            study_files([task])["kernels"],
         localrule: True
 
 

@@ -19,7 +19,7 @@ with Job(snakemake) as job:
     read = {name: [artifacts.read_table(path, kind) for path in files.get(name, [])] for name, kind in kinds.items()}
     others = [artifacts.read_table(path, "study_answers") for path in files.get("answers", [])]
     design = Design.of(params.config)
-    settings = Settings(design, params.weight_decay, params.clip_norm, params.patience)
+    settings = Settings(design, params.weight_decay, params.patience)
     cells = list(read_cells(read["runs"], read["labels"], read["steps"], read["kernels"]))
     known = [row for table in others for row in table.to_pylist()]
     judged = [row for row in judged_rows(cells, settings, known) if row["task"] in params.tasks]

@@ -394,7 +394,7 @@ class Arithmetic(Section):
 
 
 class Recipe(Section):
-    """One way of training in the study: a learning rate, given or read off the kernel, and its schedule."""
+    """A way of training in the study: learning rate, given or read off the kernel, its schedule, the head's start."""
 
     learning_rate: Annotated[float, LEFT_OUT] = _key(
         None, "a number > 0 (left out where step_size is given)", "the absolute learning rate", gt=0
@@ -403,7 +403,18 @@ class Recipe(Section):
         None, "a number > 0 (left out where learning_rate is given)", "c in c / lambda_1 of AdamW's own kernel", gt=0
     )
     schedule: Literal["constant", "decay"] = _key(
-        "constant", "constant or decay", "a constant rate, or 10 % of warm-up and linear decay"
+        "constant",
+        "constant or decay",
+        "a constant rate, looked at along the way, or 10 % of warm-up and linear decay, a training for each length",
+    )
+    start: Literal["random", "probe"] = _key(
+        "random", "random or probe", "how the head starts: drawn, or as the logistic regression on the features"
+    )
+    clip_norm: Annotated[float, LEFT_OUT] = _key(
+        None,
+        "a number > 0 (finetune.clip_norm when left out)",
+        "the norm that the gradient of a step is cut down to",
+        gt=0,
     )
 
 
@@ -420,10 +431,12 @@ class Study(Section):
         min_length=1,
     )
     primary: Annotated[Distinct[str] | None, LEFT_OUT] = _key(
-        None, "a list of names of recipes (all when left out)", "the recipes that run at every size and seed"
+        None,
+        "a list of names of recipes (all when left out)",
+        "the recipes that run at every size with the first seed, and at others_size with the other seeds",
     )
     others_size: Annotated[int, LEFT_OUT] = _key(
-        None, "one of sizes (the smallest when left out)", "the size of the other recipes, which have the first seed"
+        None, "one of sizes (the smallest when left out)", "the size of the other seeds and of the other recipes"
     )
     usual: Annotated[str, LEFT_OUT] = _key(
         None,
@@ -431,20 +444,30 @@ class Study(Section):
         "the recipe whose last step is the usual recipe that accuracies are compared with",
     )
     steps: Annotated[int, LEFT_OUT] = _key(
-        160, "an integer >= 4 (160 when left out)", "the least length of a run", ge=4
+        160, "an integer >= 4 (160 when left out)", "the least length of a run, under decay of the longest", ge=4
     )
     epochs: Annotated[int, LEFT_OUT] = _key(12, "an integer >= 1 (12 when left out)", "the least epochs of a run", ge=1)
+    lengths: Annotated[Distinct[Annotated[int, Field(ge=1)]], LEFT_OUT] = _key(
+        [1, 2, 3, 5, 10, 20, 40],
+        "a list of integers >= 1 ([1, 2, 3, 5, 10, 20, 40] when left out)",
+        "the lengths in epochs of the trainings under decay, as far as a run goes",
+    )
     evaluations: Annotated[int, LEFT_OUT] = _key(
-        8, "an integer >= 1 (8 when left out)", "evaluations spaced evenly in logarithm, beside the fixed epochs", ge=1
+        8,
+        "an integer >= 1 (8 when left out)",
+        "evaluations under a constant rate spaced evenly in logarithm, beside the fixed epochs",
+        ge=1,
     )
     fixed_epochs: Annotated[Distinct[Annotated[int, Field(ge=1)]], LEFT_OUT] = _key(
         [1, 3, 5, 10], "a list of integers >= 1 ([1, 3, 5, 10] when left out)", "the fixed lengths that are compared"
     )
-    kernel_examples: Annotated[int, LEFT_OUT] = _key(
-        64, "an integer >= 4 (64 when left out)", "training examples of the kernel at the start, at most", ge=4
+    folds_size: Annotated[int | None, LEFT_OUT] = _key(
+        None,
+        "one of sizes, or null (null when left out)",
+        "the size at which eight folds are trained, with the first seed and the primary recipes; null: at every size",
     )
     kernel_rows: Annotated[int, LEFT_OUT] = _key(
-        256, "an integer >= 4 (256 when left out)", "rows of that kernel, at most: examples times classes less 1", ge=4
+        256, "an integer >= 4 (256 when left out)", "rows of a kernel, at most: examples times classes less 1", ge=4
     )
     test_rows: Annotated[dict[str, Annotated[int, Field(ge=2)]], LEFT_OUT] = _key(
         {}, "a mapping from names of tasks to integers >= 2", "test rows of a seed where data.test is too many"

@@ -1,7 +1,7 @@
 """The recorded runs of the study read back, cell by cell, as what every way of choosing may look at (numpy, no torch).
 
 An artifact of kind ``study_outputs`` holds the outputs of one or many cells; kind ``study_labels`` the labels of a data
-set and seed; ``study_steps`` what each step of a run on all examples took; ``study_kernel`` the kernel at the start.
+set and seed; ``study_steps`` what each step of the trainings on all examples took; ``study_kernel`` that at a start.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from stopwise.artifacts.tables import read_matrix
+from stopwise.linearized.coding import coding_matrix
 from stopwise.linearized.objectives import Objective
-from stopwise.studies.encoder_rows import ALL, HALF, PARTS, Cell
+from stopwise.linearized.replay import batch_lambda_max
+from stopwise.stopping.folds import stratified_folds
+from stopwise.studies.encoder_rows import ALL, HALF, LEFT_OUT, PARTS, Cell
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,17 +47,16 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """The kernel at the start over the first examples: ``matrix`` J D J' and ``plain`` J J' [m, m], f0, J theta_0."""
+    """The kernel at a start: ``matrix`` J D J' [m, m], ``plain`` J J' or None, ``start`` f0 and J theta_0 [n, columns].
+
+    ``left_start`` [groups, n, columns]: where training without each example starts, of a head that has seen the labels.
+    """
 
     matrix: np.ndarray
-    plain: np.ndarray
     start: np.ndarray
     weights_move: np.ndarray
-
-    def leading(self, n: int) -> Kernel:
-        """Return the kernel of the first n examples."""
-        m = n * self.start.shape[1]
-        return Kernel(self.matrix[:m, :m], self.plain[:m, :m], self.start[:n], self.weights_move[:n])
+    plain: np.ndarray | None = None
+    left_start: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +64,10 @@ class Recorded:
     """One cell as it was recorded.
 
     ``outputs``: (part, fold, split) -> [evaluations, examples, columns]. Parts that have not run are missing, and
-    ``kernel`` is None without one. ``steps``: of the evaluations; ``kept``: those of each entry of ``outputs``
-    (hold-out's training looks at the test rows only where its validation loss is the least so far). ``rates``,
-    ``batches``: of every step; None when they were not kept.
+    ``kernels`` holds those of its start, random or probe, that were computed on all its examples. ``steps``: of the
+    evaluations, under a decaying rate the lengths of its trainings; ``kept``: those of each entry of ``outputs``
+    (hold-out's training looks at the test rows only where its validation loss is the least so far). ``rates``: of every
+    step by length; ``batches``: of the longest, whose beginning is that of the others.
     """
 
     cell: Cell
@@ -72,8 +75,8 @@ class Recorded:
     steps: np.ndarray
     outputs: Mapping[tuple[str, int, str], np.ndarray]
     kept: Mapping[tuple[str, int, str], np.ndarray]
-    kernel: Kernel | None = None
-    rates: np.ndarray | None = None
+    kernels: Mapping[str, Kernel] = field(default_factory=dict)
+    rates: Mapping[int, np.ndarray] = field(default_factory=dict)
     batches: list[np.ndarray] = field(default_factory=list)
 
     def curve(self, part: str, fold: int, split: str) -> np.ndarray:
@@ -82,10 +85,16 @@ class Recorded:
 
     def example_losses(self, part: str, fold: int, split: str) -> np.ndarray:
         """Return the log-loss of each example at every evaluation, float64 [evaluations, examples]."""
-        f = self.outputs[part, fold, split]
-        labels = self.labels.by_split[split][: f.shape[1]]
-        logs = self.labels.objective(split, f.shape[1]).log_probabilities(f.astype(np.float64))
-        return -logs[:, np.arange(len(labels)), labels]
+        f = self.outputs[part, fold, split].astype(np.float64)
+        if split == LEFT_OUT:
+            objective = self.labels.objective("train").rows(np.flatnonzero(self.folds(PARTS[part][0]) == fold))
+        else:
+            objective = self.labels.objective(split, f.shape[1])
+        return -objective.log_probabilities(f)[:, np.arange(f.shape[1]), objective.labels]
+
+    def folds(self, count: int) -> np.ndarray:
+        """Return the fold of each training example among ``count``, as the trainings had it."""
+        return stratified_folds(self.labels.by_split["train"][: self.cell.n], count, self.cell.seed)
 
     @cached_property
     def test(self) -> np.ndarray:
@@ -102,18 +111,15 @@ class Recorded:
         """Which evaluation of the run on all examples has the least test log-loss."""
         return int(np.argmin(self.test_loss))
 
-    def left_out(self, count: int, folds: np.ndarray) -> np.ndarray | None:
-        """Return the mean log-loss of the examples left out by each of ``count`` folds; None while a fold is missing.
+    def left_out(self, part: str) -> np.ndarray | None:
+        """Return the mean log-loss of the examples left out by the folds of a part; None while one is missing.
 
-        ``folds``: the fold of each example. float64 [evaluations].
+        float64 [evaluations].
         """
-        where = {fold: part for part, (k, own) in PARTS.items() if k == count for fold in own}
-        if any((where[fold], fold, "train") not in self.outputs for fold in range(count)):
+        folds = PARTS[part][1]
+        if any((part, fold, LEFT_OUT) not in self.outputs for fold in folds):
             return None
-        total = np.zeros(len(self.steps))
-        for fold in range(count):
-            total += self.example_losses(where[fold], fold, "train")[:, folds == fold].sum(axis=1)
-        return total / len(folds)
+        return np.concatenate([self.example_losses(part, fold, LEFT_OUT) for fold in folds], axis=1).mean(axis=1)
 
 
 def read_cells(
@@ -123,8 +129,7 @@ def read_cells(
     kernels: Iterable[pa.Table] = (),
 ) -> Iterator[Recorded]:
     """Yield the cells whose run on all examples is there, in order."""
-    known = dict(_labels(labels))
-    kernel = dict(_kernels(kernels))
+    known, kernel = dict(_labels(labels)), dict(_kernels(kernels))
     taken = dict(_taken(steps))
     found: dict[Cell, dict[tuple[str, int, str], dict[int, np.ndarray]]] = {}
     for table in outputs:
@@ -140,9 +145,15 @@ def read_cells(
         at = np.array(sorted(own[ALL, 0, "test"]))
         kept = {key: np.array(sorted(by_step)) for key, by_step in own.items()}
         stacked = {key: np.stack([by_step[t] for t in kept[key]]) for key, by_step in own.items()}
-        rates, batches = taken.get(cell, (None, []))
-        where = cell.task, cell.seed
-        yield Recorded(cell, known[where], at, stacked, kept, kernel.get(where), rates, batches)
+        rates, batches = taken.get(cell, ({}, []))
+        starts = {own.start: one for own, one in kernel.items() if own[:3] == cell[:3]}
+        yield Recorded(cell, known[cell.task, cell.seed], at, stacked, kept, starts, rates, batches)
+
+
+def kernel_lambda(table: pa.Table, batch_size: int, seed: int) -> float:
+    """Return the largest eigenvalue of K_BB/m_B over the batches of the first epoch, from a table of one kernel."""
+    f0, matrix = (read_matrix(table, block=block) for block in ("outputs", "train"))
+    return batch_lambda_max(matrix, f0.shape[1], batch_size, seed, max(1, len(f0) // batch_size))
 
 
 def _cell(row: Mapping[str, Any]) -> Cell:
@@ -158,21 +169,37 @@ def _labels(tables: Iterable[pa.Table]) -> Iterator[tuple[tuple[str, int], Label
             yield where, Labels(own[0]["classes"], splits)
 
 
-def _kernels(tables: Iterable[pa.Table]) -> Iterator[tuple[tuple[str, int], Kernel]]:
-    for table in tables:
-        for task, seed in sorted(set(zip(table["task"].to_pylist(), table["seed"].to_pylist(), strict=True))):
-            blocks = {
-                name: read_matrix(table, task=task, seed=seed, block=name)
-                for name in ("train", "plain", "outputs", "weights_move")
-            }
-            yield (task, seed), Kernel(*blocks.values())
+class _Where(NamedTuple):
+    task: str
+    seed: int
+    n: int
+    start: str
 
 
-def _taken(tables: Iterable[pa.Table]) -> Iterator[tuple[Cell, tuple[np.ndarray, list[np.ndarray]]]]:
+def _kernels(tables: Iterable[pa.Table]) -> Iterator[tuple[_Where, Kernel]]:
+    """Yield the kernels that hold all examples of their size."""
     for table in tables:
-        own: dict[Cell, list[Mapping[str, Any]]] = {}
-        for row in table.select(["task", "seed", "n", "recipe", "step", "learning_rate", "examples"]).to_pylist():
-            own.setdefault(_cell(row), []).append(row)
-        for cell, rows in own.items():
-            order = sorted(rows, key=lambda row: row["step"])
-            yield cell, (np.array([r["learning_rate"] for r in order]), [np.array(r["examples"]) for r in order])
+        found: dict[_Where, set[str]] = {}
+        for *where, block in zip(*(table[name].to_pylist() for name in (*_Where._fields, "block")), strict=True):
+            found.setdefault(_Where(*where), set()).add(block)
+        for own, names in sorted(found.items()):
+            read = {name: read_matrix(table, **own._asdict(), block=name) for name in names}
+            start = read["outputs"]
+            if len(start) < own.n:
+                continue
+            left, classes = read.get(LEFT_OUT), start.shape[1] + 1
+            if left is not None:
+                left = left.reshape(-1, own.n, classes) @ coding_matrix(classes).T
+            yield own, Kernel(read["train"], start, read["weights_move"], read.get("plain"), left)
+
+
+def _taken(tables: Iterable[pa.Table]) -> Iterator[tuple[Cell, tuple[dict[int, np.ndarray], list[np.ndarray]]]]:
+    """Yield the learning rates of each length of a cell, and the batches of the longest."""
+    wanted = ["task", "seed", "n", "recipe", "length", "step", "learning_rate", "examples"]
+    for table in tables:
+        own: dict[Cell, dict[int, list[Mapping[str, Any]]]] = {}
+        for row in table.select(wanted).sort_by("step").to_pylist():
+            own.setdefault(_cell(row), {}).setdefault(row["length"], []).append(row)
+        for cell, lengths in own.items():
+            rates = {length: np.array([row["learning_rate"] for row in lengths[length]]) for length in sorted(lengths)}
+            yield cell, (rates, [np.array(row["examples"]) for row in lengths[max(lengths)]])

@@ -11,12 +11,11 @@ from scipy.special import log_softmax
 from stopwise.linearized.coding import coding_matrix
 from stopwise.stopping.judging import HIT
 from stopwise.studies.encoder_cells import Recorded
-from stopwise.studies.encoder_rows import Cell
-from stopwise.studies.encoder_ways import MORE, WAYS, Answer, Settings, answers, loss_at, ways
+from stopwise.studies.encoder_ways import MORE, Answer, Settings, answers, loss_at, ways
 
 CEILING_DRAWS = 200
 BINS = 15
-CONSTANT_TRAININGS = 1.0
+OTHER_TRAININGS = 1.0
 
 
 def judged_rows(
@@ -25,12 +24,13 @@ def judged_rows(
     """Return rows of ``study_judged``: one for each cell and way that has an answer there.
 
     ``loss``, ``accuracy``, ``calibration``: of what the way delivers on the cell's test rows; ``regret``: loss over
-    that of the best evaluation of the run on all n, less 1; ``labels``: spent in all; ``trainings``: of n examples.
+    that of the best evaluation of the run on all n, less 1; ``labels``: spent in all; ``trainings``: of the longest
+    length on n examples.
     """
-    found = answers(cells, settings, others)
-    known, recorded = ways(settings.design), {one.cell: one for one in cells}
+    found, design = answers(cells, settings, others), settings.design
+    known, recorded = ways(design), {one.cell: one for one in cells}
     return [
-        _row(recorded[cell], name, answer, known[name].trainings if name in known else CONSTANT_TRAININGS)
+        _row(recorded[cell], name, answer, known[name].trainings(design, cell) if name in known else OTHER_TRAININGS)
         for name, own in found.items()
         for cell, answer in own.items()
         if cell in recorded and (answer.part, 0, "test") in recorded[cell].outputs
@@ -157,12 +157,3 @@ def _needed(loss: float, sizes: np.ndarray, falling: np.ndarray) -> tuple[float,
     if loss > falling[0]:
         return float(sizes[0]), "below"
     return float(np.interp(-loss, -falling, sizes)), ""
-
-
-def complete(judged: Iterable[Mapping[str, Any]], expected: Iterable[Cell]) -> dict[str, tuple[int, int]]:
-    """Return for each way how many of the expected cells it is judged on, and how many there are."""
-    wanted = set(expected)
-    have: dict[str, set[Cell]] = {name: set() for name in WAYS}
-    for row in judged:
-        have.setdefault(row["way"], set()).add(Cell(row["task"], row["seed"], row["n"], row["recipe"]))
-    return {name: (len(own & wanted), len(wanted)) for name, own in have.items()}

@@ -1,7 +1,7 @@
 """What a training job of the study needs: the names of its cell, its recipe and folds, and the rows that it writes.
 
-A *cell* is a data set, a seed, a training size and a recipe. Four jobs train a cell: one on all n examples, one on the
-three quarters that hold-out stopping leaves, and the other folds of four and of eight. No torch.
+A *cell* is a data set, a seed, a training size and a recipe. One job trains it on all n examples, one on the three
+quarters that hold-out stopping leaves, and for some cells one on each of eight folds. No torch.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from stopwise.linearized.filters import linear_schedule
 
 WARMUP = 0.1  # share of a run
 # What a job trains beside the run on all examples: how many folds there are, and which of them it leaves out in turn.
-PARTS = {"holdout": (4, (0,)), "folds4": (4, (1, 2, 3)), "folds8": (8, tuple(range(8)))}
-ALL = "all"
+HOLDOUT, FOLDS = "holdout", "folds8"
+PARTS = {HOLDOUT: (4, (0,)), FOLDS: (8, tuple(range(8)))}
+ALL, LEFT_OUT = "all", "left_out"  # a part, and the split of the examples that a fold leaves out
+RANDOM, PROBE = "random", "probe"  # how a head starts
 HALF = "<f2"  # how outputs are kept: their error is below a thousandth of a logit
 SINGLE = "<f4"
 
@@ -33,22 +35,37 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A learning rate, absolute or c in c/lambda_1 of AdamW's own kernel, and its schedule (constant or decay)."""
+    """A learning rate, absolute or c in c/lambda_1 of AdamW's own kernel, its schedule, and the start of the head.
+
+    ``schedule``: constant, one training that is looked at along the way; or decay, every length a training of its own.
+    ``start``: random, or probe, the logistic regression on the features of the examples of this training.
+    ``clip_norm``: the norm that gradients are cut to, None for none.
+    """
 
     name: str
     learning_rate: float | None
     step_size: float | None
     schedule: str
+    start: str = RANDOM
+    clip_norm: float | None = None
+
+    @property
+    def decays(self) -> bool:
+        """Whether every length is a training of its own."""
+        return self.schedule != "constant"
 
     def rates(self, steps: int, lambda_1: float | None = None) -> np.ndarray:
-        """Return the learning rate of every step, float64 [steps]; ``lambda_1`` is needed with a step size only."""
+        """Return the learning rate of every step of a training of so many, float64 [steps].
+
+        ``lambda_1`` is needed with a step size only.
+        """
         if self.learning_rate is not None:
             rate = self.learning_rate
         elif self.step_size is not None and lambda_1 is not None:
             rate = self.step_size / lambda_1
         else:
             raise ValueError(f"study.recipes.{self.name}: step_size needs the kernel's largest eigenvalue")
-        if self.schedule == "constant":
+        if not self.decays:
             return np.full(steps, rate)
         return rate * np.asarray(linear_schedule(steps, round(WARMUP * steps)))
 
@@ -72,11 +89,20 @@ def output_rows(cell: Cell, part: str, fold: int, steps: Iterable[int], split: s
     ]
 
 
-def step_rows(cell: Cell, taken: Iterable[tuple[float, np.ndarray, np.ndarray]]) -> list[dict]:
-    """Return rows of ``study_steps``: of each step its learning rate, its examples and their outputs before it."""
+def fold_steps(steps: Iterable[int], inside: int, n: int) -> list[int]:
+    """Return the steps after which a training on ``inside`` of n examples has seen as many epochs; 0 stays 0."""
+    return [max(1, round(step * inside / n)) if step else 0 for step in steps]
+
+
+def step_rows(cell: Cell, length: int, taken: Iterable[tuple[float, np.ndarray, np.ndarray]]) -> list[dict]:
+    """Return rows of ``study_steps`` of one training of ``length`` steps.
+
+    ``taken``: of each step its learning rate, its examples and their outputs before it.
+    """
     return [
         {
             **cell._asdict(),
+            "length": length,
             "step": step,
             "learning_rate": rate,
             "examples": [int(i) for i in batch],

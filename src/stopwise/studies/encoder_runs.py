@@ -19,31 +19,56 @@ from stopwise.linearized.replay import draw_batches
 from stopwise.network.heads import is_classifier
 from stopwise.network.learner import Learner, Prompts
 from stopwise.network.parameters import select_parameters
+from stopwise.studies.encoder_rows import LEFT_OUT, fold_steps
 from stopwise.training.adam_preconditioner import own_metric
 from stopwise.training.decayed import weights_move
+from stopwise.training.probe import fit_probe, start_at
 from stopwise.training.settings import ADAM_BETAS, ADAM_EPS, FinetuneSettings
 
 TOKENS = 1024  # padded tokens of one pass
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What a run left: the steps of its evaluations, outputs by split at each, and every step's batch.
+@dataclass(eq=False)
+class Looks:
+    """What is looked at along the trainings of a cell, and the outputs that were seen.
 
-    ``outputs``: of each split its steps and [its evaluations, examples, columns] float32; ``taken``: (learning rate,
-    examples of the batch, their outputs before the step) of every step.
+    ``names``: the batches whose outputs are kept. ``held_out``: examples that this training leaves out, kept as the
+    split ``left_out``. ``only_least``: the batches are looked at only where the log-loss of those left out is the least
+    so far, for hold-out stopping delivers no other step. ``outputs``: of each split its steps and its [evaluations]
+    arrays [examples, columns].
     """
 
-    steps: Sequence[int]
-    outputs: dict[str, tuple[list[int], np.ndarray]]
-    taken: list[tuple[float, np.ndarray, np.ndarray]] = field(default_factory=list)
+    names: Sequence[str]
+    held_out: np.ndarray | None = None
+    only_least: bool = False
+    outputs: dict[str, tuple[list[int], list[np.ndarray]]] = field(default_factory=dict)
+    least: float = np.inf
+
+    def look(self, runner: Runner, step: int) -> None:
+        """Keep the outputs of the network as it is now, under the name of a step."""
+        better = True
+        if self.held_out is not None:
+            f = self._keep(LEFT_OUT, step, runner.predict_examples(self.held_out))
+            loss = runner.objective(self.held_out).loss(f)
+            better, self.least = loss < self.least, min(self.least, loss)
+        for name in self.names if better or not self.only_least else ():
+            self._keep(name, step, runner.predict(name))
+
+    def _keep(self, name: str, step: int, f: np.ndarray) -> np.ndarray:
+        steps, kept = self.outputs.setdefault(name, ([], []))
+        steps.append(step)
+        kept.append(f)
+        return f
+
+
+Taken = list[tuple[float, np.ndarray, np.ndarray]]
 
 
 class Runner:
     """Trains one model again and again from the same start; cross-entropy, AdamW, no dropout.
 
-    ``watched`` are the batches whose outputs are kept beside those of the training examples. Each run leaves the model
-    at its last weights; the next begins with putting them back.
+    ``watched`` are the batches whose outputs can be kept beside those of the training examples. Each training leaves
+    the model at its last weights; the next begins with putting the start back.
     """
 
     def __init__(
@@ -56,82 +81,123 @@ class Runner:
         clip_norm: float | None,
     ) -> None:
         self.learner = Learner(model, select_parameters(model, parameters), "contrast")
-        self.train, self.labels = Prompts.of(train, TOKENS, model), np.asarray(train["labels"])
-        self.watched = {name: Prompts.of(batch, TOKENS, model) for name, batch in watched.items()}
+        self.batch, self.labels = train, np.asarray(train["labels"])
+        self.prompts = {name: Prompts.of(batch, TOKENS, model) for name, batch in {"train": train, **watched}.items()}
         self.weight_decay, self.clip_norm = weight_decay, clip_norm
-        self.start = [tensor.clone() for tensor in self.learner.tensors]
+        self.given = [tensor.clone() for tensor in self.learner.tensors]
+        self.start = self.given
 
     def objective(self, index: np.ndarray) -> Objective:
         """Return the objective of some training examples."""
-        classes = len(self.train.verbalizers)
+        classes = len(self.prompts["train"].verbalizers)
         return Objective("cross_entropy", self.labels[index], classes, "contrast", 1.0, np.zeros(1))
+
+    def predict(self, name: str) -> np.ndarray:
+        """Return the outputs of the training examples, or of a batch that is watched; [n, columns]."""
+        return self.learner.predict(self.prompts[name])
+
+    def predict_examples(self, index: np.ndarray) -> np.ndarray:
+        """Return the outputs of some training examples, [len(index), columns]."""
+        return self.learner.predict(self.prompts["train"].rows(index, TOKENS))
+
+    def start_head(self, examples: np.ndarray, seed: int) -> None:
+        """Let trainings begin with the head at the logistic regression on the features of some training examples."""
+        self._restore(self.given)
+        fit_start(self.learner.model, self.batch, examples, seed)
+        self.start = [tensor.clone() for tensor in self.learner.tensors]
+
+    def _restore(self, values: Sequence[torch.Tensor]) -> None:
+        for tensor, value in zip(self.learner.tensors, values, strict=True):
+            tensor.copy_(value)
 
     def run(
         self,
         examples: np.ndarray,
         rates: np.ndarray,
-        steps: Sequence[int],
+        names: Mapping[int, Sequence[int]],
         batch_size: int,
         seed: int,
-        watched: Sequence[str],
-        held_out: np.ndarray | None = None,
+        looks: Looks,
         title: str = "",
         look: Callable[[int, torch.optim.Optimizer], None] | None = None,
-    ) -> Run:
-        """Train on ``examples`` (their places among the training examples) and return the outputs at ``steps``.
+    ) -> Taken:
+        """Train on ``examples`` (their places among the training examples); return what every step took.
 
-        ``rates``: of every step. ``held_out``: examples that hold-out stopping looks at; what is watched is then looked
-        at only where their loss is the least so far, for hold-out stopping delivers no other step.
+        ``rates``: of every step. ``names``: the steps at which ``looks`` looks, each with the names it has there.
         ``look(step, optimizer)`` is called before every step, while the model holds its weights: for a way of choosing
-        that reads the network along a run. The outputs are those of all training examples, whether trained on or not
-        (split ``train``), and of the ``watched`` ones. Cost: a pass forth and back over a batch a step, and a pass
-        forth over all that is watched an evaluation.
+        that reads the network along a run. Returned: (learning rate, examples of the batch, their outputs before the
+        step) of every step. Cost: a pass forth and back over a batch a step, and a pass forth over all that is looked
+        at.
         """
         batches = [examples[b] for b in draw_batches(len(examples), batch_size, len(rates), seed)]
-        kept: dict[str, tuple[list[int], list[np.ndarray]]] = {name: ([], []) for name in ("train", *watched)}
-        taken, least = [], np.inf
-        for tensor, start in zip(self.learner.tensors, self.start, strict=True):
-            tensor.copy_(start)
+        taken: Taken = []
+        self._restore(self.start)
         weights = list(self.learner.parameters.values())
-        wanted = set(steps)
         with self.learner.trainable():
             optimizer = torch.optim.AdamW(
                 weights, lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=self.weight_decay, fused=True
             )
             for step in tqdm(range(len(rates) + 1), desc=title, unit="step", disable=not title, mininterval=10):
-                if step in wanted:
-                    f = self._keep(kept, "train", step, self.train)
-                    loss = -np.inf if held_out is None else self.objective(held_out).loss(f[held_out])
-                    for name in watched if loss < least else ():
-                        self._keep(kept, name, step, self.watched[name])
-                    least = least if held_out is None else min(least, loss)
+                for name in names.get(step, ()):
+                    looks.look(self, name)
                 if look is not None and step < len(rates):
                     look(step, optimizer)
                 if step < len(rates):
                     f = self._step(optimizer, weights, batches[step], float(rates[step]))
                     taken.append((float(rates[step]), batches[step], f))
-        return Run(list(steps), {name: (at, np.stack(own)) for name, (at, own) in kept.items()}, taken)
+        return taken
 
-    def _keep(
-        self, kept: dict[str, tuple[list[int], list[np.ndarray]]], name: str, step: int, own: Prompts
-    ) -> np.ndarray:
-        """Return the outputs of a split now, and add them to what is kept."""
-        f = self.learner.predict(own)
-        kept[name][0].append(step)
-        kept[name][1].append(f)
-        return f
+    def follow(
+        self,
+        examples: np.ndarray,
+        rates: Callable[[int], np.ndarray],
+        steps: Sequence[int],
+        apart: bool,
+        batch_size: int,
+        seed: int,
+        looks: Looks,
+        title: str = "",
+    ) -> dict[int, Taken]:
+        """Train a cell on some of its n examples, and look at the ``steps`` of the run on all of them.
+
+        ``rates``: of a training of so many steps. ``apart``: whether every step is the length of a training of its own.
+        On fewer than n examples a training takes as many epochs, and what is seen keeps the names in ``steps``, 0 the
+        first. Returned: what the training of each length took.
+        """
+        own = dict(zip(steps, fold_steps(steps, len(examples), len(self.labels)), strict=True))
+        if not apart:
+            names = {at: [step for step in steps if own[step] == at] for at in own.values()}
+            return {steps[-1]: self.run(examples, rates(own[steps[-1]]), names, batch_size, seed, looks, title)}
+        taken = {}
+        for k, length in enumerate(steps[1:]):
+            names = {own[length]: [length]} | ({0: [0]} if k == 0 else {})
+            taken[length] = self.run(examples, rates(own[length]), names, batch_size, seed, looks, title)
+        return taken
 
     def _step(
         self, optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], batch: np.ndarray, rate: float
     ) -> np.ndarray:
         """Take one step and return the batch's outputs before it."""
         objective = self.objective(batch)
-        f, _ = self.learner.gradient(self.train.rows(batch, TOKENS), objective.gradient)
+        f, _ = self.learner.gradient(self.prompts["train"].rows(batch, TOKENS), objective.gradient)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(weights, self.clip_norm)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         return f
+
+
+def fit_start(
+    model: Any, batch: Mapping[str, Any], examples: np.ndarray, seed: int, left_out: bool = False
+) -> np.ndarray:
+    """Start the head of a model at the logistic regression on the features of some examples.
+
+    Returned with ``left_out``: the logits of these examples by the regression without each of them, [groups, n, C].
+    """
+    own = {key: value if key == "verbalizers" else value[torch.as_tensor(examples)] for key, value in batch.items()}
+    probe = fit_probe(model, own, np.asarray(own["labels"]), seed, left_out)
+    start_at(model, probe)
+    return probe.left_out
 
 
 @contextmanager
@@ -164,16 +230,24 @@ def small_vocabulary(model: Any, batches: Sequence[dict[str, Any]]) -> Iterator[
 
 
 def kernel_rows(
-    model: Any, train: Mapping[str, Any], settings: FinetuneSettings, section: Mapping[str, Any], seed: int, device: str
+    model: Any,
+    train: Mapping[str, Any],
+    settings: FinetuneSettings,
+    section: Mapping[str, Any],
+    seed: int,
+    device: str,
+    plain: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return rows of ``study_kernel``: AdamW's own kernel J D J', the plain J J', f0 and J theta_0 at the start.
+    """Return rows of ``study_kernel``: AdamW's own kernel J D J', f0 and J theta_0 at the model's weights.
 
-    ``section``: the configuration's kernel section. Cost: three times a kernel's passes over ``train``.
+    ``section``: the configuration's kernel section. ``plain``: J J' too, for training that clips. Cost: a kernel's
+    passes over ``train``, twice with the plain one.
     """
     chosen = {key: section[key] for key in ("parameters", "memory_gb")} | {"device": device, "outputs": "contrast"}
     metric = own_metric(model, train, settings, seed)
     own = empirical_ntk(model, train, formula="adam", preconditioner=metric, **chosen)
-    plain = empirical_ntk(model, train, formula="sgd", **chosen)
     moves = weights_move(model, train, {**chosen})
-    blocks = {"train": own.matrix, "plain": plain.matrix, "outputs": own.outputs, "weights_move": moves}
+    blocks = {"train": own.matrix, "outputs": own.outputs, "weights_move": moves}
+    if plain:
+        blocks["plain"] = empirical_ntk(model, train, formula="sgd", **chosen).matrix
     return [row for name, block in blocks.items() for row in matrix_rows(block, block=name)]

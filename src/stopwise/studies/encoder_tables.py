@@ -79,12 +79,13 @@ def way_table(
         own = [row for row in rows if row["way"] == name]
         columns = _columns(own, against, accuracy, worth)
         groups = [row["task"] for row in own]
-        count = len(set(groups))
         for measure in MEASURES:
             value, low, high = _score(name, measure, columns, groups, seed)
             if np.isfinite(value):
                 about = {"way": name, "measure": measure, "value": value, "low": low, "high": high}
-                out.append({**about, "cells": len(own), "data_sets": count})
+                known = np.isfinite(columns[MEASURES[measure][0]])
+                sets = {group for group, kept in zip(groups, known, strict=True) if kept}
+                out.append({**about, "cells": int(known.sum()), "data_sets": len(sets)})
     return out
 
 
@@ -152,8 +153,8 @@ def _score(name: str, measure: str, columns: Columns, groups: Sequence[str], see
     return value, *interval({"values": values[known]}, measured, redrawn(own, seed))
 
 
-def way_lines(table: Iterable[Mapping[str, Any]], design: Design, expected: int) -> list[str]:
-    """Return rows of ``way_table`` as Markdown; ``expected``: how many cells a finished study has."""
+def way_lines(table: Iterable[Mapping[str, Any]], design: Design, expected: Sequence[Cell]) -> list[str]:
+    """Return rows of ``way_table`` as Markdown; ``expected``: the cells of a finished study."""
     rows = list(table)
     pick = {(row["way"], row["measure"]): row for row in rows}
     words = {name: one.words for name, one in ways(design).items()}
@@ -161,9 +162,10 @@ def way_lines(table: Iterable[Mapping[str, Any]], design: Design, expected: int)
     lines = table_line(["way", "runs", *(head for head, _ in HEADS.values())])
     lines += table_line(["---"] * (2 + len(HEADS)))
     for name in dict.fromkeys(row["way"] for row in rows):
-        cells = next(row["cells"] for row in rows if row["way"] == name)
+        cells = pick[name, "hits"]["cells"]
+        wanted = [cell for cell in expected if name != YARDSTICK or design.folded(cell)]
         shown = [_shown(pick.get((name, measure)), scale) for measure, (_, scale) in HEADS.items()]
-        lines += table_line([words.get(name, name), f"{cells} of {expected}", *shown])
+        lines += table_line([words.get(name, name), f"{cells} of {len(wanted)}", *shown])
     return lines
 
 
@@ -196,27 +198,24 @@ def fact_lines(cells: Iterable[Mapping[str, Any]]) -> list[str]:
 def label_rows(judged: Iterable[Mapping[str, Any]], design: Design) -> list[dict[str, Any]]:
     """Return rows of ``study_labels_spent``: the mean test log-loss and accuracy of each way by size and recipe.
 
-    The mean is over data sets (of each one's mean over seeds), and only over data sets that have the way at every size,
-    so that a curve does not change its data sets on the way. ``labels``: spent; ``trainings``: of n examples.
+    The mean is over data sets, of the first seed, and only over data sets that have the way at every size that it is
+    made for, so that a curve does not change its data sets on the way. ``labels``: spent; ``trainings``: its cost.
     """
-    rows, out = list(judged), []
+    rows, out = [row for row in judged if row["seed"] == design.seeds[0]], []
     for recipe in design.primary:
         for way in _order(rows, design):
             own = [row for row in rows if row["recipe"] == recipe and row["way"] == way]
-            sizes = sorted({row["n"] for row in own})
-            whole = [
-                task
-                for task in sorted({row["task"] for row in own})
-                if {row["n"] for row in own if row["task"] == task} == set(design.sizes)
-            ]
+            folded = way == YARDSTICK and design.folds_size is not None
+            sizes = [design.folds_size] if folded else list(design.sizes)
+            by_task = {
+                task: {row["n"]: row for row in own if row["task"] == task} for task in sorted({r["task"] for r in own})
+            }
+            whole = [rows for rows in by_task.values() if set(rows) == set(sizes)]
             for n in sizes if whole else ():
-                parts = [[row for row in own if row["task"] == task and row["n"] == n] for task in whole]
-                mean = {
-                    key: float(np.mean([np.mean([r[key] for r in p]) for p in parts])) for key in ("loss", "accuracy")
-                }
-                spent = parts[0][0]["labels"], parts[0][0]["trainings"]
-                about = {"recipe": recipe, "way": way, "n": n, "labels": spent[0], "trainings": spent[1]}
-                out.append({**about, **mean, "data_sets": len(whole)})
+                parts = [rows[n] for rows in whole]
+                mean = {key: float(np.mean([row[key] for row in parts])) for key in ("loss", "accuracy")}
+                spent = {key: parts[0][key] for key in ("labels", "trainings")}
+                out.append({"recipe": recipe, "way": way, "n": n, **spent, **mean, "data_sets": len(whole)})
     return out
 
 
@@ -240,7 +239,7 @@ def report(
     ]
     for group in dict.fromkeys(row["recipes"] for row in rows):
         own = [row for row in rows if row["recipes"] == group]
-        wanted = sum(cell.recipe in members(group, design) for cell in expected)
+        wanted = [cell for cell in expected if cell.recipe in members(group, design)]
         words += ["", f"Recipes: {group}.", "", *way_lines(own, design, wanted)]
     return "\n".join(words) + "\n"
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stopwise.linearized.objectives import Objective
-from stopwise.stopping.folds import patient_step, stratified_folds
+from stopwise.stopping.folds import patient_step
+from stopwise.stopping.horizon import horizon
 from stopwise.stopping.scheduled import Linearised, Schedule, scheduled_stop
 from stopwise.studies.encoder_cells import Recorded
 from stopwise.studies.encoder_design import Design
-from stopwise.studies.encoder_rows import ALL, PARTS, Cell
+from stopwise.studies.encoder_rows import ALL, FOLDS, HOLDOUT, LEFT_OUT, PARTS, Cell
 
-HOLDOUT_PART = "holdout"
 MORE = "more_labels"
 
 
@@ -36,31 +35,36 @@ class Settings:
 
     design: Design
     weight_decay: float
-    clip_norm: float | None
     patience: int
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way of choosing. ``words`` as tables have it; ``trainings``: its cost in trainings of n examples, the final
-    one included; ``labels``: how many labels it has beside the n; ``choose``: the answer, None where it has none.
+    """One way of choosing. ``words`` as tables have it; ``choose``: the answer, None where it has none.
+
+    Its cost is ``final`` trainings of the longest length and ``searched`` searches over all evaluations, each on all
+    n examples.
     """
 
     name: str
     words: str
-    trainings: float
     choose: Callable[[Recorded, Settings], Answer | None]
-    labels: Callable[[Recorded], int] = lambda recorded: 0
+    final: float = 1
+    searched: float = 0
+
+    def trainings(self, design: Design, cell: Cell) -> float:
+        """Return its cost on a cell, in trainings of the longest length on all n examples."""
+        return self.final + self.searched * design.searched(cell.n, cell.recipe)
 
 
 WAYS: dict[str, Way] = {}
 
 
-def way(name: str, words: str, trainings: float) -> Callable:
-    """Make a function of a recorded cell the way of this name."""
+def way(name: str, words: str, final: float = 1, searched: float = 0) -> Callable:
+    """Make a function of a recorded cell the way of this name; its cost as ``Way`` has it."""
 
     def register(function: Callable[[Recorded, Settings], Answer | None]) -> Callable:
-        WAYS[name] = Way(name, words, trainings, function)
+        WAYS[name] = Way(name, words, function, final, searched)
         return function
 
     return register
@@ -79,94 +83,87 @@ def _epochs_way(k: int) -> Way:
         step = round(k * n / design.batch(n))
         return Answer(step) if step <= recorded.steps[-1] else None
 
-    return Way(f"epochs_{k}", f"{k} epoch{'s' if k > 1 else ''}", 1, choose)
+    return Way(f"epochs_{k}", f"{k} epoch{'s' if k > 1 else ''}", choose)
 
 
-@way("all_steps", "all steps", 1)
+@way("all_steps", "all steps")
 def _all_steps(recorded: Recorded, settings: Settings) -> Answer:
     return Answer(float(recorded.steps[-1]))
 
 
-@way("holdout", "hold-out: a quarter of the labels", 0.75)
+@way("holdout", "hold-out: a quarter of the labels", final=0, searched=0.75)
 def _holdout(recorded: Recorded, settings: Settings) -> Answer | None:
     step = _holdout_step(recorded, settings)
-    return None if step is None else Answer(step, HOLDOUT_PART)
+    return None if step is None else Answer(step, HOLDOUT)
 
 
-@way("holdout_refit", "hold-out, then trained on all", 1.75)
+@way("holdout_refit", "hold-out, then trained on all", searched=0.75)
 def _holdout_refit(recorded: Recorded, settings: Settings) -> Answer | None:
     step = _holdout_step(recorded, settings)
     return None if step is None else Answer(step)
 
 
-@way("folds_4", "4 folds of real training", 4)
-def _folds_4(recorded: Recorded, settings: Settings) -> Answer | None:
-    return _fold_answer(recorded, 4)
-
-
-@way("folds_8", "8 folds of real training", 8)
+@way("folds_8", "8 folds of real training", searched=7)
 def _folds_8(recorded: Recorded, settings: Settings) -> Answer | None:
-    return _fold_answer(recorded, 8)
+    losses = recorded.left_out(FOLDS)
+    return None if losses is None else Answer(float(recorded.steps[int(np.argmin(losses))]))
 
 
-@way(MORE, "32 labels more, to stop on", 1)
+@way(MORE, "32 labels more, to stop on", final=0, searched=1)
 def _more_labels(recorded: Recorded, settings: Settings) -> Answer | None:
     if (ALL, 0, "validation") not in recorded.outputs:
         return None
     return Answer(patient_step(recorded.steps, recorded.curve(ALL, 0, "validation"), settings.patience))
 
 
-@way("loo", "`loo`, read off the kernel at the start", 1)
+@way("loo", "`loo`, read off the kernel at the start")
 def _loo(recorded: Recorded, settings: Settings) -> Answer | None:
     return _kernel_answer(recorded, settings, "loo")
 
 
-@way("bayes", "`bayes`, read off the kernel at the start", 1)
+@way("bayes", "`bayes`, read off the kernel at the start")
 def _bayes(recorded: Recorded, settings: Settings) -> Answer | None:
     return _kernel_answer(recorded, settings, "bayes")
 
 
-@way("best", "the best evaluation (known afterwards only)", 1)
+@way("best", "the best evaluation (known afterwards only)")
 def _best(recorded: Recorded, settings: Settings) -> Answer:
     return Answer(float(recorded.steps[recorded.best]))
 
 
-def folds_of(recorded: Recorded, count: int) -> np.ndarray:
-    """Return the fold of each training example of a cell, as the runs had it."""
-    cell = recorded.cell
-    return stratified_folds(recorded.labels.by_split["train"][: cell.n], count, cell.seed)
-
-
 def _holdout_step(recorded: Recorded, settings: Settings) -> int | None:
-    if (HOLDOUT_PART, 0, "train") not in recorded.outputs:
+    if (HOLDOUT, 0, LEFT_OUT) not in recorded.outputs:
         return None
-    out = folds_of(recorded, PARTS[HOLDOUT_PART][0]) == 0
-    losses = recorded.example_losses(HOLDOUT_PART, 0, "train")[:, out].mean(axis=1)
+    losses = recorded.curve(HOLDOUT, PARTS[HOLDOUT][1][0], LEFT_OUT)
     return patient_step(recorded.steps, losses, settings.patience)
 
 
-def _fold_answer(recorded: Recorded, count: int) -> Answer | None:
-    losses = recorded.left_out(count, folds_of(recorded, count))
-    return None if losses is None else Answer(float(recorded.steps[int(np.argmin(losses))]))
-
-
 def _kernel_answer(recorded: Recorded, settings: Settings, rule: str) -> Answer | None:
-    n, kernel = recorded.cell.n, recorded.kernel
-    if kernel is None or recorded.rates is None or len(kernel.start) < n:
+    """Return what a rule reads off the kernel: under a decaying rate one of the lengths, else any step."""
+    cell, design = recorded.cell, settings.design
+    kernel = recorded.kernels.get(design.start(cell))
+    if kernel is None or not recorded.rates:
         return None
-    own, batches = kernel.leading(n), recorded.batches
-    net = Linearised(own.matrix, own.start, own.plain, own.weights_move)
-    objective: Objective = recorded.labels.objective("train", n)
-    schedule = Schedule(
-        recorded.rates,
+    net = Linearised(kernel.matrix, kernel.start, kernel.plain, kernel.weights_move, left_start=kernel.left_start)
+    objective = recorded.labels.objective("train", cell.n)
+    schedules = [_schedule(recorded, settings, rates) for rates in recorded.rates.values()]
+    if design.recipes[cell.recipe].decays:
+        return Answer(float(horizon(net, objective, schedules, rule, seed=cell.seed).t))
+    found = scheduled_stop(net, objective, schedules[-1], rule)
+    return None if found.t is None else Answer(found.t)
+
+
+def _schedule(recorded: Recorded, settings: Settings, rates: np.ndarray) -> Schedule:
+    """Return the schedule of a training with these learning rates, on the first of the recorded batches."""
+    design, cell, batches = settings.design, recorded.cell, recorded.batches[: len(rates)]
+    return Schedule(
+        rates,
         batches,
         [np.full(len(batch), 1 / len(batch)) for batch in batches],
         weight_decay=settings.weight_decay,
-        max_grad_norm=settings.clip_norm or 0.0,
-        epoch=n / settings.design.batch(n),
+        max_grad_norm=design.recipes[cell.recipe].clip_norm or 0.0,
+        epoch=cell.n / design.batch(cell.n),
     )
-    found = scheduled_stop(net, objective, schedule, rule)
-    return None if found.t is None else Answer(found.t)
 
 
 def constants(cells: Iterable[Recorded]) -> dict[Cell, Answer]:

@@ -8,29 +8,43 @@ import pytest
 
 from stopwise.artifacts import tables as artifacts
 from stopwise.figures.registry import figure
+from stopwise.stopping.folds import stratified_folds
 from stopwise.studies.encoder_cells import Labels, read_cells
 from stopwise.studies.encoder_design import Design
 from stopwise.studies.encoder_judge import calibration_error, ceiling, cell_rows, judged_rows, worth_rows
-from stopwise.studies.encoder_rows import ALL, PARTS, Cell, Recipe, output_rows, own_test_rows, step_rows
+from stopwise.studies.encoder_rows import (
+    ALL,
+    LEFT_OUT,
+    PARTS,
+    Cell,
+    Recipe,
+    fold_steps,
+    output_rows,
+    own_test_rows,
+    step_rows,
+)
 from stopwise.studies.encoder_tables import grouped_table, label_rows, report, way_table
 from stopwise.studies.encoder_ways import Settings, answers, ways
 
 DESIGN = Design(
     seeds=(0, 1),
     sizes=(16, 32),
-    recipes={name: Recipe(name, 1e-4, None, "constant") for name in ("usual", "other")},
+    recipes={name: Recipe(name, 1e-4, None, "constant") for name in ("usual", "other")}
+    | {"decay": Recipe("decay", 1e-4, None, "decay", start="probe")},
     primary=("usual",),
     usual="usual",
     others_size=16,
     steps=40,
     epochs=2,
+    lengths=(1, 2, 5, 10),
     evaluations=5,
     fixed_epochs=(1, 3),
+    folds_size=None,
     batch_size=8,
     set_aside=("later",),
     test_rows={},
 )
-SETTINGS = Settings(DESIGN, weight_decay=0.0, clip_norm=None, patience=2)
+SETTINGS = Settings(DESIGN, weight_decay=0.0, patience=2)
 LABELS = {"train": np.arange(32) % 2, "validation": np.arange(8) % 2, "test": np.arange(60) % 2}
 
 
@@ -43,7 +57,7 @@ def logits(labels, losses):
 
 def cell_tables(cell, test, left_out, parts=(ALL, *PARTS)):
     """The outputs of one cell: the same loss on every example of a split; ``left_out`` of each fold by its number."""
-    steps = DESIGN.evaluation_steps(cell.n)
+    steps = DESIGN.evaluation_steps(cell.n, cell.recipe)
     labels = LABELS["train"][: cell.n]
     rows = []
     if ALL in parts:
@@ -51,8 +65,10 @@ def cell_tables(cell, test, left_out, parts=(ALL, *PARTS)):
             own = LABELS[split][: cell.n] if split == "train" else LABELS[split]
             rows += output_rows(cell, ALL, 0, steps, split, logits(own, losses))
     for part in set(parts) - {ALL}:
-        for fold in PARTS[part][1]:
-            rows += output_rows(cell, part, fold, steps, "train", logits(labels, left_out(fold)))
+        count, own = PARTS[part]
+        folds = stratified_folds(labels, count, cell.seed)
+        for fold in own:
+            rows += output_rows(cell, part, fold, steps, LEFT_OUT, logits(labels[folds == fold], left_out(fold)))
         if part == "holdout":
             rows += output_rows(cell, part, 0, steps, "test", logits(LABELS["test"], np.asarray(test) + 0.1))
     return artifacts.table_of(rows, "study_outputs")
@@ -70,7 +86,7 @@ def label_table(*tasks):
 
 def valley(place, cell, depth=0.3):
     """A curve of losses with its least at one of the evaluations."""
-    count = len(DESIGN.evaluation_steps(cell.n))
+    count = len(DESIGN.evaluation_steps(cell.n, cell.recipe))
     return 0.7 - depth + depth * np.abs(np.arange(count) - place) / count
 
 
@@ -84,12 +100,13 @@ def chosen(found, cell):
 
 def test_every_way_answers_as_its_own_curve_says():
     cell = Cell("a", 0, 32, "usual")
-    steps = DESIGN.evaluation_steps(32)
+    steps = DESIGN.evaluation_steps(32, "usual")
+    # Of eight folds, the first alone says what hold-out's fold does.
     table = cell_tables(cell, valley(3, cell), lambda fold: valley(2 if fold == 0 else 4, cell))
     found = chosen(answers(recorded([table], "a"), SETTINGS), cell)
     assert found["best"] == found["more_labels"] == steps[3]
     assert found["holdout"] == found["holdout_refit"] == steps[2]
-    assert found["folds_4"] == found["folds_8"] == steps[4]
+    assert found["folds_8"] == steps[4]
     assert found["epochs_1"] == 4
     assert found["epochs_3"] == 12
     assert found["all_steps"] == steps[-1]
@@ -118,7 +135,7 @@ def test_a_part_that_has_not_run_takes_away_its_own_ways_only():
     table = cell_tables(cell, valley(3, cell), lambda fold: valley(2, cell), parts=(ALL, "holdout"))
     found = chosen(answers(recorded([table], "a"), SETTINGS), cell)
     assert {"best", "more_labels", "holdout", "holdout_refit"} <= set(found)
-    assert not {"folds_4", "folds_8", "bayes", "loo"} & set(found)
+    assert not {"folds_8", "bayes", "loo"} & set(found)
     alone = cell_tables(cell, valley(3, cell), lambda fold: valley(2, cell), parts=("holdout",))
     assert recorded([alone], "a") == []
 
@@ -128,43 +145,101 @@ def test_the_constant_of_a_data_set_is_learnt_on_the_others():
     places = {"a": 1, "b": 4, "c": 4}
     tables = [cell_tables(cell, valley(places[cell.task], cell), lambda fold: [0.5] * 8, (ALL,)) for cell in cells]
     found = answers(recorded(tables, "a", "b", "c"), SETTINGS)["constant"]
-    assert found[cells[0]].step == DESIGN.evaluation_steps(32)[4]
+    assert found[cells[0]].step == DESIGN.evaluation_steps(32, "usual")[4]
 
 
 def test_answers_from_elsewhere_are_judged_as_any_way():
     cell = Cell("a", 0, 32, "usual")
     table = cell_tables(cell, valley(3, cell), lambda fold: valley(2, cell))
-    row = {**cell._asdict(), "way": "anchored", "step": float(DESIGN.evaluation_steps(32)[3])}
+    row = {**cell._asdict(), "way": "anchored", "step": float(DESIGN.evaluation_steps(32, "usual")[3])}
     judged = judged_rows(recorded([table], "a"), SETTINGS, [row])
     assert [own["regret"] for own in judged if own["way"] == "anchored"] == [0]
 
 
-def test_the_kernel_rules_read_the_recorded_batches_and_rates():
-    cell, rng = Cell("a", 0, 16, "usual"), np.random.default_rng(0)
-    y = np.where(LABELS["train"][:16] == 1, 1.0, -1.0)
-    features = np.column_stack([y * 2 + 0.1 * rng.normal(size=16), rng.normal(size=(16, 3))])
-    blocks = {
-        "train": features @ features.T,
-        "plain": features @ features.T,
-        "outputs": np.zeros((16, 1)),
-        "weights_move": np.zeros((16, 1)),
-    }
-    rows = [
-        {"task": "a", "seed": 0, **row}
-        for name, block in blocks.items()
-        for row in artifacts.matrix_rows(block, block=name)
-    ]
-    last = DESIGN.evaluation_steps(16)[-1]
-    taken = [(0.02, rng.permutation(16)[:8], np.zeros((8, 1))) for _ in range(last)]
-    others = {
+def kernel_records(cell, lengths, left_out=None):
+    """A kernel whose labels follow one direction without noise, and what the steps of each length took."""
+    rng = np.random.default_rng(0)
+    y = np.where(LABELS["train"][: cell.n] == 1, 1.0, -1.0)
+    features = np.column_stack([y * 2 + 0.1 * rng.normal(size=cell.n), rng.normal(size=(cell.n, 3))])
+    zero = np.zeros((cell.n, 1))
+    blocks = {"train": features @ features.T, "outputs": zero, "weights_move": zero}
+    blocks |= {} if left_out is None else {LEFT_OUT: left_out}
+    about = {"task": cell.task, "seed": cell.seed, "n": cell.n, "start": DESIGN.start(cell)}
+    rows = [{**about, **row} for name, block in blocks.items() for row in artifacts.matrix_rows(block, block=name)]
+    order = [rng.permutation(cell.n)[:8] for _ in range(max(lengths))]
+    taken = []
+    for length in lengths:
+        taken += step_rows(cell, length, [(0.02, batch, np.zeros((8, 1))) for batch in order[:length]])
+    return {
         "kernels": [artifacts.table_of(rows, "study_kernel")],
-        "steps": [artifacts.table_of(step_rows(cell, taken), "study_steps")],
+        "steps": [artifacts.table_of(taken, "study_steps")],
     }
+
+
+def test_the_kernel_rules_read_the_recorded_batches_and_rates():
+    cell = Cell("a", 0, 16, "usual")
+    last = DESIGN.run_steps(16)
     table = cell_tables(cell, valley(3, cell), lambda fold: valley(2, cell))
-    found = chosen(answers(recorded([table], "a", **others), SETTINGS), cell)
+    found = chosen(answers(recorded([table], "a", **kernel_records(cell, [last])), SETTINGS), cell)
     # The labels follow one direction without noise: leaving examples out says that training longer is better.
     assert found["loo"] == last
     assert 0 < found["bayes"] <= last
+
+
+def test_under_a_decaying_rate_the_kernel_rules_name_a_length_and_start_where_the_head_does():
+    cell = Cell("a", 0, 16, "decay")
+    lengths = DESIGN.evaluation_steps(16, "decay")[1:]
+    table = cell_tables(cell, valley(3, cell), lambda fold: valley(2, cell))
+
+    def found(logits):
+        own = recorded([table], "a", **kernel_records(cell, lengths, logits))
+        return chosen(answers(own, SETTINGS), cell)
+
+    zero = np.zeros((16, 32))
+    assert found(zero)["loo"] == lengths[-1]
+    # A head that is certain and right, also of the example that it has not seen, has nothing to learn.
+    sure = np.where(np.eye(2)[LABELS["train"][:16]] == 1, 800.0, 0.0)
+    assert found(np.tile(sure.ravel(), (16, 1)))["loo"] == 0
+
+
+def test_a_search_over_lengths_costs_all_of_them_and_one_training_holds_all_its_evaluations():
+    steps = DESIGN.evaluation_steps(32, "decay")
+    assert steps == [0, 4, 8, 20, 40]
+    own = ways(DESIGN)
+    decay, constant = Cell("a", 0, 32, "decay"), Cell("a", 0, 32, "usual")
+    assert own["folds_8"].trainings(DESIGN, decay) == pytest.approx(1 + 7 * 72 / 40)
+    assert own["folds_8"].trainings(DESIGN, constant) == 8
+    assert own["holdout_refit"].trainings(DESIGN, constant) == 1.75
+    assert own["bayes"].trainings(DESIGN, decay) == own["epochs_3"].trainings(DESIGN, decay) == 1
+
+
+def test_lengths_end_with_the_longest_run():
+    longer = dataclasses.replace(DESIGN, steps=160, epochs=10, lengths=(1, 2, 3, 5, 10, 20, 40), sizes=(32, 64, 256))
+    epochs = {n: [t * 8 / n for t in longer.evaluation_steps(n, "decay")] for n in longer.sizes}
+    assert epochs == {
+        32: [0, 1, 2, 3, 5, 10, 20, 40],
+        64: [0, 1, 2, 3, 5, 10, 20],
+        256: [0, 1, 2, 3, 5, 10],
+    }
+
+
+def test_folds_take_as_many_epochs():
+    assert fold_steps([0, 1, 4, 40], 24, 32) == [0, 1, 3, 30]
+    assert fold_steps([1], 1, 32) == [1]
+
+
+def test_other_seeds_and_other_recipes_have_one_size_and_folds_the_first_seed():
+    cells = DESIGN.cells(["a"])
+    assert cells == [
+        Cell("a", 0, 16, "usual"),
+        Cell("a", 0, 32, "usual"),
+        Cell("a", 1, 16, "usual"),
+        Cell("a", 0, 16, "other"),
+        Cell("a", 0, 16, "decay"),
+    ]
+    assert [DESIGN.folded(cell) for cell in cells] == [True, True, False, False, False]
+    sized = dataclasses.replace(DESIGN, folds_size=32)
+    assert [sized.folded(cell) for cell in cells] == [False, True, False, False, False]
 
 
 def test_a_judge_without_noise_has_the_ceiling_1_and_a_noisy_one_less():
@@ -194,7 +269,7 @@ def test_the_facts_of_a_cell_say_what_there_was_to_choose():
     assert row["informative"]
     assert row["last_misses"]
     assert not row["censored"]
-    assert row["best_step"] == DESIGN.evaluation_steps(32)[3]
+    assert row["best_step"] == DESIGN.evaluation_steps(32, "usual")[3]
 
 
 def study(seeds=(0,), tasks=("a", "b", "c")):
@@ -236,7 +311,7 @@ def test_worth_in_labels_is_read_off_the_curve_of_holdout_with_refit():
 
 
 def test_labels_spent_has_data_sets_with_every_size_only_and_f11_draws_them():
-    _, judged, _ = study(seeds=(0, 1))
+    _, judged, _ = study()
     partial = [row for row in judged if (row["task"], row["n"]) != ("c", 32)]
     rows = label_rows(partial, DESIGN)
     assert {row["data_sets"] for row in rows} == {2}
@@ -253,13 +328,14 @@ def test_the_page_says_how_much_is_finished():
     expected = DESIGN.cells(["a", "b", "c"])
     text = report(judged, cell_rows(found), expected, DESIGN, grouped_table(judged, DESIGN))
     assert f"{len(cells)} of {len(expected)} runs are finished, of 3 data sets (a, b, c)." in text
-    assert "| 8 folds of real training | 6 of 12 |" in text
+    assert "| 8 folds of real training | 6 of 6 |" in text
+    assert "| all steps | 6 of 9 |" in text
     assert "Recipes: others." in text
 
 
 def test_evaluations_hold_the_fixed_epochs_and_both_ends():
     for n in DESIGN.sizes:
-        steps = DESIGN.evaluation_steps(n)
+        steps = DESIGN.evaluation_steps(n, "usual")
         assert steps[0] == 0
         assert steps[-1] == DESIGN.run_steps(n)
         assert {DESIGN.epoch_step(n, k) for k in DESIGN.fixed_epochs} <= set(steps)
