@@ -13,7 +13,7 @@ with Job(snakemake) as job:
     device = use_device(job, snakemake.params.device)
     from stopwise.network.adapters import trained
     from stopwise.network.loading import load_start
-    from stopwise.studies.encoder_runs import Looks, Runner, small_vocabulary
+    from stopwise.studies.encoder_runs import Looks, Runner, first_token_only, small_vocabulary
     from stopwise.tasks.batch import batch_from_table
 
     params, given = snakemake.params, job.wildcards
@@ -33,7 +33,7 @@ with Job(snakemake) as job:
     every, rows, steps = np.arange(n), [], []
     count, left_out = PARTS.get(part, (None, [0]))
     folds = np.full(n, -1) if count is None else stratified_folds(sample.labels("train", n), count, seed)
-    with small_vocabulary(model, batches) as (train, validation, test):
+    with small_vocabulary(model, batches) as (train, validation, test), first_token_only(model):
         watched = {"validation": validation, "test": test}
         parameters = trained(params.kernel)["parameters"]
         runner = Runner(model, train, watched, parameters, params.weight_decay, recipe.clip_norm)

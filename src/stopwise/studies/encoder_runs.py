@@ -181,7 +181,9 @@ class Runner:
         objective = self.objective(batch)
         f, _ = self.learner.gradient(self.prompts["train"].rows(batch, TOKENS), objective.gradient)
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(weights, self.clip_norm)
+            norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+            if norm > self.clip_norm:  # else it would be a pass over all gradients that multiplies them by 1
+                nn.utils.clip_grads_with_norm_(weights, self.clip_norm, norm)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         return f
@@ -227,6 +229,24 @@ def small_vocabulary(model: Any, batches: Sequence[dict[str, Any]]) -> Iterator[
     finally:
         model.set_input_embeddings(table)
         config.pad_token_id = before
+
+
+@contextmanager
+def first_token_only(model: Any) -> Iterator[None]:
+    """Let the last layer of a BERT classifier end with the first token, for the time of a block.
+
+    Its head reads no other. The outputs and gradients are the same to rounding, for a ninth less of the products of a
+    network of six layers.
+    """
+    if type(model).__name__ != "BertForSequenceClassification":
+        yield
+        return
+    attention = model.bert.encoder.layer[-1].attention
+    handle = attention.register_forward_hook(lambda module, given, out: (out[0][:, :1], *out[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def kernel_rows(

@@ -1,6 +1,7 @@
 """Real training of the study on a pico encoder: the same bits again, no leak of left-out labels, every script."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from stopwise.network.folders import prepare_model
 from stopwise.network.pico import pico_classifier
 from stopwise.stopping.folds import patient_step
 from stopwise.studies.encoder_rows import Recipe
-from stopwise.studies.encoder_runs import Looks, Runner, fit_start, small_vocabulary
+from stopwise.studies.encoder_runs import Looks, Runner, first_token_only, fit_start, small_vocabulary
 
 ROOT = Path(__file__).resolve().parents[3]
 RATES, STEPS = np.full(6, 1e-3), [0, 2, 6]
@@ -125,6 +126,21 @@ def test_a_token_table_of_the_words_in_use_trains_the_same_network(model):
     # The gradient's norm is a sum over fewer zeros: the last bits may differ, and Adam divides by them.
     assert small == pytest.approx(whole, abs=1e-4)
     assert (small[0] == whole[0]).all()
+
+
+def test_a_last_layer_that_ends_with_the_token_its_head_reads_has_the_same_gradients(model):
+    own, found = runner(model, batch_of(12), batch_of(4, seed=1)), []
+    for block in (nullcontext(), first_token_only(model)):
+        shapes = []
+        handle = model.bert.encoder.register_forward_hook(lambda m, i, out, s=shapes: s.append(out[0].shape[1]))
+        with block, own.learner.trainable():
+            f, gradients = own.learner.gradient(own.prompts["train"], lambda f, index: np.ones_like(f))
+            found.append((shapes[0], f, torch.cat([g.flatten() for g in gradients])))
+        handle.remove()
+    (whole, f, g), (first, f_first, g_first) = found
+    assert (whole, first) == (7, 1)
+    assert f_first == pytest.approx(f, abs=1e-6)
+    assert torch.allclose(g_first, g, atol=1e-6 * float(g.abs().max()), rtol=1e-4)  # products of other shapes round
 
 
 def test_on_the_way_of_holdout_the_test_rows_are_looked_at_where_it_may_stop_only(model):
