@@ -21,7 +21,6 @@ from stopwise.network.learner import Learner, Prompts
 from stopwise.network.parameters import select_parameters
 from stopwise.studies.encoder_rows import LEFT_OUT, fold_steps
 from stopwise.training.adam_preconditioner import own_metric
-from stopwise.training.decayed import weights_move
 from stopwise.training.probe import fit_probe, start_at
 from stopwise.training.settings import ADAM_BETAS, ADAM_EPS, FinetuneSettings
 
@@ -265,9 +264,10 @@ def kernel_rows(
     """
     chosen = {key: section[key] for key in ("parameters", "memory_gb")} | {"device": device, "outputs": "contrast"}
     metric = own_metric(model, train, settings, seed)
-    own = empirical_ntk(model, train, formula="adam", preconditioner=metric, **chosen)
-    moves = weights_move(model, train, {**chosen})
-    blocks = {"train": own.matrix, "outputs": own.outputs, "weights_move": moves}
+    weights = {name: own.detach() for name, own in select_parameters(model, section["parameters"]).items()}
+    own = empirical_ntk(model, train, formula="adam", preconditioner=metric, along=weights, **chosen)
+    assert own.moves is not None  # a direction was asked for
+    blocks = {"train": own.matrix, "outputs": own.outputs, "weights_move": own.moves}
     if plain:
         blocks["plain"] = empirical_ntk(model, train, formula="sgd", **chosen).matrix
     return [row for name, block in blocks.items() for row in matrix_rows(block, block=name)]

@@ -241,6 +241,7 @@ def test_a_cell_keeps_all_that_a_later_rule_may_ask_for(steps):
     own = {block: artifacts.read_matrix(table, block=block) for block in names}
     assert own["train"].shape == own["plain"].shape == (32, 32)  # two contrasts of three classes
     assert own["left_out"].shape == (16, 48)
+    assert np.isfinite(own["weights_move"]).all()
     assert np.linalg.eigvalsh(own["train"]).min() > -1e-6 * np.trace(own["train"])
     # Training began where the kernel was read, the head as the regression on the features.
     first = next(row for row in outputs if (row["split"], row["step"]) == ("train", 0))
