@@ -18,6 +18,8 @@ with Job(snakemake) as job:
     for name, kind in KINDS.items():
         for path in files.get(name, []):
             table = artifacts.read_table(path, kind)
+            if not table.num_rows:  # a kernel that nothing asks for
+                continue
             kept.setdefault((kind, table["task"][0].as_py()), []).append(table)
     for (kind, task), tables in sorted(kept.items()):
         job.write(str(folder / f"{kind}-{task}.parquet"), pa.concat_tables(tables), kind)
@@ -34,8 +36,8 @@ with Job(snakemake) as job:
         "| file | what |",
         "| --- | --- |",
         "| `study_outputs-{data set}.parquet` | outputs along every training, in half precision; no texts |",
-        "| `study_steps-{data set}.parquet` | each step's rate, batch and outputs |",
-        "| `study_kernel-{data set}.parquet` | AdamW's kernel and the plain one at the start |",
+        "| `study_steps-{data set}.parquet` | each step's rate, batch and outputs, by length |",
+        "| `study_kernel-{data set}.parquet` | AdamW's kernel at each start, the plain one where gradients are cut |",
         "| `study_labels-{data set}.parquet` | the labels by split |",
         "| `judged`, `cells`, `ways`, `labels_spent`, `F11` | the judge's tables |",
         "",
