@@ -103,7 +103,8 @@ def training_params():
 def kernel_of_recipe(wildcards):
     """Return the kernel where a recipe takes its learning rate from it."""
     recipe = DESIGN.recipes[wildcards.recipe]
-    return f"{STUDY}/kernel/{{task}}/seed{{seed}}-n{{n}}-{recipe.start}.parquet" if recipe.step_size else []
+    # A list, so that a job is handed a list: of one path it would be handed the text.
+    return [f"{STUDY}/kernel/{{task}}/seed{{seed}}-n{{n}}-{recipe.start}.parquet"] if recipe.step_size else []
 
 
 def judge_params(name):
