@@ -464,7 +464,7 @@ class Study(Section):
     folds_size: Annotated[int | None, LEFT_OUT] = _key(
         None,
         "one of sizes, or null (null when left out)",
-        "the size at which eight folds are trained, with the first seed and the primary recipes; null: at every size",
+        "the size at which eight folds are trained, with the first seed and the usual recipe; null: at every size",
     )
     kernel_rows: Annotated[int, LEFT_OUT] = _key(
         256, "an integer >= 4 (256 when left out)", "rows of a kernel, at most: examples times classes less 1", ge=4

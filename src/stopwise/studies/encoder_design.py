@@ -93,7 +93,7 @@ class Design:
     def folded(self, cell: Cell) -> bool:
         """Return whether the eight folds of a cell are trained."""
         sized = self.folds_size in (None, cell.n)
-        return sized and cell.seed == self.seeds[0] and cell.recipe in self.primary
+        return sized and cell.seed == self.seeds[0] and cell.recipe == self.usual
 
     def parts(self, cell: Cell) -> tuple[str, ...]:
         """Return the jobs that train a cell."""
