@@ -7,13 +7,13 @@ parameter that acts in a way no formula knows (a shared table, an unusual layer)
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from stopwise.kernel.formulas import Dense, Features, Outer, Term, features, weighted_gradient
-from stopwise.kernel.passes import Batch, Group, Pass, unit_cotangents
+from stopwise.kernel.formulas import Dense, Features, Term, features, weighted_gradient
+from stopwise.kernel.passes import Batch, Group, Pass
 from stopwise.network.forward import HeadCall, packed_outputs
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def probe(run: Pass, group: Group, examples: int = 2) -> Probe:
     with run.recording(run.terms, batch, call) as recorder, graph.counting():
         f = packed_outputs(run.model, batch.packed, group.verbalizers, run.outputs, call)
     weights = torch.linspace(0.5, 1.5, f.numel(), dtype=f.dtype, device=f.device).view(f.shape)
-    recorder.differentiate(f, unit_cotangents(f))
+    recorder.differentiate(f, [weights])  # one weighted sum of the columns tells of all of them
     found: dict[str, Features | None] = {}
     for term in run.terms:
         try:
@@ -53,7 +53,7 @@ def probe(run: Pass, group: Group, examples: int = 2) -> Probe:
             found[term.name] = None
     broken = _compare(run, batch, found, weights)
     tokens = batch.packed.ids.numel()
-    return Probe(broken, _bytes(found.values()) / tokens, graph.total / tokens)
+    return Probe(broken, _bytes(found.values(), f.shape[1]) / tokens, graph.total / tokens)
 
 
 def _short(group: Group, examples: int = 2) -> Batch:
@@ -68,7 +68,7 @@ def _compare(run: Pass, batch: Batch, found: dict[str, Features | None], weights
     errors: dict[str, tuple[float, float]] = {}
     for some in _slabs(run.terms):
         for term, true in zip(some, _true_gradients(run, batch, some, weights), strict=True):
-            own = weighted_gradient(term, found[term.name], weights)
+            own = weighted_gradient(term, found[term.name], weights.new_ones(len(weights), 1))
             wrong = own.shape != true.shape
             errors[term.name] = (float("inf") if wrong else float((own - true).norm()), float(true.norm()))
     overall = max((size for _, size in errors.values()), default=0.0)
@@ -135,16 +135,19 @@ def _fallback_batch(run: Pass, batch: Batch, terms: Sequence[Term]) -> dict[str,
     return {term.name: Dense(torch.stack(kept).view(shape)) for term, kept in zip(terms, rows, strict=True)}
 
 
-def _bytes(found) -> float:
-    """Return the bytes of features, shared inputs (one norm feeding q, k and v) counted once."""
-    storages = {}
+def _bytes(found: Iterable[Features | None], columns: int) -> float:
+    """Return the bytes of the features of so many columns, from those of one.
+
+    Shared inputs (one norm feeding q, k and v) count once.
+    """
+    storages: dict[int, int] = {}
     for one in found:
-        tensors = (
-            (one.a, one.g) if isinstance(one, Outer) else (getattr(one, "rows", None), getattr(one, "vectors", None))
-        )
-        for tensor in tensors:
+        shared = getattr(one, "a", None)
+        own = [getattr(one, name, None) for name in ("g", "rows", "vectors")]
+        for tensor, times in ((shared, 1), *((tensor, columns) for tensor in own)):
             if tensor is not None:
-                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                storage = tensor.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes() * times
     return float(sum(storages.values()))
 
 
