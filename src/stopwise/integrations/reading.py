@@ -7,9 +7,10 @@ gradients are put back, so that a run that was read trains the very bits of one 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -119,19 +120,21 @@ def linearised(
     chosen = select_parameters(model, "trainable")
     if strange := [name for name, p in chosen.items() if id(p) not in metric.rates]:
         raise ValueError(f"optimizer: it does not hold the trained parameter {strange[0]!r}")
+    by_passes = partial(_metric_scales, run, examples, objective, schedule, metric, chosen, progress)
     scales: dict[str, torch.Tensor] = {}
     norms = np.zeros(1)
     # Without clipping the kernel's own rows say what a pass over the batches would.
     apart = bool(schedule.max_grad_norm or schedule.done)
     if apart:
-        scales, norms = _metric_scales(run, examples, objective, schedule, metric, chosen, progress)
+        scales, norms = by_passes()
     largest, limit = float(norms.max()), schedule.max_grad_norm
     flags = ["labels_seen"] * bool(schedule.done) + ["clipped"] * (0 < limit < largest)
     if metric.adam and head_share(model, chosen, schedule) > HEAD_MOVES:
         flags.append("head_moves")
     options: dict[str, Any] = {"parameters": held(model, "trainable"), "outputs": objective.outputs}
     options |= {"device": next(model.parameters()).device, "progress": progress}
-    weighed = scales if apart else _own_metric(run, examples, objective, schedule, metric, chosen, progress)
+    own_rows = _own_metric(objective, schedule, metric, chosen, lambda: by_passes()[0])
+    weighed = scales if apart else own_rows
     own: dict[str, Any] = {"formula": "adam", "preconditioner": weighed} if metric.adam else {}
     along = {name: p.detach() for name, p in chosen.items() if schedule.weight_decay and id(p) in metric.decayed}
     own |= {"along": along} if metric.adam and along else {}
@@ -164,22 +167,17 @@ def head_share(model: Any, chosen: Mapping[str, nn.Parameter], schedule: Schedul
 
 
 def _own_metric(
-    run: TrainerRun,
-    examples: Examples,
     objective: Objective,
     schedule: Schedule,
     metric: Metric,
     chosen: Mapping[str, nn.Parameter],
-    progress: bool,
+    apart: Callable[[], Mapping[str, torch.Tensor]],
 ) -> BatchMetric:
-    """Return what tells the kernel its D from its own rows, where gradients are not clipped."""
+    """Return what tells the kernel its D from its own rows, where gradients are not clipped; ``apart``: D by passes."""
     batches, weights = _first_epoch(schedule)
 
     def cotangents(f0: np.ndarray) -> np.ndarray:
         return batch_cotangents(objective, f0, batches, weights)
-
-    def apart() -> dict[str, torch.Tensor]:
-        return _metric_scales(run, examples, objective, schedule, metric, chosen, progress)[0]
 
     return BatchMetric(cotangents, apart, {name: metric.rates[id(p)] for name, p in chosen.items()}, metric.eps)
 
