@@ -38,9 +38,9 @@ def study_path(cell, name):
     return f"{RUNS.format(**cell._asdict())}/{name}.parquet"
 
 
-def study_files(tasks, there=False):
-    """Return the inputs of a judge of these data sets: all of a finished study, or what is ``there``."""
-    cells = DESIGN.cells(tasks)
+def study_files(tasks, there=False, first=False):
+    """Return the inputs of a judge of these data sets: all, what is ``there``, or what the ``first`` stage trains."""
+    cells = DESIGN.first_cells(tasks) if first else DESIGN.cells(tasks)
     found = lambda paths: [path for path in paths if not there or Path(path).is_file()]
     runs = found(study_path(cell, part) for cell in cells for part in DESIGN.parts(cell))
     pairs = sorted({(cell.task, cell.seed) for cell in cells})
@@ -107,15 +107,15 @@ def kernel_of_recipe(wildcards):
     return [f"{STUDY}/kernel/{{task}}/seed{{seed}}-n{{n}}-{recipe.start}.parquet"] if recipe.step_size else []
 
 
-def judge_params(name):
-    """Return the params of the judge of a pool."""
+def judge_params(name, first=False):
+    """Return the params of the judge of a pool, of all its cells or of the ``first`` stage's."""
     asked = {"seeds": config["seeds"], "sizes": config["sizes"], "study": STUDY_SECTION}
     training = {key: config["finetune"][key] for key in ("batch_size", "clip_norm") if key in config["finetune"]}
     return {
         "code": library("encoder_study", "figures.f11_labels"),
         "config": asked | {"finetune": training, "tasks": TASKS},
         "tasks": pool(name),
-        "expected": [list(cell) for cell in DESIGN.cells(pool(name))],
+        "expected": [list(cell) for cell in (DESIGN.first_cells if first else DESIGN.cells)(pool(name))],
         "weight_decay": study_run_section("weight_decay"),
         "patience": config["finetune"]["patience"],
         "packages": installed("numpy", "scipy"),

@@ -135,6 +135,33 @@ use rule encoder_study as encoder_study_so_far with:
         f"{RESULTS}/benchmarks/encoder_study_so_far.tsv"
 
 
+# The first stage: the primary recipes at the sizes up to study.others_size, with the first seed.
+use rule encoder_study as encoder_study_first with:
+    input:
+        **study_files(judged_in("development"), first=True),
+    output:
+        **judge_outputs("development-first"),
+    log:
+        f"{RESULTS}/logs/encoder_study_first.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/encoder_study_first.tsv"
+    params:
+        **judge_params("development", first=True),
+
+
+use rule encoder_study as encoder_study_first_set_aside with:
+    input:
+        **study_files(judged_in("set_aside"), first=True),
+    output:
+        **judge_outputs("set_aside-first"),
+    log:
+        f"{RESULTS}/logs/encoder_study_first_set_aside.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/encoder_study_first_set_aside.tsv"
+    params:
+        **judge_params("set_aside", first=True),
+
+
 use rule encoder_study as encoder_study_set_aside with:
     input:
         **study_files(judged_in("set_aside")),

@@ -90,6 +90,12 @@ class Design:
             out += [Cell(task, first, size, name) for name in others]
         return out
 
+    def first_cells(self, tasks: Iterable[str]) -> list[Cell]:
+        """Return the cells of the first stage: primary recipes, the first seed, sizes up to that of the others."""
+        small = [n for n in self.sizes if n <= self.others_size]
+        first = self.seeds[0]
+        return [c for c in self.cells(tasks) if c.n in small and c.seed == first and c.recipe in self.primary]
+
     def folded(self, cell: Cell) -> bool:
         """Return whether the eight folds of a cell are trained."""
         sized = self.folds_size in (None, cell.n)

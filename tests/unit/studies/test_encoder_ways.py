@@ -48,6 +48,12 @@ SETTINGS = Settings(DESIGN, weight_decay=0.0, patience=2)
 LABELS = {"train": np.arange(32) % 2, "validation": np.arange(8) % 2, "test": np.arange(60) % 2}
 
 
+def test_the_first_stage_is_the_primary_recipes_at_small_sizes_with_the_first_seed():
+    cells = DESIGN.first_cells(["movie", "later"])
+    assert cells == [Cell(task, 0, 16, "usual") for task in ("movie", "later")]
+    assert set(cells) < set(DESIGN.cells(["movie", "later"]))
+
+
 def logits(labels, losses):
     """Outputs whose log-loss on every example is the given number, at each evaluation; [evaluations, n, 1]."""
     probable = np.exp(-np.asarray(losses, dtype=float))
