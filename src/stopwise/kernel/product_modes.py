@@ -30,7 +30,7 @@ LARGEST = 256.0  # of a scaled row: sums of 4,096 squares of it stay far below w
 
 
 class Operand:
-    """Rows [m, k] made ready for products of one mode."""
+    """Rows made ready for products of one mode: [m, k], or [tiles, m, k] whose products are added in float64."""
 
     def __init__(self, rows: torch.Tensor, mode: str):
         self.mode, self.scale = mode, None
@@ -43,7 +43,7 @@ class Operand:
         elif mode == "bf16":
             self.parts = [rows.to(torch.bfloat16)]
         else:
-            largest = rows.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+            largest = rows.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
             scale = largest / LARGEST
             whole = rows / scale
             high = whole.to(torch.float16)
@@ -51,21 +51,25 @@ class Operand:
 
     def product(self, left: slice, right: slice) -> torch.Tensor:
         """Return the inner products [rows of left, rows of right]."""
-        if len(self.parts) == 1:
-            return _times(self.parts[0][left], self.parts[0][right])
-        high, low = self.parts
-        found = _times(high[left], high[right]) + _times(high[left], low[right]) + _times(low[left], high[right])
-        assert self.scale is not None
-        return found * (self.scale[left] * self.scale[right].T)
+        left_parts, right_parts = [p[..., left, :] for p in self.parts], [p[..., right, :] for p in self.parts]
+        if self.scale is None:
+            found = _times(left_parts[0], right_parts[0])
+        else:
+            (high, low), (other_high, other_low) = left_parts, right_parts
+            found = _times(high, other_high) + _times(high, other_low) + _times(low, other_high)
+            found = found * (self.scale[..., left, :] * self.scale[..., right, :].mT)
+        return found if found.ndim == 2 else found.sum(0, dtype=torch.float64)
 
 
 def _times(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Return left right^T; of halves the float32 sums."""
     if left.dtype not in (torch.float16, torch.bfloat16):
-        return left @ right.T
+        return left @ right.mT
+    if left.is_cuda and left.ndim == 3:
+        return torch.stack([_times(*pair) for pair in zip(left, right, strict=True)])
     if left.is_cuda:
         return torch.mm(left, right.T, out_dtype=torch.float32)
-    return left.float() @ right.float().T
+    return left.float() @ right.float().mT
 
 
 def rounded_to_tf32(rows: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from kernel_reference import pico, prompts
 from stopwise.kernel import product_modes
 from stopwise.kernel.ntk import empirical_ntk
 from stopwise.kernel.product_modes import MODES, Operand, longest_sum, rounded_to_tf32
-from stopwise.kernel.products import TILE, slabs
+from stopwise.kernel.products import TILE, Blocks, Layout, side_by_side, slabs
 
 # Between which bounds: what the module's table says of real gradients, with room for these random ones.
 BOUNDS = {
@@ -60,3 +62,27 @@ def test_a_kernel_takes_the_mode_and_refuses_an_unknown_one():
     with pytest.raises(ValueError, match=r"kernel.products: 'fp8' is not one of float32, float64, fp16x2"):
         empirical_ntk(model, batch, products="fp8")
     assert product_modes.SHORT < TILE
+
+
+def test_tiles_side_by_side_cover_every_column_once():
+    rows = torch.arange(3 * 23).view(3, 23)
+    for count in (1, 2, 4, 30):
+        tiles = list(side_by_side(rows, count, 5))
+        assert torch.equal(torch.cat([t.transpose(0, 1).flatten(1) for t in tiles], 1), rows)
+        assert all(len(t) <= count and t.shape[2] <= 5 for t in tiles)
+
+
+def test_products_by_several_threads_are_those_of_one(monkeypatch):
+    group = SimpleNamespace(rows=range(96), first_row=0)
+    rows = torch.randn(96, 70_001, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        blocks = Blocks(Layout((group,), ((0, 0),)), torch.device("cpu"))
+        blocks.add_rows(rows)
+        blocks.finish()
+        found[threads] = blocks.matrices[0]
+    exact = rows.double() @ rows.double().T
+    for matrix in found.values():
+        # Float32 rounding of sums over at most 32,768 entries, as in the table of the modes.
+        assert torch.linalg.norm(matrix - exact) < 1e-6 * torch.linalg.norm(exact)
