@@ -292,7 +292,7 @@ def slabs(size: int, limit: int) -> list[slice]:
 def side_by_side(rows: torch.Tensor, count: int, tile: int) -> Iterator[torch.Tensor]:
     """Yield the columns of rows [m, k] as views [tiles, m, columns], at most ``count`` tiles of at most ``tile``.
 
-    What does not divide among the tiles comes as a last, narrow one.
+    ``count`` is at most ``tile``. What does not divide among the tiles comes as a last, narrow one.
     """
     for columns in slabs(rows.shape[1], count * tile):
         part = rows[:, columns]

@@ -66,7 +66,7 @@ def test_a_kernel_takes_the_mode_and_refuses_an_unknown_one():
 
 def test_tiles_side_by_side_cover_every_column_once():
     rows = torch.arange(3 * 23).view(3, 23)
-    for count in (1, 2, 4, 30):
+    for count in (1, 2, 4, 5):
         tiles = list(side_by_side(rows, count, 5))
         assert torch.equal(torch.cat([t.transpose(0, 1).flatten(1) for t in tiles], 1), rows)
         assert all(len(t) <= count and t.shape[2] <= 5 for t in tiles)
