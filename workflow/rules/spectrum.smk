@@ -14,7 +14,7 @@ rule spectrum:
         f"{RESULTS}/benchmarks/spectrum/{{start}}-{{task}}-seed{{seed}}.tsv"
     conda:
         ENVIRONMENT
-    threads: 2
+    threads: 2 if max(config["sizes"]) > 64 else 1  # of a smaller kernel one thread does all
     resources:
         mem_mb=kernel_memory(9, 2000),
         runtime=kernel_minutes(2, 20),

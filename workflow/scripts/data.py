@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from job import Job
-from stopwise.network.folders import check_positions, load_tokenizer
+from stopwise.network.tokenizer import check_positions, tokenizer_alone
 from stopwise.tasks.batch import verbalizers_of
 from stopwise.tasks.chat import ChatTask
 from stopwise.tasks.head import head_task
@@ -19,7 +19,7 @@ with Job(snakemake) as job:
     with_head = params.model.get("head") == "classification"
     kind = ChatTask if defaults.pop("chat_template", False) else Task
     make = head_task if with_head else kind.from_config
-    tokenizer = load_tokenizer(stamp["folder"], params.model["trust_remote_code"])
+    tokenizer = tokenizer_alone(stamp["folder"], params.model["trust_remote_code"])
     task = make(params.task, defaults, name=name, assets=Path(snakemake.input.model).parents[1])
     task = task if with_head else task.resolved(tokenizer)
     for note in task.notes:

@@ -15,7 +15,7 @@ with Job(snakemake) as job:
     gram = read_gram(artifacts.read_table(snakemake.input.gram, "gram"))
     table = artifacts.read_table(snakemake.input.outputs, "finetune_outputs")
     settings = FinetuneSettings.from_config(params.finetune, outputs=params.outputs)
-    kept = table.filter((table["split"].to_pandas() == "train").to_numpy())
+    kept = table.filter(table["split"].to_numpy() == "train")
     rows, bounds = [], []
     for n in sorted(set(kept["n"].to_pylist())):
         kernel = gram.leading(n)

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from job import Job
-from stopwise.network.folders import check_positions, load_tokenizer
+from stopwise.network.tokenizer import check_positions, tokenizer_alone
 from stopwise.studies.encoder_rows import own_test_rows
 from stopwise.tasks.batch import verbalizers_of
 from stopwise.tasks.head import head_task
@@ -17,7 +17,7 @@ with Job(snakemake) as job:
     defaults = {**params.data, "train": params.train, "test": params.test * len(params.seeds)}
     with_head = params.model.get("head") == "classification"
     check_positions(defaults["max_tokens"], Path(stamp["folder"]))
-    tokenizer = load_tokenizer(stamp["folder"], params.model["trust_remote_code"])
+    tokenizer = tokenizer_alone(stamp["folder"], params.model["trust_remote_code"])
     make = head_task if with_head else Task.from_config
     task = make(params.task, defaults, name=name, assets=Path(snakemake.input.model).parents[1])
     task = task if with_head else task.resolved(tokenizer)

