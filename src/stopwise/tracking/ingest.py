@@ -45,7 +45,7 @@ from stopwise.tracking.store import Store, is_unavailable, open_store, reason
 LARGEST_FILE = 5_000_000  # bytes; larger tables stay on disk, their digest and metrics are recorded
 ATTACHED = (".svg", ".png", ".csv", ".html", ".json", ".md")
 SHOWN = "mlflow.loggedArtifacts"  # the tag by which MLflow knows a table among the files of a run
-PARAMS_PER_BATCH, METRICS_PER_BATCH = 100, 1000  # MLflow's limits for log_batch
+PARAMS_PER_BATCH, METRICS_PER_BATCH = 100, 800  # MLflow's log_batch takes 100 parameters, 100 tags and 1000 of all
 
 
 @dataclass
@@ -187,9 +187,9 @@ def _record_all(
             if step.provenance:
                 why = _record(store, parent, config_digest, step, children.get(step.artifact, {}))
             else:
-                why = _attach(
-                    store, store.client.get_run(parent), [step.path], safe_key(str(Path(step.artifact).parent))
-                )
+                run = store.client.get_run(parent)
+                tags, why = _attach(store, run, [step.path], safe_key(str(Path(step.artifact).parent)))
+                _log_batch(store, run, tags=tags)
             rows += _rows(step, "recorded", why)
         except Exception as error:  # one step that MLflow refuses leaves the others their chance
             rows += _rows(step, "pending", reason(error))
@@ -208,30 +208,35 @@ def _record(store: Store, parent: str, config_digest: str, step: Step, known: Ma
         tags = tags_of(step, parent, config_digest)
         run = client.create_run(store.experiment_id, start_time=started, tags=tags, run_name=step.title)
     complete = run.info.status == "FINISHED"
-    if not complete:
-        _log_batch(store, run, params=params_of(step), metrics=[*metrics_of(step, run), *curves_of(step, run)])
-        client.log_inputs(run.info.run_id, datasets=inputs_of(step))
-        _show(store, run, step)
     tag = safe_key(FILE + step.path.name)
     # The table of a finished run is the one that was uploaded: its digest is how the run was found.
     new = [path for path in (step.path, *step.files) if not (complete and path == step.path and tag in run.data.tags)]
-    why = _attach(store, run, new)
+    tags, why = _attach(store, run, new)
+    if complete:
+        _log_batch(store, run, tags=tags)
+    else:
+        tags |= _show(store, run, step)
+        metrics = [*metrics_of(step, run), *curves_of(step, run)]
+        _log_batch(store, run, params=params_of(step), metrics=metrics, tags=tags)
+        client.log_inputs(run.info.run_id, datasets=inputs_of(step))
     _supersede(client, run, known)
     if not complete:
         client.set_terminated(run.info.run_id, "FINISHED", end_time=ended)
     return why
 
 
-def _show(store: Store, run: Any, step: Step) -> None:
-    """Log a small table as one that MLflow shows, once: ``log_table`` appends to a table that is there already."""
+def _show(store: Store, run: Any, step: Step) -> dict[str, str]:
+    """Upload a small table as one that MLflow shows, in the file of its ``log_table``; returns the tag to be set.
+
+    ``log_table`` itself would look for a table to append to, and read and set the tag: half of a step's time.
+    """
     data, place = shown_table(step), f"{step.path.stem}.json"
     if data is None or step.path.with_suffix(".json") in step.files:
-        return
-    client, run_id = store.client, run.info.run_id
-    if place not in [file.path for file in client.list_artifacts(run_id)]:
-        client.log_table(run_id, data=data, artifact_file=place)
-    elif SHOWN not in run.data.tags:  # a recording that was cut off between the table and its tag
-        client.set_tag(run_id, SHOWN, json.dumps([{"path": place, "type": "table"}]))
+        return {}
+    import pandas as pd  # which MLflow has imported
+
+    store.client.log_text(run.info.run_id, pd.DataFrame(data).to_json(orient="split", index=False), place)
+    return {SHOWN: json.dumps([{"path": place, "type": "table"}])}
 
 
 def _supersede(client: Any, run: Any, known: Mapping[str, Any]) -> None:
@@ -245,9 +250,15 @@ def _supersede(client: Any, run: Any, known: Mapping[str, Any]) -> None:
                 client.set_terminated(other.info.run_id, "KILLED")
 
 
-def _attach(store: Store, run: Any, files: Sequence[Path], folder: str | None = None) -> str | None:
-    """Upload small files that changed since they were uploaded: a tag holds the digest of each."""
+def _attach(
+    store: Store, run: Any, files: Sequence[Path], folder: str | None = None
+) -> tuple[dict[str, str], str | None]:
+    """Upload small files that changed since they were uploaded; returns the tags that hold their digests, and a remark.
+
+    The tags are to be set after the uploads, so that a recording that is cut off between uploads again.
+    """
     large = [file.name for file in files if file.stat().st_size > LARGEST_FILE]
+    tags = {}
     for file in files:
         if file.name in large:
             continue
@@ -255,19 +266,30 @@ def _attach(store: Store, run: Any, files: Sequence[Path], folder: str | None = 
         tag, current = safe_key(FILE + place), hashlib.sha256(file.read_bytes()).hexdigest()[:16]
         if run.data.tags.get(tag) != current:
             store.client.log_artifact(run.info.run_id, str(file), folder)
-            store.client.set_tag(run.info.run_id, tag, current)
-    return f"over {LARGEST_FILE // 1_000_000} MB, kept on disk: {', '.join(large)}" if large else None
+            tags[tag] = current
+    return tags, f"over {LARGEST_FILE // 1_000_000} MB, kept on disk: {', '.join(large)}" if large else None
 
 
-def _log_batch(store: Store, run: Any, params: Mapping[str, str], metrics: Sequence[Any] = ()) -> None:
-    """Log in batches of MLflow's sizes; parameters that a run has already are immutable and left alone."""
-    from mlflow.entities import Param
+def _log_batch(
+    store: Store,
+    run: Any,
+    params: Mapping[str, str] | None = None,
+    metrics: Sequence[Any] = (),
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Log in as few batches as MLflow allows; parameters that a run has already are immutable and left alone."""
+    from mlflow.entities import Param, RunTag
 
-    new = [Param(name, value) for name, value in params.items() if name not in run.data.params]
-    for i in range(0, len(new), PARAMS_PER_BATCH):
-        store.client.log_batch(run.info.run_id, params=new[i : i + PARAMS_PER_BATCH])
-    for i in range(0, len(metrics), METRICS_PER_BATCH):
-        store.client.log_batch(run.info.run_id, metrics=metrics[i : i + METRICS_PER_BATCH])
+    new = [Param(name, value) for name, value in (params or {}).items() if name not in run.data.params]
+    set_first = [RunTag(name, value) for name, value in (tags or {}).items()]
+    batches = max(-(-len(new) // PARAMS_PER_BATCH), -(-len(metrics) // METRICS_PER_BATCH), bool(set_first))
+    for i in range(batches):
+        store.client.log_batch(
+            run.info.run_id,
+            metrics=metrics[i * METRICS_PER_BATCH : (i + 1) * METRICS_PER_BATCH],
+            params=new[i * PARAMS_PER_BATCH : (i + 1) * PARAMS_PER_BATCH],
+            tags=set_first if i == 0 else (),
+        )
 
 
 def _search(store: Store, query: str) -> Iterator[Any]:
