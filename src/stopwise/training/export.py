@@ -14,10 +14,10 @@ from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.sample import Sample, read_sample
 from stopwise.linearized.coding import coding_matrix
 from stopwise.network.export import export_model
-from stopwise.network.folders import load_tokenizer
 from stopwise.network.heads import bare, head_names, is_classifier
 from stopwise.network.loading import load_configured
 from stopwise.network.task_vectors import TaskVector
+from stopwise.network.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
