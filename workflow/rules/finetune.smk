@@ -19,6 +19,7 @@ rule finetune:
         f"{RESULTS}/logs/finetune/{{start}}-{{task}}-seed{{seed}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/finetune/{{start}}-{{task}}-seed{{seed}}.tsv"
+    priority: 1  # before tables and figures: it takes longest
     conda:
         ENVIRONMENT
     threads: threads_per_job()

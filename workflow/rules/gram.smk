@@ -14,6 +14,7 @@ rule gram:
         f"{RESULTS}/logs/gram/{{start}}-{{task}}-seed{{seed}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/gram/{{start}}-{{task}}-seed{{seed}}.tsv"
+    priority: 1  # before tables and figures: training, which takes longest, waits for it
     conda:
         ENVIRONMENT
     threads: 1

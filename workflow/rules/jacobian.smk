@@ -12,6 +12,7 @@ rule jacobian:
         f"{RESULTS}/logs/jacobian/{{start}}-{{task}}-seed{{seed}}-{PIECE}.log",
     benchmark:
         f"{RESULTS}/benchmarks/jacobian/{{start}}-{{task}}-seed{{seed}}-{PIECE}.tsv"
+    priority: 1  # before tables and figures: training, which takes longest, waits for it
     conda:
         ENVIRONMENT
     threads: PROCESSES * threads_per_job()

@@ -41,6 +41,7 @@ rule stopping:
         f"{RESULTS}/logs/stopping/{{start}}-{{task}}-seed{{seed}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/stopping/{{start}}-{{task}}-seed{{seed}}.tsv"
+    priority: 1  # before tables and figures: training, which takes longest, waits for it
     conda:
         ENVIRONMENT
     threads: 1
