@@ -56,3 +56,11 @@ def test_the_folder_of_a_part_holds_every_test_of_its_kind(mark):
     marked = [path for path in (ROOT / "tests").rglob("test_*.py") if f"pytest.mark.{mark}" in path.read_text()]
     assert marked
     assert all(path.is_relative_to(ROOT / folder) for path in marked)
+
+
+def test_no_database_or_weights_of_a_run_are_tracked():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    made = (".db", ".sqlite", ".pt", ".bin", ".pkl", ".safetensors", ".log")
+    assert [name for name in listed.stdout.split() if name.endswith(made)] == []
