@@ -1,7 +1,7 @@
-# What the rules of the study on an encoder share: its design, its files, its parameters.
+# What the rules of the study on real training share: its design, its files, its parameters.
 
 from stopwise.pipeline.config import completed_study
-from stopwise.studies.encoder_design import Design
+from stopwise.studies.encoder_design import PRETRAINED, Design
 from stopwise.studies.encoder_rows import ALL, PARTS, PROBE, RANDOM
 
 try:
@@ -12,12 +12,25 @@ except ValueError as error:
 
 STUDY = f"{RESULTS}/study"
 RUNS = f"{STUDY}/runs/{{task}}/seed{{seed}}/n{{n}}/{{recipe}}"
+# What answers names the targets, and the page that has the protocol. Training holds AdamW's copies of all weights.
+WORDS = config["model"].get("head") != "classification"
+STUDY_NAME = "language_model_study" if WORDS else "encoder_study"
+TRAINING_MB = 6000 if WORDS else 2500
+# The targets that judge, by what is added to that name: the data sets, the folder of their tables, and whether only what
+# is there is judged, or only the first stage: primary recipes, sizes up to study.others_size, the first seed.
+JUDGED = {
+    "": {"pool": "development", "folder": "development"},
+    "_so_far": {"pool": "development", "folder": "development-so-far", "there": True},
+    "_first": {"pool": "development", "folder": "development-first", "first": True},
+    "_first_set_aside": {"pool": "set_aside", "folder": "set_aside-first", "first": True},
+    "_set_aside": {"pool": "set_aside", "folder": "set_aside"},
+}
 
 
 wildcard_constraints:
     recipe="[A-Za-z0-9][A-Za-z0-9_.-]*",
     part="|".join(PARTS),
-    head=f"{RANDOM}|{PROBE}",
+    head=f"{RANDOM}|{PROBE}|{PRETRAINED}",
     pool="development|set_aside",
 
 
@@ -96,8 +109,14 @@ def training_params():
         "batch_size": DESIGN.batch_size,
         "weight_decay": study_run_section("weight_decay"),
         "device": config["device"],
-        "packages": installed("numpy", "torch", "transformers"),
+        "packages": installed("numpy", "torch", "transformers", *adapter_packages()),
     }
+
+
+def adapter_packages():
+    """Return the package that makes an adapter, where one is trained."""
+    parameters = config["kernel"]["parameters"]
+    return ["peft"] if isinstance(parameters, dict) and "peft" in parameters else []
 
 
 def kernel_of_recipe(wildcards):

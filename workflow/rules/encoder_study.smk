@@ -1,5 +1,6 @@
-# Ways of choosing when to stop, judged on real training (docs/results/encoder-study.md):
-# `snakemake --cores 2 encoder_study --configfile config/studies/encoder.yaml`. Each target may be stopped at any time.
+# Ways of choosing when to stop, judged on real training (docs/results/encoder-study.md, language-model-study.md):
+# `snakemake --cores 2 encoder_study --configfile config/studies/encoder.yaml`, and language_model_study where words
+# answer. Each target may be stopped at any time.
 
 
 rule study_sample:
@@ -48,7 +49,7 @@ rule study_kernel:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=3000,
+        mem_mb=max(3000, TRAINING_MB),
         runtime=60,
         gpu=gpus_per_job(),
     params:
@@ -60,7 +61,7 @@ rule study_kernel:
         rates=lambda w: of_kernel(w, lambda recipe: recipe.step_size is not None),
         plain=lambda w: of_kernel(w, lambda recipe: recipe.clip_norm is not None),
         device=config["device"],
-        packages=installed("torch", "transformers"),
+        packages=installed("torch", "transformers", *adapter_packages()),
     message:
         "The kernel at the start: {wildcards.task}, seed {wildcards.seed}, n = {wildcards.n}, head {wildcards.head}"
     script:
@@ -90,7 +91,7 @@ for training, made in {
             ENVIRONMENT
         threads: 1
         resources:
-            mem_mb=2500,
+            mem_mb=TRAINING_MB,
             runtime=120,
             gpu=gpus_per_job(),
         params:
@@ -101,108 +102,64 @@ for training, made in {
             "../scripts/study_run.py"
 
 
-rule encoder_study:
-    input:
-        **study_files(judged_in("development")),
-    output:
-        **judge_outputs("development"),
-    log:
-        f"{RESULTS}/logs/encoder_study.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/encoder_study.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=4000,
-        runtime=60,
-    params:
-        **judge_params("development"),
-    message:
-        "Judging every way of choosing a stop on real training"
-    script:
-        "../scripts/encoder_study.py"
+for suffix, judged in JUDGED.items():
 
-
-use rule encoder_study as encoder_study_so_far with:
-    input:
-        **study_files(judged_in("development"), there=True),
-    output:
-        **judge_outputs("development-so-far"),
-    log:
-        f"{RESULTS}/logs/encoder_study_so_far.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/encoder_study_so_far.tsv"
-
-
-# The first stage: the primary recipes at the sizes up to study.others_size, with the first seed.
-use rule encoder_study as encoder_study_first with:
-    input:
-        **study_files(judged_in("development"), first=True),
-    output:
-        **judge_outputs("development-first"),
-    log:
-        f"{RESULTS}/logs/encoder_study_first.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/encoder_study_first.tsv"
-    params:
-        **judge_params("development", first=True),
-
-
-use rule encoder_study as encoder_study_first_set_aside with:
-    input:
-        **study_files(judged_in("set_aside"), first=True),
-    output:
-        **judge_outputs("set_aside-first"),
-    log:
-        f"{RESULTS}/logs/encoder_study_first_set_aside.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/encoder_study_first_set_aside.tsv"
-    params:
-        **judge_params("set_aside", first=True),
-
-
-use rule encoder_study as encoder_study_set_aside with:
-    input:
-        **study_files(judged_in("set_aside")),
-    output:
-        **judge_outputs("set_aside"),
-    log:
-        f"{RESULTS}/logs/encoder_study_set_aside.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/encoder_study_set_aside.tsv"
-    params:
-        **judge_params("set_aside"),
+    rule:
+        name:
+            STUDY_NAME + suffix
+        input:
+            **study_files(judged_in(judged["pool"]), judged.get("there", False), judged.get("first", False)),
+        output:
+            **judge_outputs(judged["folder"]),
+        log:
+            f"{RESULTS}/logs/{STUDY_NAME}{suffix}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/{STUDY_NAME}{suffix}.tsv"
+        conda:
+            ENVIRONMENT
+        threads: 1
+        resources:
+            mem_mb=4000,
+            runtime=60,
+        params:
+            **judge_params(judged["pool"], judged.get("first", False)),
+        message:
+            "Judging every way of choosing a stop on real training"
+        script:
+            "../scripts/encoder_study.py"
 
 
 for task in TASKS:
 
     rule:
         name:
-            f"encoder_study_{task.replace('-', '_')}"
+            f"{STUDY_NAME}_{task.replace('-', '_')}"
         input:
             study_files([task])["runs"],
             study_files([task])["kernels"],
         localrule: True
 
 
-# What is finished of the development data sets, judged and kept: `record_encoder_study`.
-rule record_encoder_study:
+# What is finished of the development data sets, judged and kept.
+rule:
+    name:
+        f"record_{STUDY_NAME}"
     input:
         **study_files(judged_in("development"), there=True),
         judge=[path for name, path in judge_outputs("development-so-far").items() if name != "svg"],
     output:
         f"docs/records/{config['name']}/study.md",
     log:
-        f"{RESULTS}/logs/record_encoder_study.log",
+        f"{RESULTS}/logs/record_{STUDY_NAME}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/record_encoder_study.tsv"
+        f"{RESULTS}/benchmarks/record_{STUDY_NAME}.tsv"
     localrule: True
     conda:
         ENVIRONMENT
     params:
         code=library("record_encoder_study"),
-        command=command_line("record_encoder_study"),
+        command=command_line(f"record_{STUDY_NAME}"),
+        page=STUDY_NAME.replace("_", "-"),
     message:
         "Recording what is finished of the study on real training"
     script:

@@ -9,6 +9,7 @@ from job import Job
 from stopwise.artifacts import tables as artifacts
 from stopwise.report.record import revisions
 
+TITLES = {"encoder-study": "a small encoder", "language-model-study": "a language model"}
 KINDS = {"runs": "study_outputs", "steps": "study_steps", "kernels": "study_kernel", "labels": "study_labels"}
 
 with Job(snakemake) as job:
@@ -27,10 +28,10 @@ with Job(snakemake) as job:
         shutil.copyfile(path, folder / Path(path).name)
     made_at = ", ".join(sorted(revisions(files.runs))) or "none"
     lines = [
-        "# Record of the study on a small encoder",
+        f"# Record of the study on {TITLES[params.page]}",
         "",
         f"Recorded with `{params.command}` from runs made at revision {made_at} of this repository.",
-        "[The study](../../results/encoder-study.md) has the protocol and says what is finished.",
+        f"[The study](../../results/{params.page}.md) has the protocol and says what is finished.",
         "[The judge's page](ways.md) has every way of choosing.",
         "",
         "| file | what |",

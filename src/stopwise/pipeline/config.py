@@ -351,8 +351,23 @@ def start_tasks(config: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def completed_study(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the study section of a completed configuration with its defaults, which a run without one has too."""
-    return {name: field.default for name, field in Study.model_fields.items()} | dict(config.get("study") or {})
+    """Return the study section of a completed configuration with its defaults, which a run without one has too.
+
+    Raises ConfigError for a recipe whose start does not fit what answers, words or a head of classes.
+    """
+    section = {name: field.default for name, field in Study.model_fields.items()} | dict(config.get("study") or {})
+    if config["model"].get("head") == "classification":
+        found, allowed = section["recipes"], ("random", "probe")
+    else:
+        allowed = ("pretrained",)
+        found = {name: {**own, "start": own.get("start") or allowed[0]} for name, own in section["recipes"].items()}
+    for name, own in found.items():
+        if (start := own.get("start") or allowed[0]) not in allowed:
+            raise ConfigError(
+                f"config key study.recipes.{name}.start: found {start!r} with model.head"
+                f" {config['model'].get('head', 'words')!r}; allowed: {' or '.join(allowed)}"
+            )
+    return {**section, "recipes": found}
 
 
 def config_digest(config: Mapping[str, Any]) -> str:

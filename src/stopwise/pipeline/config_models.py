@@ -407,8 +407,10 @@ class Recipe(Section):
         "constant or decay",
         "a constant rate, looked at along the way, or 10 % of warm-up and linear decay, a training for each length",
     )
-    start: Literal["random", "probe"] = _key(
-        "random", "random or probe", "how the head starts: drawn, or as the logistic regression on the features"
+    start: Annotated[Literal["random", "probe", "pretrained"], LEFT_OUT] = _key(
+        None,
+        "random, probe or pretrained (random when left out, pretrained where words answer)",
+        "how the head starts: drawn, or as the logistic regression on the features (words have no new head)",
     )
     clip_norm: Annotated[float, LEFT_OUT] = _key(
         None,
@@ -419,7 +421,7 @@ class Recipe(Section):
 
 
 class Study(Section):
-    """The targets `encoder_study` and `encoder_study_set_aside`: ways of choosing a stop, judged on real training."""
+    """The targets `encoder_study` and `language_model_study`: ways of choosing a stop, judged on real training."""
 
     set_aside: Annotated[Distinct[str], LEFT_OUT] = _key(
         [], "a list of names of tasks ([] when left out)", "the tasks that no choice is made with"
@@ -463,8 +465,9 @@ class Study(Section):
     )
     folds_size: Annotated[int | None, LEFT_OUT] = _key(
         None,
-        "one of sizes, or null (null when left out)",
-        "the size at which eight folds are trained, with the first seed and the usual recipe; null: at every size",
+        "one of sizes, 0 or null (null when left out)",
+        "the size at which eight folds are trained, with the first seed and the usual recipe; null: at every size; 0:"
+        " at none",
     )
     kernel_rows: Annotated[int, LEFT_OUT] = _key(
         256, "an integer >= 4 (256 when left out)", "rows of a kernel, at most: examples times classes less 1", ge=4

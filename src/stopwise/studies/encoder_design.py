@@ -11,6 +11,8 @@ import numpy as np
 from stopwise.studies.encoder_rows import ALL, FOLDS, HOLDOUT, RANDOM, Cell, Recipe
 
 DEFAULT_BATCH = 8
+NO_FOLDS = 0  # the folds_size of a study without folds
+PRETRAINED = "pretrained"  # the start of a language model whose words answer, beside those of a head
 FIRST_STEP = 4  # the first evaluation of those that are spaced evenly in logarithm
 NEAR = 1.25  # such an evaluation this near to a fixed one, as a factor, is left out
 
@@ -51,7 +53,7 @@ class Design:
             *(("primary", name, recipes) for name in primary),
             ("usual", usual, primary),
             ("others_size", others, sizes),
-            ("folds_size", given["folds_size"], (None, *sizes)),
+            ("folds_size", given["folds_size"], (None, NO_FOLDS, *sizes)),
             *(("set_aside", name, config["tasks"]) for name in given["set_aside"]),
             *(("test_rows", name, config["tasks"]) for name in given["test_rows"]),
         ):
@@ -106,7 +108,7 @@ class Design:
         return (ALL, HOLDOUT, FOLDS) if self.folded(cell) else (ALL, HOLDOUT)
 
     def start(self, cell: Cell) -> str:
-        """Return how the head of a cell starts."""
+        """Return how the head of a cell starts, ``pretrained`` where words answer."""
         return self.recipes[cell.recipe].start
 
     def batch(self, n: int) -> int:

@@ -15,10 +15,12 @@ from stopwise.pipeline.config_messages import schema
 
 ROOT = Path(__file__).resolve().parents[3]
 BASE = ROOT / "config" / "studies" / "base.yaml"
-OVERLAYS = sorted(set((ROOT / "config" / "studies").glob("*.yaml")) - {BASE})
-# Each configuration is one file, or the studies' base with an overlay.
+WORDS = ROOT / "config" / "studies" / "language-model.yaml"
+WORDED = sorted((ROOT / "config" / "studies").glob("language-model-*.yaml"))
+OVERLAYS = sorted(set((ROOT / "config" / "studies").glob("*.yaml")) - {BASE, WORDS, *WORDED})
+# Each configuration is one file, or a base of studies with an overlay.
 READY = [(ROOT / "config.yaml",), *((path,) for path in sorted((ROOT / "config").glob("*.yaml")))]
-READY += [(BASE, path) for path in OVERLAYS]
+READY += [(BASE, path) for path in OVERLAYS] + [(WORDS, path) for path in WORDED]
 MINIMAL = {"name": "x", "model": {"source": "pico-llama"}, "tasks": {"movie": {}}, "arithmetic": {"enabled": False}}
 
 
