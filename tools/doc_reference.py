@@ -28,7 +28,10 @@ FIGURES = {
     "F8": ("f08_merging", "task addition and negation against the scaling coefficient"),
     "F9": ("f09_layers", "the kernel by layer"),
     "F10": ("f10_known_truth", "rates and regret where the truth is known (`snakemake --cores 2 theory`)"),
-    "F11": ("f11_labels", "log-loss and accuracy against labels spent, by way of choosing a stop (`encoder_study`)"),
+    "F11": (
+        "f11_labels",
+        "log-loss and accuracy against labels spent, by way of choosing a stop (`encoder_study` and `language_model_study`)",
+    ),
 }
 TARGETS = {
     "all": "everything that a run writes, with `index.html`, `summary.md` and `claims.md`; the default",
@@ -37,7 +40,8 @@ TARGETS = {
     "merge_advice": "which task vectors should add well, and at which coefficient; nothing is merged",
     "stopping_study": "the stopping rules judged on the kernel's own path",
     "stopping_runs": "the stopping rules, and variants of `bayes`, judged on the real runs",
-    "encoder_study": "ways of choosing a stop judged on real training, `encoder_study_so_far` on what is finished",
+    "encoder_study": "ways of choosing a stop judged on real training, `encoder_study_so_far` on what is finished; of a"
+    " model that answers with words `language_model_study`",
     "theory": "the rules where the truth is known: F5, F10 and `theory/summary.md`",
     "benchmark": "time and memory of the kernel engine and of training on this machine, beside other ways",
     "provenance": "one table of where every artifact comes from",

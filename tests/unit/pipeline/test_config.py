@@ -10,7 +10,7 @@ import yaml
 from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
 
-from stopwise.pipeline.config import ConfigError, config_digest, start_tasks, validated
+from stopwise.pipeline.config import ConfigError, completed_study, config_digest, start_tasks, validated
 from stopwise.pipeline.config_messages import schema
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -48,6 +48,23 @@ def test_the_base_of_the_studies_does_not_run_alone_and_has_no_tasks_to_mix():
     assert "tasks" not in read([BASE])
     with pytest.raises(ConfigError, match=r"config key (name|tasks): is required"):
         validated(read([BASE]))
+
+
+def test_the_start_of_a_recipe_fits_what_answers():
+    """Words have no head that could be drawn or fitted, and a new head has no pretrained weights."""
+    words, head = {"source": "pico-llama"}, {"source": "pico-llama", "head": "classification"}
+    for model, start, filled, wrong in (
+        (words, "pretrained", "pretrained", "probe"),
+        (head, "random", None, "pretrained"),
+    ):
+        recipe = {"learning_rate": 1e-4}
+        config = validated({**MINIMAL, "model": model, "study": {"recipes": {"r": recipe}}})
+        assert completed_study(config)["recipes"]["r"].get("start") == filled
+        config["study"]["recipes"]["r"] = {**recipe, "start": start}
+        assert completed_study(config)["recipes"]["r"]["start"] == start
+        config["study"]["recipes"]["r"] = {**recipe, "start": wrong}
+        with pytest.raises(ConfigError, match=rf"study\.recipes\.r\.start: found '{wrong}'.*allowed: {start}"):
+            completed_study(config)
 
 
 def recorded_as(paths):
