@@ -356,16 +356,16 @@ def completed_study(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises ConfigError for a recipe whose start does not fit what answers, words or a head of classes.
     """
     section = {name: field.default for name, field in Study.model_fields.items()} | dict(config.get("study") or {})
-    if config["model"].get("head") == "classification":
-        found, allowed = section["recipes"], ("random", "probe")
-    else:
-        allowed = ("pretrained",)
-        found = {name: {**own, "start": own.get("start") or allowed[0]} for name, own in section["recipes"].items()}
+    answers = config["model"].get("head", "words")
+    allowed = ["random", "probe"] if answers == "classification" else ["pretrained"]
+    found = section["recipes"]
+    if answers == "words":
+        found = {name: {**own, "start": own.get("start", allowed[0])} for name, own in found.items()}
     for name, own in found.items():
-        if (start := own.get("start") or allowed[0]) not in allowed:
+        if (start := own.get("start", allowed[0])) not in allowed:
             raise ConfigError(
-                f"config key study.recipes.{name}.start: found {start!r} with model.head"
-                f" {config['model'].get('head', 'words')!r}; allowed: {' or '.join(allowed)}"
+                f"config key study.recipes.{name}.start: found {start!r} with model.head {answers!r}; allowed:"
+                f" {' or '.join(allowed)}"
             )
     return {**section, "recipes": found}
 

@@ -244,6 +244,8 @@ def test_other_seeds_and_other_recipes_have_one_size_and_folds_the_first_seed():
         Cell("a", 0, 16, "decay"),
     ]
     assert [DESIGN.folded(cell) for cell in cells] == [True, True, False, False, False]
+    none = dataclasses.replace(DESIGN, folds_size=0)
+    assert not any(none.folded(cell) for cell in none.cells(["a"]))
     sized = dataclasses.replace(DESIGN, folds_size=32)
     assert [sized.folded(cell) for cell in cells] == [False, True, False, False, False]
 
