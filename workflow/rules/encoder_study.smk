@@ -49,7 +49,7 @@ rule study_kernel:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=max(3000, TRAINING_MB),
+        mem_mb=KERNEL_MB,
         runtime=60,
         gpu=gpus_per_job(),
     params:
