@@ -42,7 +42,7 @@ TARGETS = {
     "stopping_study": "the stopping rules judged on the kernel's own path",
     "stopping_runs": "the stopping rules, and variants of `bayes`, judged on the real runs",
     "language_model_study": "ways of choosing a stop judged on real training, `language_model_study_so_far` on what is"
-    " finished; with `model.head: classification` they are called `encoder_study` and `encoder_study_so_far`",
+    " finished; `encoder_study` and `encoder_study_so_far` mean the same",
     "theory": "the rules where the truth is known: F5, F10 and `theory/summary.md`",
     "benchmark": "time and memory of the kernel engine and of training on this machine, beside other ways",
     "provenance": "one table of where every artifact comes from",

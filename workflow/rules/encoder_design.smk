@@ -12,9 +12,9 @@ except ValueError as error:
 
 STUDY = f"{RESULTS}/study"
 RUNS = f"{STUDY}/runs/{{task}}/seed{{seed}}/n{{n}}/{{recipe}}"
-# What answers names the targets, and the page that has the protocol. AdamW keeps copies of all weights that it trains.
+# What answers names the targets, and the page that has the protocol; the other name means the same. AdamW keeps copies of all weights that it trains.
 WORDS = config["model"].get("head") != "classification"
-STUDY_NAME = "language_model_study" if WORDS else "encoder_study"
+STUDY_NAME, OTHER_NAME = ("language_model_study", "encoder_study")[:: 1 if WORDS else -1]
 TRAINING_MB, KERNEL_MB = (6000, 8000) if WORDS else (2500, 3000)
 # The targets that judge, by what is added to that name: the data sets, the folder of their tables, and whether only what
 # is there is judged, or only the first stage: primary recipes, sizes up to study.others_size, the first seed.

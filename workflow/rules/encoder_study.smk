@@ -128,12 +128,19 @@ for suffix, judged in JUDGED.items():
         script:
             "../scripts/encoder_study.py"
 
+    rule:
+        name:
+            OTHER_NAME + suffix
+        input:
+            judge_outputs(judged["folder"])["text"],
+        localrule: True
 
-for task in TASKS:
+
+for task, name in product(TASKS, (STUDY_NAME, OTHER_NAME)):
 
     rule:
         name:
-            f"{STUDY_NAME}_{task.replace('-', '_')}"
+            f"{name}_{task.replace('-', '_')}"
         input:
             study_files([task])["runs"],
             study_files([task])["kernels"],
@@ -164,3 +171,11 @@ rule:
         "Recording what is finished of the study on real training"
     script:
         "../scripts/record_encoder_study.py"
+
+
+rule:
+    name:
+        f"record_{OTHER_NAME}"
+    input:
+        f"docs/records/{config['name']}/study.md",
+    localrule: True
