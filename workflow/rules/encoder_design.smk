@@ -12,7 +12,8 @@ except ValueError as error:
 
 STUDY = f"{RESULTS}/study"
 RUNS = f"{STUDY}/runs/{{task}}/seed{{seed}}/n{{n}}/{{recipe}}"
-# What answers names the targets, and the page that has the protocol; the other name means the same. AdamW keeps copies of all weights that it trains.
+# What answers names the targets, and the page that has the protocol; the other name means the same. Memory is that of
+# the weights: AdamW keeps copies of all that it trains.
 WORDS = config["model"].get("head") != "classification"
 STUDY_NAME, OTHER_NAME = ("language_model_study", "encoder_study")[:: 1 if WORDS else -1]
 TRAINING_MB, KERNEL_MB = (6000, 8000) if WORDS else (2500, 3000)
