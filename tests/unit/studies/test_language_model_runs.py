@@ -148,6 +148,7 @@ def test_the_kernel_is_that_of_the_start_and_of_what_is_trained(cell):
     assert bool(np.abs(own["weights_move"]).max() > 1e-6) == (cell["kind"] == "words")
 
 
+@pytest.mark.slow
 def test_a_cell_is_judged_by_every_way_but_folds(cell):
     judged, text = judge(cell)
     ways = ("epochs_1", "epochs_2", "all_steps", "holdout", "holdout_refit", "more_labels", "loo", "bayes", "best")
