@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from stopwise.kernel.batch_metric import roots
-from stopwise.kernel.engine import Engine, Job, Part, engine_parts
+from stopwise.kernel.engine import Engine, Job
 from stopwise.kernel.memory import out_of_memory
 from stopwise.kernel.moments import Moments
+from stopwise.kernel.parts import Part, engine_parts
 from stopwise.linearized.coding import columns
 
 log = logging.getLogger(__name__)
