@@ -134,19 +134,23 @@ class Engine:
 
     def tile(self) -> int | None:
         """Return how many examples make a tile that fits in memory, None where all do."""
-        if self.job.schedule != "auto" or not self.examples or self.job.ranks is not None:
+        if self.job.schedule != "auto" or not self.examples:
             return None
         return self.needs.tile(self.examples)
 
     def _decided(self) -> Needs:
         """Measure the memory that the passes need, once; batches that alone would fill a GPU are made smaller."""
-        found = needs(self.job.model, self.run, self.own, self.probed, self.job.memory_gb, self.rows)
-        graph = self.probed.graph_bytes * max((batch_tokens(batch) for batch in self.own), default=0)
+        found = self._needs()
+        graph = self.probed.graph_bytes * max((batch_tokens(batch) for batch in self.batches), default=0)
         largest = GRAPH_SHARE * found.room
         if self.device.type == "cpu" or self.job.tokens_per_batch or graph <= largest or not graph:
             return found
         self._group(max(1, int(largest / self.probed.graph_bytes)))
-        return needs(self.job.model, self.run, self.own, self.probed, self.job.memory_gb, self.rows)
+        return self._needs()
+
+    def _needs(self) -> Needs:
+        job = self.job
+        return needs(job.model, self.run, self.batches, self.probed, job.memory_gb, self.rows, job.ranks)
 
     def plan(self) -> dict[str, Any]:
         """Return what was decided, to be recorded: schedule, tiles, and GB of what it needs and what there is."""
@@ -155,13 +159,14 @@ class Engine:
             schedule, tiles = ("keep" if self.keeps() else "sweep"), 1
         elif not blocks_of(self.job.model):
             schedule = "keep"
-        return {
+        found = {
             "schedule": schedule,
             "tiles": tiles,
             "needs_gb": round(peak / 1e9, 3),
             "room_gb": round(self.needs.room / 1e9, 3),
             "passes": len(self.batches),
         }
+        return found if self.job.ranks is None else found | {"own_passes": len(self.own)}
 
     def vectors(self, task: int) -> torch.Tensor | None:
         """Return what the moments of layers are taken along, None for a task without targets."""

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
 
-from stopwise.kernel.engine import Engine, Job, Visit
+from stopwise.kernel.engine import Engine, Visit
 from stopwise.kernel.formulas import Features, Term
 from stopwise.kernel.moments import Moments, moments_of
 from stopwise.kernel.passes import Batch
-from stopwise.kernel.products import Blocks, Layout, add_term, slabs
+from stopwise.kernel.products import Blocks, Layout, add_term, sizes_on, slabs
 from stopwise.kernel.ranks import Ranks, multiplied
 from stopwise.kernel.weighing import row_order
-
-ORDERED = 1 << 27  # entries of a kernel put in order and copied to the host at once: 1 GiB
 
 
 @dataclass
@@ -81,22 +78,46 @@ def _add_terms(engine: Engine, blocks: Blocks, terms: list) -> None:
 
 def _add_layer(engine: Engine, visit: Visit, layout: Layout, parts: list[Part]) -> None:
     """Add one layer's kernel, module by module in name order, to every pair's parts."""
-    job = engine.job
+    layer = _Layer(engine, visit.layer, layout, parts)
     for module, terms in _modules(visit):
         blocks = Blocks(layout, engine.device)
         _add_terms(engine, blocks, terms)
         blocks.finish()
-        squares = [blocks.row_squares(a) for a, _ in layout.pairs]
-        _take(job, visit.layer, layout, parts, module, blocks.matrices, squares)
+        layer.add(module, blocks.matrices, [blocks.row_squares(a) for a, _ in layout.pairs])
+    layer.finish()
 
 
-def _take(job: Job, layer: str, layout: Layout, parts: list[Part], module: str, matrices: list, squares: list) -> None:
-    """Add one module's products to every pair's parts."""
-    key = layer if job.by == "layer" else module
-    for part, (a, b), matrix, own in zip(parts, layout.pairs, matrices, squares, strict=True):
-        ordered = _as_given(matrix, layout, a, b)
-        part.matrices[key] = part.matrices[key] + ordered if key in part.matrices else ordered
-        part.norms[module] = _norms(own, layout, a)
+class _Layer:
+    """One layer's kernels of all pairs, to which its modules are added in name order: on the device, and copied once.
+
+    Where modules are kept apart each is copied by itself.
+    """
+
+    def __init__(self, engine: Engine, name: str, layout: Layout, parts: list[Part]) -> None:
+        self.engine, self.name, self.layout, self.parts = engine, name, layout, parts
+        self.sums: list[torch.Tensor] = []
+
+    def add(self, module: str, matrices: list[torch.Tensor], squares: list[torch.Tensor]) -> None:
+        """Add one module's matrices, which are used up, and note its row norms."""
+        for part, (a, _), own in zip(self.parts, self.layout.pairs, squares, strict=True):
+            part.norms[module] = _norms(own, self.layout, a)
+        if self.engine.job.by == "module":
+            self._keep(module, matrices)
+        elif self.sums:
+            self.sums = [one.add_(more) for one, more in zip(self.sums, matrices, strict=True)]
+        else:
+            self.sums = matrices
+
+    def finish(self) -> None:
+        """Add the layer to what is kept of all."""
+        if self.sums and self.engine.job.by == "total":
+            _add_sums(self.engine, self.name, self.layout, self.parts, self.sums)
+        elif self.sums:
+            self._keep(self.name, self.sums)
+
+    def _keep(self, key: str, matrices: list[torch.Tensor]) -> None:
+        for part, (a, b), matrix in zip(self.parts, self.layout.pairs, matrices, strict=True):
+            part.matrices[key] = _as_given(matrix, self.layout, a, b)
 
 
 def _add_over_ranks(engine: Engine, ranks: Ranks, visit: Visit, layout: Layout, parts: list[Part]) -> None:
@@ -118,17 +139,9 @@ def _add_over_ranks(engine: Engine, ranks: Ranks, visit: Visit, layout: Layout, 
         blocks.finish()
         return blocks.matrices, [blocks.row_squares(a).contiguous() for a, _ in layout.pairs]
 
-    sums: list[torch.Tensor] = []
-
-    def add(module: str, matrices: list[torch.Tensor], squares: list[torch.Tensor]) -> None:
-        for part, (a, _), own in zip(parts, layout.pairs, squares, strict=True):
-            part.norms[module] = _norms(own, layout, a)
-        sums[:] = [one.add_(more) for one, more in zip(sums, matrices, strict=True)] if sums else matrices
-
-    take = add if engine.job.by == "total" else partial(_take, engine.job, visit.layer, layout, parts)
-    multiplied(ranks, sorted(modules), multiply, take)
-    if sums:
-        _add_sums(engine, visit.layer, layout, parts, sums)
+    layer = _Layer(engine, visit.layer, layout, parts)
+    multiplied(ranks, sorted(modules), multiply, layer.add)
+    layer.finish()
 
 
 def _share_outputs(engine: Engine, ranks: Ranks) -> None:
@@ -171,9 +184,10 @@ def _norms(squares: torch.Tensor, layout: Layout, a: int) -> np.ndarray:
 
 
 def _as_given(matrix: torch.Tensor, layout: Layout, a: int, b: int) -> np.ndarray:
-    """Undo the sorting by length of both sides, on the device, and copy to the host."""
+    """Undo the sorting by length of both sides, on the device, and copy to the host; some rows at a time."""
     left, right = (torch.as_tensor(np.argsort(row_order(layout.groups[side])), device=matrix.device) for side in (a, b))
     found = np.empty(tuple(matrix.shape))
-    for rows in slabs(len(matrix), max(1, ORDERED // max(matrix.shape[1], 1))) if len(matrix) else []:
+    step = max(1, sizes_on(matrix.device.type).ordered // max(matrix.shape[1], 1))
+    for rows in slabs(len(matrix), step) if len(matrix) else []:
         found[rows] = matrix[left[rows]][:, right].cpu().numpy()
     return found
