@@ -128,12 +128,13 @@ def test_the_plan_says_what_each_of_several_processes_decides(processes, memory_
 
 def test_processes_on_gpus_save_time_and_cost_devices_and_on_a_cpu_neither():
     model = skeleton(gpt_neo_1_3b())
-    gpu = [estimate(model, 1_000, device=DEVICES["h100-80gb"], processes=k) for k in (1, 4, 8)]
+    n = 4 * (sizes_on("cuda").tokens // 48)  # four passes
+    gpu = [estimate(model, n, device=DEVICES["h100-80gb"], processes=k) for k in (1, 4, 8)]
     assert gpu[1]["seconds"] == pytest.approx(gpu[0]["seconds"] / 4, rel=0.02)
-    assert gpu[2]["seconds"] > gpu[1]["seconds"] / 1.5  # four weights a layer: half of the processes multiply nothing
+    assert gpu[2]["seconds"] == gpu[1]["seconds"]  # four passes, four weights a layer: half of the processes wait
     assert [row["devices"] for row in gpu] == [1, 4, 8]
     cpu = replace(DEVICES["h100-80gb"], kind="cpu")
-    one, two = (estimate(model, 1_000, device=cpu, memory_gb=1e3, processes=k) for k in (1, 2))
+    one, two = (estimate(model, n, device=cpu, memory_gb=1e3, processes=k) for k in (1, 2))
     assert two["seconds"] == pytest.approx(one["seconds"], rel=0.02)
     assert two["devices"] == 1
     adam = estimate(model, 1_000, device=DEVICES["h100-80gb"], adam=True, processes=4)

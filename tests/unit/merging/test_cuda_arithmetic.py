@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from cudalike import LookAlike, cuda, place
-from kernel_reference import pico
 from stopwise.merging import workbench
-from stopwise.merging.linearised import tangent_outputs
 from stopwise.merging.workbench import TaskData, Workbench, applied
+from stopwise.network.pico import pico_model
 from stopwise.network.task_vectors import TaskVector
 from training_reference import made_up_batch
 
@@ -20,10 +18,10 @@ GRID = [[0.5, 0.5], [1.0, 0.3]]
 @pytest.fixture
 def tasks(tmp_path):
     """Two tasks whose vectors are files."""
-    found, base = {}, pico("llama", torch.float32)
+    found, base = {}, pico_model("llama", dtype="float32")
     for seed, name in enumerate(("a", "b"), 1):
         path = tmp_path / f"{name}.safetensors"
-        TaskVector.between(base, pico("llama", torch.float32, seed=seed)).save(path)
+        TaskVector.between(base, pico_model("llama", dtype="float32", seed=seed)).save(path)
         found[name] = TaskData(TaskVector.load(path), made_up_batch(4, seed), made_up_batch(5, seed + 10))
     return found
 
@@ -34,8 +32,8 @@ def on_device(vector):
 
 @pytest.mark.slow
 def test_a_device_merges_as_the_cpu_does_and_reads_each_vector_once(tasks, monkeypatch):
-    wanted = Workbench(pico("llama", torch.float32), tasks).grid("addition", list(tasks), GRID)
-    model, read, own = place(pico("llama", torch.float32)), [], workbench.TaskVector.kept_on
+    wanted = Workbench(pico_model("llama", dtype="float32"), tasks).grid("addition", list(tasks), GRID)
+    model, read, own = place(pico_model("llama", dtype="float32")), [], workbench.TaskVector.kept_on
     monkeypatch.setattr(
         workbench.TaskVector, "kept_on", lambda vector, device: read.append(device.type) or own(vector, device)
     )
@@ -56,23 +54,12 @@ def test_a_device_merges_as_the_cpu_does_and_reads_each_vector_once(tasks, monke
 @pytest.mark.slow
 def test_vectors_too_large_for_a_device_stay_in_their_files(tasks, monkeypatch):
     monkeypatch.setattr("cudalike.MEMORY", 1000)
-    model = place(pico("llama", torch.float32))
+    model = place(pico_model("llama", dtype="float32"))
     with cuda():
         bench = Workbench(model, tasks)
         assert not any(
             isinstance(task.vector[name], LookAlike) for task in bench.tasks.values() for name in task.vector
         )
         found = bench.measure(tasks["a"].vector, 0.5, ["a"], ["test"])
-    wanted = Workbench(pico("llama", torch.float32), tasks).measure(tasks["a"].vector, 0.5, ["a"], ["test"])
+    wanted = Workbench(pico_model("llama", dtype="float32"), tasks).measure(tasks["a"].vector, 0.5, ["a"], ["test"])
     assert found["a", "test"].loss == pytest.approx(wanted["a", "test"].loss, rel=1e-5)
-
-
-@pytest.mark.slow
-def test_a_device_gives_the_linearised_outputs_of_the_cpu(tasks):
-    vector, batch = tasks["a"].vector, tasks["a"].test
-    wanted = tangent_outputs(pico("llama", torch.float32), batch, vector)
-    model = place(pico("llama", torch.float32))
-    with cuda():
-        found = tangent_outputs(model, batch, vector)
-    for mine, theirs in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-4 * np.abs(theirs).max())
