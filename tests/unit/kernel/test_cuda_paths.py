@@ -19,7 +19,6 @@ from stopwise.kernel import example_tiles, jacobian_rows, memory, parts, product
 from stopwise.kernel.between_states import anchored_grams, trained_state
 from stopwise.kernel.between_tasks import cross_kernels
 from stopwise.kernel.by_columns import nystrom_ntk
-from stopwise.kernel.doctor import doctor
 from stopwise.kernel.engine import Engine
 from stopwise.kernel.ntk import empirical_ntk, pair_kernels, prepared, task_kernels, train_and_new_kernels
 from stopwise.kernel.ranks import Ranks
@@ -108,12 +107,6 @@ def as_one_of_several(model, by="layer"):
     return sum(found[0].matrices.values())
 
 
-def examined(model):
-    findings = doctor(model, batch([5, 3]))
-    assert all(finding.ok for finding in findings), findings
-    return np.array([float(len(findings))])
-
-
 PATHS = {
     "attention": lambda m: empirical_ntk(m, batch()).matrix,
     "linear by module": lambda m: empirical_ntk(m, batch(classes=3), parameters="linear", by="module").matrix,
@@ -139,7 +132,6 @@ PATHS = {
     "between states": between_states,
     "one of several": as_one_of_several,
     "one of several, total": lambda m: as_one_of_several(m, "total"),
-    "doctor": examined,
 }
 # A look-alike multiplies float32 where tensor cores would round, and its bfloat16 passes in another order.
 TOLERANCES = {"signgd": 2e-4, "tf32": 1e-4, "bf16 passes": 2e-2}
