@@ -19,9 +19,11 @@ from torch import nn
 
 from stopwise.artifacts.block_pairs import new_block_count, pair_jobs
 from stopwise.kernel.float32 import float32_products
-from stopwise.kernel.memory import BLOCKS, Needs, block_bytes, product_bytes, room, total_memory
+from stopwise.kernel.formulas import plan_terms
+from stopwise.kernel.memory import BLOCKS, LARGEST_LAYER, Needs, block_bytes, product_bytes, room, total_memory
 from stopwise.kernel.ntk import kernel_layers, layer_costs, split_layers
 from stopwise.kernel.products import SIZES, TILE, Sizes, sizes_on
+from stopwise.kernel.ranks import multiplied_shares
 from stopwise.linearized.coding import columns
 from stopwise.network.architecture import blocks_of, is_linear, widths
 from stopwise.network.parameters import Subset, select_parameters
@@ -160,14 +162,16 @@ def estimate(
     itemsize: int = 4,
     blocks: int = 1,
     adam: bool = False,
+    processes: int = 1,
 ) -> Row:
     """Return one row: time, memory and schedule of K(train, train) and K(new, train), beside a stored Jacobian.
 
     ``model``: with or without weights (``skeleton``). ``n``: training examples, ``new``: further ones; ``tokens``: mean
     prompt length; ``shards``: jobs, each on a device of its own; ``blocks``: of examples, every two of them such a job
-    instead (the row's ``shards`` counts the jobs), with gradients of its own under ``adam``. Seconds are those of the
-    slowest job (the shard with the lowest layers); bytes those of one job's process. ``device`` defaults to this
-    machine, measured.
+    instead (the row's ``shards`` counts the jobs), with gradients of its own under ``adam``; ``processes``: that share
+    each job, on a GPU each, or all on the CPU, where they share its threads and its memory. Seconds are those of the
+    slowest job (the shard with the lowest layers) and its slowest process, bytes those of one process. ``device``
+    defaults to this machine, measured.
     """
     device = measure_device() if device is None else device
     counts, per_example = count(model, parameters), columns(classes, outputs)
@@ -175,18 +179,21 @@ def estimate(
     share = _largest_share(model, parameters, shards)
     sizes = sizes_on(device.kind)
     own = work(n, new, per_example, sizes, shards, blocks, adam)
+    shared = _shared(model, parameters, own.examples, max(1, sizes.tokens // tokens), processes)
     all_tokens = own.examples * tokens
-    memory = _memory(counts, all_tokens, per_example, own.rows, share, itemsize, sizes)
-    there = room(device.kind, device.memory, counts.weights * itemsize, memory_gb)
+    memory = _memory(counts, all_tokens, per_example, own.rows, share, itemsize, sizes, shared)
+    there = room(device.kind, device.memory, counts.weights * itemsize, memory_gb, processes)
     schedule, tiles, peak = replace(memory, room=there).schedule(own.examples)
     # Every pair of tiles is a run over both: each tile is in tiles - 1 of them.
     runs = max(tiles - 1, 1)
     one_token = counts.forward + counts.score * tokens
-    passes = (per_example + (1 if schedule == "keep" else 2)) * all_tokens * one_token * runs
-    passes += own.apart * tokens * (2 * one_token + counts.selected)
-    forming = own.rows * tokens * counts.selected * share * runs
-    products = own.products * counts.selected * share
-    seconds = passes / device.passes + forming / device.forming + products / device.products
+    passes = (per_example + (1 if schedule == "keep" else 2)) * all_tokens * one_token * runs * shared.passes
+    apart = n if adam and processes > 1 else own.apart  # all of them in every process
+    passes += apart * tokens * (2 * one_token + counts.selected)
+    forming = own.rows * tokens * counts.selected * share * runs * shared.products
+    products = own.products * counts.selected * share * shared.products
+    slower = processes if device.kind == "cpu" else 1
+    seconds = slower * (passes / device.passes + forming / device.forming + products / device.products)
     return {
         "n": n,
         "new": new,
@@ -194,16 +201,41 @@ def estimate(
         "columns": per_example,
         "parameters": counts.selected,
         "shards": own.jobs,
+        "processes": processes,
+        "devices": 1 if device.kind == "cpu" else processes,
         "device": device.name,
         "speeds": "measured" if device.measured else "assumed",
         "schedule": schedule if tiles == 1 else f"{tiles} tiles",
         "seconds": seconds,
-        "share_passes": passes / device.passes / seconds,
+        "share_passes": slower * passes / device.passes / seconds,
         "model_gb": counts.weights * itemsize / 1e9,
         "peak_gb": peak / 1e9,
+        "room_gb": there / 1e9,
         "kernel_gb": 8 * rows * (rows + cross) * (1 + counts.depth * share) / 1e9,
         "stored_jacobian_gb": (rows + cross) * counts.selected * itemsize / 1e9,
     }
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the process with most to do has of a job that several share: of its passes, of its products, of a layer's.
+
+    ``one_layer``: of the products, and so of what travels, of one layer at most. One process alone has all of them.
+    """
+
+    passes: float = 1.0
+    products: float = 1.0
+    one_layer: float = 1.0
+    tiles: bool = True
+
+
+def _shared(model: nn.Module, parameters: Subset, examples: int, per_pass: int, processes: int) -> Shared:
+    """Return the shares of processes among which passes of so many examples go round, and modules layer by layer."""
+    if processes == 1:
+        return Shared()
+    passes = -(-examples // per_pass)
+    most = min(1.0, -(-passes // processes) * per_pass / max(examples, 1))
+    return Shared(most, *multiplied_shares(plan_terms(model, select_parameters(model, parameters)), processes), False)
 
 
 def _largest_share(model: nn.Module, parameters: Subset, shards: int) -> float:
@@ -213,20 +245,24 @@ def _largest_share(model: nn.Module, parameters: Subset, shards: int) -> float:
     return max(sum(costs[name] for name in shard) for shard in split) / sum(costs.values())
 
 
-def _memory(c: Counts, tokens: float, per_example: int, rows: int, share: float, itemsize: int, sizes: Sizes) -> Needs:
+def _memory(
+    c: Counts, tokens: float, per_example: int, rows: int, share: float, itemsize: int, sizes: Sizes, shared: Shared
+) -> Needs:
     """Return what the engine will find when it probes the model: bytes of keeping and of a sweep."""
     features = (c.features_input + per_example * c.features_output) * itemsize
-    layer = 1.5 * features / max(c.depth, 1)
-    products = product_bytes(sizes, rows)
+    layer = features / max(c.depth, 1)
+    beside = product_bytes(sizes, rows) + (0.0 if shared.tiles else layer * tokens * shared.one_layer)
+    own = tokens * shared.passes
     graph = min(sizes.tokens, tokens) * 12 * c.hidden * c.depth * itemsize
     return Needs(
-        keep=features * share * tokens + graph + products,
-        sweep_token=c.hidden * itemsize * (c.depth + 2 * per_example) + layer,
-        sweep_fixed=graph / max(c.depth, 1) + products,
+        keep=features * share * own + graph + beside,
+        sweep_token=c.hidden * itemsize * (c.depth + 2 * per_example) + LARGEST_LAYER * layer,
+        sweep_fixed=graph / max(c.depth, 1) + beside,
         room=0.0,
-        tokens=tokens,
+        tokens=own,
         blocks=block_bytes(rows),
         held=block_bytes(rows) / BLOCKS if sizes == SIZES["cpu"] else 0.0,
+        tiles=shared.tiles,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from stopwise.artifacts.block_pairs import pair_jobs
 from stopwise.cost.estimate import Counts, Device
+from stopwise.cost.kernels import device_seconds
 from stopwise.pipeline.config import start_tasks
 
 Row = dict[str, Any]
@@ -83,11 +84,14 @@ def job_rows(config: Config, counts: Counts, kernels: Sequence[Row], devices: Se
     for device in devices:
         own = [row for row in kernels if row["device"] == device.name]
         seconds = {
-            "jacobian": sum(row["seconds"] * row["shards"] * repeats[row["what"]] for row in own),
+            "jacobian": sum(device_seconds(row) * repeats[row["what"]] for row in own),
             "finetune": jobs["finetune"] * finetune_operations(config, counts) / device.passes,
             "arithmetic": jobs.get("arithmetic", 0) * arithmetic_operations(config, counts) / device.passes,
         }
-        memory["jacobian"] = weights + max((row["peak_gb"] for row in own), default=0.0)
+        # Of a GPU's memory that of one process, of this machine's that of all of a job.
+        memory["jacobian"] = max(
+            ((weights + row["peak_gb"]) * row["processes"] / row["devices"] for row in own), default=weights
+        )
         for rule in jobs:
             hours = seconds[rule] / 3600 if rule in seconds else None
             found = {"hours": hours, "memory_gb": memory.get(rule)}

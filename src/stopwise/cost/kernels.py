@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,10 @@ def plan_rows(config: Mapping[str, Any], assets: str) -> list[dict[str, Any]]:
                 kernel["outputs"],
                 kernel["shards"],
                 device,
-                kernel["memory_gb"] if device is None else None,
+                kernel["memory_gb"],
                 blocks=kernel.get("blocks", 1),
                 adam=kernel["formula"] == "adam",
+                processes=kernel.get("processes", 1),
             )
             rows.append({"what": task, **row})
     return rows
@@ -92,10 +93,13 @@ def markdown(config: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
     each = f"{config['kernel']['shards']} shard(s) each"
     if blocks > 1:
         each = f"{len(pair_jobs(blocks))} job(s) each, of two of {blocks} blocks of examples"
+    processes = config["kernel"].get("processes", 1)
+    each += f", shared by {processes} processes" if processes > 1 else ""
+    one = "process" if processes > 1 else "shard"
     text = [
         f"# Plan of {config['name']}: {counted} kernel(s) per task, {each}",
         "",
-        "| task | device | speeds | schedule | seconds per shard | peak GB per shard | stored Jacobian GB |",
+        f"| task | device | speeds | schedule | seconds per shard | peak GB per {one} | stored Jacobian GB |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -106,11 +110,31 @@ def markdown(config: Mapping[str, Any], rows: list[dict[str, Any]]) -> str:
     text.append("")
     for device in dict.fromkeys(row["device"] for row in rows):
         own = [row for row in rows if row["device"] == device]
-        hours = sum(row["seconds"] * row["shards"] * repeats[row["what"]] for row in own) / 3600
+        hours = sum(device_seconds(row) * repeats[row["what"]] for row in own) / 3600
         text.append(f"All kernels on {device}: at most {hours:.2f} device hours (every shard counted as the slowest).")
+    if processes > 1:
+        text += _of_processes(rows)
     if blocks > 1:
         train, new = repeats_of(blocks)
         text.append(f"In all jobs of a kernel a training example runs {train} times, a new one {new} times.")
-    if blocks > 1 and config["kernel"]["formula"] == "adam":
-        text.append("The gradients of all training examples, which AdamW's kernel needs, are counted once a job.")
+    if (blocks > 1 or processes > 1) and config["kernel"]["formula"] == "adam":
+        once = "process" if processes > 1 else "job"
+        text.append(f"The gradients of all training examples, which AdamW's kernel needs, are counted once a {once}.")
     return "\n".join(text) + "\n"
+
+
+def device_seconds(row: Mapping[str, Any]) -> float:
+    """Return the seconds of all jobs of one kernel, on each of the devices that a job takes."""
+    return row["seconds"] * row["shards"] * row["devices"]
+
+
+def _of_processes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what there is to say of processes that share a job."""
+    text = ["Processes take a GPU each; on a CPU they share its threads and its memory, and gain no time."]
+    for row in rows:
+        if row["peak_gb"] > row["room_gb"]:
+            text.append(
+                f"{row['what']} on {row['device']}: a process may use {row['room_gb']:.2f} GB and needs more. Examples"
+                " are not cut into tiles there: raise kernel.memory_gb where the memory is, or kernel.blocks."
+            )
+    return text

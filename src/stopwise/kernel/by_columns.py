@@ -16,14 +16,20 @@ from stopwise.linearized.nystrom import Nystrom, pivoted_cholesky
 log = logging.getLogger(__name__)
 
 
+BLOCK, BLOCKS = 64, 8
+
+
 def nystrom_ntk(
-    model: nn.Module, batch: Examples, rank: int, block: int = 64, seed: int = 0, **options: Any
+    model: nn.Module, batch: Examples, rank: int, block: int | None = None, seed: int = 0, **options: Any
 ) -> tuple[Nystrom, np.ndarray]:
     """Return K~(a, a) of at most ``rank`` columns and f0 [n, columns]; further options as for ``empirical_ntk``.
 
     K itself is never computed, so that n is bounded by m rank numbers. Cost: the passes of all examples for each
-    ``block`` of pivots and once before, and m rank P multiply-adds for P parameters.
+    ``block`` of pivots and once before, and m rank P multiply-adds for P parameters. The block (64 when left out, an
+    eighth of a larger ``rank``) decides how often the passes are repeated, and not which pivots are likely: those that
+    a larger block draws too boldly are left out again, and cost their columns.
     """
+    block = max(BLOCK, -(-rank // BLOCKS)) if block is None else block
     verbalizers = options.pop("verbalizers", batch.get("verbalizers"))
     options |= {"by": "total", "verbalizers": verbalizers}
     examples = {key: value for key, value in batch.items() if key not in ("verbalizers", "labels")}

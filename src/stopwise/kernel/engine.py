@@ -1,11 +1,11 @@
-"""The engine room of the kernel: plans the passes, runs them, and adds up Gram blocks module by module."""
+"""The engine room of the kernel: plans the passes, runs them, and yields their features layer by layer."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,18 +16,17 @@ from stopwise.kernel.batch_metric import BatchMetric
 from stopwise.kernel.fallback import Probe, fallback_features, probe
 from stopwise.kernel.formulas import Features, Outer, Term
 from stopwise.kernel.memory import Needs, batch_tokens, needs
-from stopwise.kernel.moments import Moments, directions, moments_of
+from stopwise.kernel.moments import directions
 from stopwise.kernel.passes import Batch, Group, Pass, batches_of, make_groups, whole_pass
-from stopwise.kernel.products import Blocks, Layout, add_term, sizes_on, slabs
-from stopwise.kernel.ranks import Ranks, multiplied
+from stopwise.kernel.products import sizes_on
+from stopwise.kernel.ranks import Ranks
 from stopwise.kernel.sweep import Sweep, Unswept
-from stopwise.kernel.weighing import Weighing, row_order
+from stopwise.kernel.weighing import Weighing
 from stopwise.network.architecture import blocks_of
 from stopwise.network.batches import MAX_PADDING, Packed
 
 log = logging.getLogger(__name__)
 
-ORDERED = 1 << 27  # entries of a kernel put in order and copied to the host at once: 1 GiB
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
 GRAPH_SHARE = 0.25  # of the room: the most that the graph of one pass may take on a GPU
 
@@ -55,22 +54,6 @@ class Job:
     ranks: Ranks | None = None  # the processes that share the work
     tokens_per_batch: int | None = None  # None: by device and memory
     max_padding: float = MAX_PADDING
-
-
-@dataclass
-class Part:
-    """The additive parts of one kernel block: float64 matrices by layer (or module), row norms of a by module.
-
-    Where the sum is wanted alone: ``matrices["total"]``, ``total`` while it grows, and the ``moments`` of layers.
-    ``moves`` [rows of a]: J d, where a direction d was given.
-    """
-
-    shape: tuple[int, int]
-    matrices: dict[str, np.ndarray] = field(default_factory=dict)
-    norms: dict[str, np.ndarray] = field(default_factory=dict)
-    moments: dict[str, tuple[Moments, Moments | None]] = field(default_factory=dict)
-    total: torch.Tensor | None = None
-    moves: np.ndarray | None = None
 
 
 @dataclass
@@ -151,19 +134,23 @@ class Engine:
 
     def tile(self) -> int | None:
         """Return how many examples make a tile that fits in memory, None where all do."""
-        if self.job.schedule != "auto" or not self.examples or self.job.ranks is not None:
+        if self.job.schedule != "auto" or not self.examples:
             return None
         return self.needs.tile(self.examples)
 
     def _decided(self) -> Needs:
         """Measure the memory that the passes need, once; batches that alone would fill a GPU are made smaller."""
-        found = needs(self.job.model, self.run, self.own, self.probed, self.job.memory_gb, self.rows)
-        graph = self.probed.graph_bytes * max((batch_tokens(batch) for batch in self.own), default=0)
+        found = self._needs()
+        graph = self.probed.graph_bytes * max((batch_tokens(batch) for batch in self.batches), default=0)
         largest = GRAPH_SHARE * found.room
         if self.device.type == "cpu" or self.job.tokens_per_batch or graph <= largest or not graph:
             return found
         self._group(max(1, int(largest / self.probed.graph_bytes)))
-        return needs(self.job.model, self.run, self.own, self.probed, self.job.memory_gb, self.rows)
+        return self._needs()
+
+    def _needs(self) -> Needs:
+        job = self.job
+        return needs(job.model, self.run, self.batches, self.probed, job.memory_gb, self.rows, job.ranks)
 
     def plan(self) -> dict[str, Any]:
         """Return what was decided, to be recorded: schedule, tiles, and GB of what it needs and what there is."""
@@ -172,13 +159,14 @@ class Engine:
             schedule, tiles = ("keep" if self.keeps() else "sweep"), 1
         elif not blocks_of(self.job.model):
             schedule = "keep"
-        return {
+        found = {
             "schedule": schedule,
             "tiles": tiles,
             "needs_gb": round(peak / 1e9, 3),
             "room_gb": round(self.needs.room / 1e9, 3),
             "passes": len(self.batches),
         }
+        return found if self.job.ranks is None else found | {"own_passes": len(self.own)}
 
     def vectors(self, task: int) -> torch.Tensor | None:
         """Return what the moments of layers are taken along, None for a task without targets."""
@@ -199,34 +187,6 @@ class Engine:
     def f0(self) -> list[np.ndarray]:
         """The outputs of every task in the order its batch was given, float64 [n, columns]."""
         return [self.run.outputs_of(group).numpy() for group in self.groups]
-
-
-def engine_parts(engine: Engine) -> tuple[list[Part], list[np.ndarray]]:
-    """Return the parts of every pair's kernel in the order the batches were given, and f0 of every task."""
-    job = engine.job
-    layout = Layout(tuple(engine.groups), tuple(job.pairs), products=job.products)
-    parts = [Part((len(engine.groups[a].rows), len(engine.groups[b].rows))) for a, b in job.pairs]
-    shared = False
-    with torch.no_grad():
-        for visit in engine.layers():
-            if job.ranks is not None:
-                if not shared:  # the passes are done, and moments are taken along f0
-                    _share_outputs(engine, job.ranks)
-                    shared = True
-                _add_over_ranks(engine, job.ranks, visit, layout, parts)
-                continue
-            add = _add_to_total if job.by == "total" else _add_layer
-            add(engine, visit, layout, parts)
-        if job.ranks is not None and not shared:
-            _share_outputs(engine, job.ranks)
-        layout.scratch.clear()
-        moves = engine.weighing.moves
-        for part, (a, b) in zip(parts, job.pairs, strict=True):
-            part.moves = moves[a] if moves else None
-            if part.total is not None:
-                part.matrices["total"] = _as_given(part.total, layout, a, b)
-                part.total = None
-    return parts, engine.f0
 
 
 def trimmed(one: Features) -> Features:
@@ -310,118 +270,3 @@ def _swept(sweep: Sweep, layers: Sequence[str], step: Callable[[], Any]) -> Iter
             names = {t.name for t in sweep.run.terms if t.layer == layer}
             yield layer, [{name: one[name] for name in names if name in one} for one in outside]
         step()
-
-
-def _modules(visit: Visit) -> Iterator[tuple[str, list]]:
-    """Yield the terms of a layer by module in name order; what is taken from them is freed."""
-    modules: dict[str, list[tuple[Term, list[tuple[Batch, Features]]]]] = {}
-    for term, rows in visit.terms:
-        modules.setdefault(term.module, []).append((term, rows))
-    visit.terms.clear()
-    yield from sorted(modules.items())
-
-
-def _add_terms(engine: Engine, blocks: Blocks, terms: list) -> None:
-    while terms:
-        term, rows = terms.pop(0)
-        add_term(blocks, rows, engine.job.signed, scale=engine.weighing.of(term, rows))
-
-
-def _add_layer(engine: Engine, visit: Visit, layout: Layout, parts: list[Part]) -> None:
-    """Add one layer's kernel, module by module in name order, to every pair's parts."""
-    job = engine.job
-    for module, terms in _modules(visit):
-        blocks = Blocks(layout, engine.device)
-        _add_terms(engine, blocks, terms)
-        blocks.finish()
-        squares = [blocks.row_squares(a) for a, _ in layout.pairs]
-        _take(job, visit.layer, layout, parts, module, blocks.matrices, squares)
-
-
-def _take(job: Job, layer: str, layout: Layout, parts: list[Part], module: str, matrices: list, squares: list) -> None:
-    """Add one module's products to every pair's parts."""
-    key = layer if job.by == "layer" else module
-    for part, (a, b), matrix, own in zip(parts, layout.pairs, matrices, squares, strict=True):
-        ordered = _as_given(matrix, layout, a, b)
-        part.matrices[key] = part.matrices[key] + ordered if key in part.matrices else ordered
-        part.norms[module] = _norms(own, layout, a)
-
-
-def _add_over_ranks(engine: Engine, ranks: Ranks, visit: Visit, layout: Layout, parts: list[Part]) -> None:
-    """Add one layer's kernel, each module multiplied by the process whose turn it is."""
-    modules: dict[str, list] = {}
-    for number, (module, terms) in enumerate(_modules(visit)):
-        owner, rows = ranks.owner(number), []
-        for term, found in terms:
-            here = {id(batch): one for batch, one in found}
-            for at, batch in enumerate(engine.batches):
-                one = ranks.features(here.pop(id(batch), None), ranks.owner(at), owner)
-                if one is not None:
-                    rows.append((term, batch, one))
-        modules[module] = [(term, [(b, f) for t, b, f in rows if t is term]) for term, _ in terms]
-
-    def multiply(module: str) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        blocks = Blocks(layout, engine.device)
-        _add_terms(engine, blocks, modules.pop(module))
-        blocks.finish()
-        return blocks.matrices, [blocks.row_squares(a).contiguous() for a, _ in layout.pairs]
-
-    sums: list[torch.Tensor] = []
-
-    def add(module: str, matrices: list[torch.Tensor], squares: list[torch.Tensor]) -> None:
-        for part, (a, _), own in zip(parts, layout.pairs, squares, strict=True):
-            part.norms[module] = _norms(own, layout, a)
-        sums[:] = [one.add_(more) for one, more in zip(sums, matrices, strict=True)] if sums else matrices
-
-    take = add if engine.job.by == "total" else partial(_take, engine.job, visit.layer, layout, parts)
-    multiplied(ranks, sorted(modules), multiply, take)
-    if sums:
-        _add_sums(engine, visit.layer, layout, parts, sums)
-
-
-def _share_outputs(engine: Engine, ranks: Ranks) -> None:
-    """Let every process know f0 of all batches."""
-    f0 = engine.run.f0
-    for at, batch in enumerate(engine.batches):
-        key = batch.group.first_row, batch.start
-        f0[key] = ranks.everywhere(f0.get(key), ranks.owner(at))
-
-
-def _add_to_total(engine: Engine, visit: Visit, layout: Layout, parts: list[Part]) -> None:
-    """Add one layer's kernel to the sum over all layers, which stays on the device; of the layer, its moments stay."""
-    blocks = Blocks(layout, engine.device)
-    sides = {a for a, _ in layout.pairs}
-    for module, terms in _modules(visit):
-        before = {a: blocks.row_squares(a).clone() for a in sides}
-        _add_terms(engine, blocks, terms)
-        for part, (a, _) in zip(parts, layout.pairs, strict=True):
-            part.norms[module] = _norms(blocks.row_squares(a) - before[a], layout, a)
-    blocks.finish()
-    _add_sums(engine, visit.layer, layout, parts, blocks.matrices)
-
-
-def _add_sums(engine: Engine, layer: str, layout: Layout, parts: list[Part], matrices: list[torch.Tensor]) -> None:
-    """Add one layer's blocks, which are used up, to the sums over all layers."""
-    for part, (a, b) in zip(parts, layout.pairs, strict=True):
-        matrix = matrices.pop(0)
-        left, right = engine.vectors(a), engine.vectors(b)
-        if left is not None and right is not None:
-            orders = [row_order(layout.groups[side]) for side in (a, b)]
-            part.moments[layer] = moments_of(matrix, left, right, a == b, orders)
-        part.total = matrix if part.total is None else part.total.add_(matrix)
-
-
-def _norms(squares: torch.Tensor, layout: Layout, a: int) -> np.ndarray:
-    """Return Euclidean norms of a group's rows in the order its batch was given."""
-    found = np.empty(len(squares))
-    found[row_order(layout.groups[a])] = np.sqrt(squares.clamp(min=0).cpu().numpy())
-    return found
-
-
-def _as_given(matrix: torch.Tensor, layout: Layout, a: int, b: int) -> np.ndarray:
-    """Undo the sorting by length of both sides, on the device, and copy to the host."""
-    left, right = (torch.as_tensor(np.argsort(row_order(layout.groups[side])), device=matrix.device) for side in (a, b))
-    found = np.empty(tuple(matrix.shape))
-    for rows in slabs(len(matrix), max(1, ORDERED // max(matrix.shape[1], 1))) if len(matrix) else []:
-        found[rows] = matrix[left[rows]][:, right].cpu().numpy()
-    return found

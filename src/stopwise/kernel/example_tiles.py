@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from stopwise.kernel.batch_metric import roots
-from stopwise.kernel.engine import Engine, Job, Part, engine_parts
+from stopwise.kernel.engine import Engine, Job
 from stopwise.kernel.memory import out_of_memory
 from stopwise.kernel.moments import Moments
+from stopwise.kernel.parts import Part, engine_parts
 from stopwise.linearized.coding import columns
 
 log = logging.getLogger(__name__)
@@ -30,10 +31,11 @@ Found = tuple[list[Part], list[np.ndarray], dict[str, Any]]
 def kernel_parts(job: Job) -> Found:
     """Return the parts of every pair's kernel, f0 of every task, and the plan, in tiles where memory asks for them.
 
-    Where memory does not suffice all the same, half the room is tried once; MemoryError where that fails too.
+    Where memory does not suffice all the same, half the room is tried once; MemoryError where that fails too. Of
+    several processes none tries again: the others would go on without it.
     """
     rooms: list[float] = []
-    for _ in range(2):
+    for last in (False, True) if job.ranks is None else (True,):
         engine = Engine(job)
         rooms.append(min(engine.needs.room, engine.plan()["needs_gb"] * 1e9))
         try:
@@ -41,6 +43,8 @@ def kernel_parts(job: Job) -> Found:
         except Exception as error:
             if not out_of_memory(error):
                 raise
+        if last:
+            break
         log.warning("memory did not suffice with room for %.2f GB: half of it is tried", rooms[-1] / 1e9)
         del engine
         gc.collect()

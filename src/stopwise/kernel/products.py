@@ -26,13 +26,14 @@ class Sizes:
 
     ``slab``: entries of gradients formed at once (forming more than a tile is 1.3 times as fast on a CPU). ``panel``:
     rows of a panel of a symmetric block, of which only products below the diagonal of panels are computed. ``tokens``:
-    the most of one pass.
+    the most of one pass. ``ordered``: entries of a kernel put in order at once, twice that beside the kernel.
     """
 
     slab: int = 1 << 25
     panel: int = 64
     tokens: int = 1024
     tile: int = TILE
+    ordered: int = 1 << 22
 
     def panel_of(self, rows: int) -> int:
         """Return the rows of a panel of a block of so many rows: an eighth, so that little is multiplied twice."""
@@ -40,7 +41,7 @@ class Sizes:
 
 
 # A GPU takes as long for little as for much: larger products and passes, for which it has the memory. Not measured yet.
-SIZES = {"cpu": Sizes(), "cuda": Sizes(slab=1 << 29, panel=1024, tokens=16_384)}
+SIZES = {"cpu": Sizes(), "cuda": Sizes(slab=1 << 29, panel=1024, tokens=16_384, ordered=1 << 27)}
 
 
 def sizes_on(kind: str) -> Sizes:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from stopwise.kernel.formulas import Dense, Features, Outer, Sparse
+from stopwise.kernel.formulas import Dense, Features, Outer, Sparse, Term
 
 KINDS = (Outer, Dense, Sparse)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32)
@@ -106,3 +106,21 @@ def multiplied(ranks: Ranks, modules: Sequence[str], multiply: Callable[[str], F
         matrices, norms = ([ranks.moved(one, owner, 0) for one in some] for some in lists)
         if ranks.rank == 0:
             take(name, matrices, norms)
+
+
+def multiplied_shares(terms: Sequence[Term], processes: int) -> tuple[float, float]:
+    """Return how much the process with most to multiply has: of all products, and of one layer's at most.
+
+    A layer's modules go round by name and processes wait for each other after every layer, so that more processes than
+    modules gain nothing.
+    """
+    layers: dict[str, dict[str, float]] = {}
+    for term in terms:
+        modules = layers.setdefault(term.layer, {})
+        modules[term.module] = modules.get(term.module, 0.0) + term.parameter.numel()
+    most = []
+    for modules in layers.values():
+        sizes = [modules[name] for name in sorted(modules)]
+        most.append((max(sum(sizes[rank::processes]) for rank in range(processes)), sum(sizes)))
+    whole = max(sum(size for _, size in most), 1.0)
+    return sum(own for own, _ in most) / whole, max((own / max(size, 1.0) for own, size in most), default=1.0)

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ Batch = Mapping[str, torch.Tensor]
 Row = dict[str, Any]
 SPLITS = ("validation", "test")
 TOKENS_PER_BATCH = 1024
+NEAR = 0.25  # of a GPU's memory: the most that vectors take which are kept there
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +113,15 @@ def applied(model: torch.nn.Module, vector: TaskVector, scaling_coef: float = 1.
                 parameters[name].copy_(value)
 
 
+def _near(model: torch.nn.Module, tasks: Mapping[str, TaskData]) -> dict[str, TaskData]:
+    """Return the tasks, their vectors where the model is if that is a GPU with room: every grid point needs them."""
+    device = next(model.parameters()).device
+    size = sum(spec.nbytes for task in tasks.values() for spec in task.vector.specs.values())
+    if device.type != "cuda" or size > NEAR * torch.cuda.get_device_properties(device).total_memory:
+        return dict(tasks)
+    return {name: replace(task, vector=task.vector.kept_on(device)) for name, task in tasks.items()}
+
+
 class Workbench:
     """A model and the tasks whose vectors are combined on it.
 
@@ -128,7 +138,7 @@ class Workbench:
         target_scale: float = 1.0,
         autocast: str | None = None,
     ) -> None:
-        self.model, self.tasks = model, dict(tasks)
+        self.model, self.tasks = model, _near(model, tasks)
         self.options: dict[str, Any] = {"outputs": outputs, "target_scale": target_scale}
         self.learner = Learner(model, {}, outputs, autocast)
         self.prompts = {

@@ -111,12 +111,17 @@ class TaskVector(Mapping[str, torch.Tensor]):
             return self._terms[0][1][name]
         return self.double(name).to(self.specs[name].dtype)
 
-    def double(self, name: str) -> torch.Tensor:
-        """Return one tensor as its float64 sum, before rounding."""
-        total = torch.zeros(self.specs[name].shape, dtype=torch.float64)
+    def double(self, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Return one tensor as its float64 sum on a device, before rounding."""
+        total = torch.zeros(self.specs[name].shape, dtype=torch.float64, device=device)
         for coefficient, source in self._terms:
-            total.add_(source[name].to("cpu", torch.float64), alpha=coefficient)
+            total.add_(source[name].to(device, torch.float64), alpha=coefficient)
         return total
+
+    def kept_on(self, device: torch.device | str) -> TaskVector:
+        """Return the same vector with its tensors read once and kept on a device, to be applied there many times."""
+        terms = ((c, _Memory({name: source[name].to(device) for name in source})) for c, source in self._terms)
+        return TaskVector._combine(tuple(terms), self.metadata)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)
@@ -240,8 +245,9 @@ def difference(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
 
 
 def moved(weight: torch.Tensor, vector: TaskVector, name: str, scaling_coef: float) -> torch.Tensor:
-    """Return weight + scaling_coef * vector[name] in the weight's dtype and device, summed in float64."""
-    total = weight.detach().to("cpu", torch.float64) + scaling_coef * vector.double(name)
+    """Return weight + scaling_coef * vector[name] in the weight's dtype and device, summed in float64: CUDA has it."""
+    place = weight.device if weight.is_cuda else torch.device("cpu")
+    total = weight.detach().to(place, torch.float64) + scaling_coef * vector.double(name, place)
     return total.to(weight.device, weight.dtype)
 
 

@@ -12,8 +12,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from stopwise.pipeline import config_auto
+from stopwise.pipeline.config_fields import LEFT_OUT, Section
 from stopwise.pipeline.config_messages import message
-from stopwise.pipeline.config_models import LEFT_OUT, SECTIONS, Config, Section, Study
+from stopwise.pipeline.config_models import SECTIONS, Config
+from stopwise.pipeline.config_study import Study
 from stopwise.stopping.registry import FIXED_STOP, FOLDED_STOPS
 from stopwise.tasks.names import names_of
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails, core_schema
 
-from stopwise.pipeline.config_models import BRANCHES, Config
+from stopwise.pipeline.config_fields import BRANCHES
+from stopwise.pipeline.config_models import Config
 
 _LIMITS = {
     "greater_than_equal": ("ge", "less than the minimum of"),

@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from stopwise.pipeline.config_fields import LEFT_OUT, Section
 from stopwise.pipeline.config_messages import schema
-from stopwise.pipeline.config_models import LEFT_OUT, SECTIONS, Config, Section, Task
+from stopwise.pipeline.config_models import SECTIONS, Config, Task
 
 SCHEMA_FILE = Path(str(resources.files("stopwise").joinpath("schemas", "config.schema.json")))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,9 +22,11 @@ from stopwise.cost.estimate import (
     skeleton,
     work,
 )
+from stopwise.kernel.engine import Engine
 from stopwise.kernel.memory import room
-from stopwise.kernel.ntk import empirical_ntk
+from stopwise.kernel.ntk import empirical_ntk, prepared
 from stopwise.kernel.products import sizes_on
+from stopwise.kernel.ranks import Ranks, multiplied_shares
 from stopwise.network.forward import class_outputs
 from stopwise.network.parameters import select_parameters
 
@@ -95,6 +99,53 @@ def test_the_plan_says_what_the_engine_decides(memory_gb):
         room("cpu", measure_device().memory, sum(p.numel() * 4 for p in model.parameters()), memory_gb) / 1e9, 3
     )
     assert planned["peak_gb"] == pytest.approx(found["needs_gb"], rel=0.3)
+
+
+@pytest.mark.parametrize(("processes", "memory_gb"), [(2, None), (3, 0.17), (5, 0.01)])
+def test_the_plan_says_what_each_of_several_processes_decides(processes, memory_gb):
+    """Its share of the passes, of the products, and of the memory; never tiles, whatever fits."""
+    model, n, tokens = pico("llama", torch.float32), 1000, 12
+    place = next(model.parameters()).device
+    planned = estimate(
+        skeleton(model.config), n, tokens, 3, device=measure_device(), memory_gb=memory_gb, processes=processes
+    )
+    with prepared(model, {"a": prompts([tokens] * n)}, None, "attention", "contrast") as bare:
+        job = replace(bare, pairs=[(0, 0)], memory_gb=memory_gb)
+        engines = [Engine(replace(job, ranks=Ranks(rank, processes, place))) for rank in range(processes)]
+        share = multiplied_shares(bare.terms, processes)
+    found = engines[0].plan()
+    assert (planned["schedule"], planned["processes"], planned["devices"]) == (found["schedule"], processes, 1)
+    assert found["tiles"] == 1
+    assert planned["room_gb"] == pytest.approx(found["room_gb"], abs=1e-3)
+    assert planned["peak_gb"] == pytest.approx(found["needs_gb"], rel=0.3)
+    assert max(engine.plan()["own_passes"] for engine in engines) == -(-found["passes"] // processes)
+    # The four weights of a layer's attention: two and two, two and one and one, or one each and a process without.
+    sizes = {t.module: t.parameter.numel() for t in bare.terms if t.layer == bare.terms[0].layer}
+    k, o, q, v = (sizes[name] for name in sorted(sizes))
+    most = {2: max(k + q, o + v), 3: max(k + v, o, q), 5: max(k, o, q, v)}[processes]
+    assert share == pytest.approx((most / (k + o + q + v),) * 2)
+
+
+def test_processes_on_gpus_save_time_and_cost_devices_and_on_a_cpu_neither():
+    model = skeleton(gpt_neo_1_3b())
+    n = 4 * (sizes_on("cuda").tokens // 48)  # four passes
+    gpu = [estimate(model, n, device=DEVICES["h100-80gb"], processes=k) for k in (1, 4, 8)]
+    assert gpu[1]["seconds"] == pytest.approx(gpu[0]["seconds"] / 4, rel=0.02)
+    assert gpu[2]["seconds"] == gpu[1]["seconds"]  # four passes, four weights a layer: half of the processes wait
+    assert [row["devices"] for row in gpu] == [1, 4, 8]
+    cpu = replace(DEVICES["h100-80gb"], kind="cpu")
+    one, two = (estimate(model, n, device=cpu, memory_gb=1e3, processes=k) for k in (1, 2))
+    assert two["seconds"] == pytest.approx(one["seconds"], rel=0.02)
+    assert two["devices"] == 1
+    adam = estimate(model, 1_000, device=DEVICES["h100-80gb"], adam=True, processes=4)
+    plain = estimate(model, 1_000, device=DEVICES["h100-80gb"], processes=4)
+    assert adam["seconds"] > 1.2 * plain["seconds"]  # every process runs all gradients by itself
+
+
+def test_processes_that_share_a_machine_share_its_memory():
+    assert room("cpu", 16e9, 1e9, None, 4) == pytest.approx(room("cpu", 16e9, 4e9, None) / 4)
+    assert room("cuda", 16e9, 1e9, None, 4) == room("cuda", 16e9, 1e9, None)
+    assert room("cpu", 16e9, 1e9, 2.0, 4) == 2e9
 
 
 def test_this_machine_is_measured():

@@ -7,6 +7,7 @@ import yaml
 
 from pipeline import checkout, snakemake
 from stopwise.artifacts import tables as artifacts
+from stopwise.cost import kernels as kernel_plan
 from stopwise.cost.estimate import DEVICES, Counts
 from stopwise.cost.jobs import arithmetic_operations, finetune_operations, job_counts, job_rows, markdown, storage_gb
 from stopwise.pipeline.config import start_tasks, validated
@@ -88,11 +89,25 @@ def test_operations_of_training_are_those_written_out():
     assert arithmetic_operations(config, COUNTS) == pytest.approx((2 * (2 + 4) + 4) * 10 * 10 * 1e6)
 
 
+def test_a_plan_of_processes_says_what_they_share_and_where_it_does_not_fit():
+    config = read("config/test.yaml")
+    config["kernel"] |= {"processes": 2, "formula": "adam"}
+    row = {"device": "a GPU", "speeds": "assumed", "schedule": "sweep", "seconds": 3600.0, "shards": 1}
+    row |= {"peak_gb": 2.0, "room_gb": 1.5, "stored_jacobian_gb": 5.0, "processes": 2, "devices": 2}
+    text = kernel_plan.markdown(config, [{"what": task} | row for task in config["tasks"]])
+    assert "shared by 2 processes" in text
+    assert "peak GB per process" in text
+    assert "All kernels on a GPU: at most 4.00 device hours" in text  # two tasks, two devices, an hour
+    assert "a process may use 1.50 GB and needs more" in text
+    assert "counted once a process" in text
+
+
 def test_hours_add_up_over_tasks_starts_and_seeds():
     config = read("config/test.yaml", seeds=[0, 1, 2])
     device = DEVICES["a100-80gb"]
     kernels = [
         {"what": task, "device": device.name, "seconds": 3600.0, "shards": 2, "peak_gb": 1.0, "stored_jacobian_gb": 5.0}
+        | {"processes": 1, "devices": 1}
         for task in config["tasks"]
     ]
     rows = {row["rule"]: row for row in job_rows(config, COUNTS, kernels, [device])}
@@ -103,6 +118,12 @@ def test_hours_add_up_over_tasks_starts_and_seeds():
     assert storage["stored Jacobians"] == pytest.approx(30.0)
     assert storage["task vectors"] == pytest.approx(6 * 2 * 400_000 * 4 / 1e9)
     assert "| jacobian | 12 |" in markdown(list(rows.values()), storage)
+    assert rows["jacobian"]["memory_gb"] == pytest.approx(1.0 + 2_000_000 * 4 / 1e9)
+    for devices, hours, memory in ((3, 36.0, 1.008), (1, 12.0, 3.024)):  # a GPU a process, or all on a CPU
+        shared = [row | {"processes": 3, "devices": devices} for row in kernels]
+        found = next(row for row in job_rows(config, COUNTS, shared, [device]) if row["rule"] == "jacobian")
+        assert (found["jobs"], found["hours"]) == (12, pytest.approx(hours))
+        assert found["memory_gb"] == pytest.approx(memory)
     config["kernel"] |= {"shards": 1, "blocks": 5}
     assert job_counts(config)["jacobian"] == 60  # ten pairs of blocks
     config["starts"] = {"pretrained": "all", "random": ["moods"]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,26 @@ def test_no_pass_sees_more_than_a_block_of_columns(monkeypatch):
     nystrom_ntk(model, batch, 4, block=3, **options)
     assert {examples for examples, _ in seen} == {len(LENGTHS)}
     assert max(columns for _, columns in seen) <= 3
+
+
+def test_more_columns_repeat_the_passes_no_more_often(monkeypatch):
+    """Of a made-up kernel whose eigenvalues fall slowly, as those of real ones do."""
+    m, passes = 1500, []
+    x = np.random.default_rng(0).normal(size=(m, m)) * np.arange(1, m + 1) ** -0.5
+    k = x @ x.T
+
+    def counted(model, a, b, **given):
+        passes.append(len(b["input_ids"]))
+        chosen = b["input_ids"][:, 0].numpy()
+        norms = {"weight": np.sqrt(np.diag(k))}
+        return SimpleNamespace(matrix=k[:, chosen], row_norms=norms, columns=1, outputs=np.zeros((m, 1)))
+
+    monkeypatch.setattr(by_columns, "empirical_ntk", counted)
+    found, _ = nystrom_ntk(None, {"input_ids": torch.arange(m)[:, None]}, 1024)
+    assert len(found.pivots) == 1024
+    assert max(passes) <= 128
+    assert len(passes) < 1024 / 64  # what blocks of 64 would take at the least
+    assert sum(passes) < 1.5 * 1024  # columns of pivots that were left out again
 
 
 def test_pivots_follow_the_seed_and_options_reach_the_kernel():

@@ -17,8 +17,9 @@ from stopwise.advice import findings as advise
 from stopwise.cli import app
 from stopwise.linearized import coding as outputs
 from stopwise.pipeline.config import ConfigError, validated
+from stopwise.pipeline.config_fields import LEFT_OUT
 from stopwise.pipeline.config_messages import schema
-from stopwise.pipeline.config_models import LEFT_OUT, SECTIONS, Config, Data, Finetune, Kernel, Model, Stopping, Task
+from stopwise.pipeline.config_models import SECTIONS, Config, Data, Finetune, Kernel, Model, Stopping, Task
 from stopwise.pipeline.config_reference import SCHEMA_FILE, key_table, page, schema_text
 from stopwise.stopping.in_training import make_stop_rule
 from stopwise.tasks import definition

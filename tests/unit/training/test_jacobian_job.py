@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stopwise.artifacts import tables
+from stopwise.cost.kernels import plan_rows
 from stopwise.training.jacobian_job import Asked, computed, computed_by
 
 KERNEL = {"parameters": "attention", "outputs": "contrast", "formula": "sgd", "memory_gb": 1}
@@ -39,6 +41,13 @@ def test_two_processes_write_the_bits_of_one(asked):
     found, told = computed_by(asked, "cpu", 2, 1)
     assert tables.content_digest(found) == tables.content_digest(wanted)
     assert told["schedule"] == plan["schedule"]
+    config = {"model": MODEL, "sizes": [8], "data": {"max_tokens": 10, "validation": 2, "test": 3}}
+    config |= {"tasks": {"task": {"verbalizers": {"a": " a", "b": " b"}}}}
+    kernel = KERNEL | {"shards": 1, "processes": 2}
+    planned = plan_rows(config | {"kernel": kernel}, str(Path(asked.model).parent / "assets"))[0]
+    assert (planned["processes"], planned["schedule"], told["tiles"]) == (2, told["schedule"], 1)
+    assert planned["room_gb"] == told["room_gb"]
+    assert planned["peak_gb"] == pytest.approx(told["needs_gb"], rel=0.3)
 
 
 @pytest.mark.slow
