@@ -61,7 +61,7 @@ def executable() -> str:
     """Return the path of the warm Python of this process, or of the call of pytest that it belongs to."""
     shared = os.environ.get(SHARED)
     stub, server = (Path(shared), None) if shared else start()
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600  # without bytecode files, beside other work, the imports take minutes
     while not stub.with_name("socket").exists():
         ended = server.poll() if server else None
         if ended is not None or time.monotonic() > deadline:
