@@ -20,21 +20,18 @@ import psutil
 import torch
 
 from stopwise.integrations.examples import read_examples
-from stopwise.integrations.reading import TOKENS, trained_objective, untouched
+from stopwise.integrations.reading import TOKENS, trained_objective
 from stopwise.integrations.trainer_schedule import TrainerRun, optimizer_metric, trainer_schedule
 from stopwise.kernel.between_states import trained_state
 from stopwise.network.parameters import select_parameters
+from stopwise.network.quiet import untouched
 from stopwise.network.tensor_files import TensorFile, TensorSpec, write_tensor_file
-from stopwise.stopping.anchored import has_risen, left_out_curve
+from stopwise.stopping.anchored import COHERENT, has_risen, left_out_curve
 from stopwise.training.adam_preconditioner import preconditioner_from_optimizer
-from stopwise.training.left_out_run import LeftOutRun
+from stopwise.training.left_out_run import LeftOutRun, anchor_steps, first_anchor
 
 # A curve has at most this many values after its first: each costs a forward pass over all examples.
 EVALUATIONS = 24
-# Below this coherence of two checkpoints the moves made at one hardly show at the other, and the curve falls to the
-# training loss whatever the test loss does. Seen with MiniLM and a new head: 0.9 to 1.1 where the curve was of use, 0.2
-# and 0.45 where it fell.
-COHERENT = 0.5
 FILE = "stopwise_left_out.safetensors"
 FOLDER = "stopwise_left_out"
 
@@ -62,17 +59,6 @@ class LeftOutPlan:
             f" {steps}; about {self.memory / 1e9:.2g} GB of memory beside the training, and the time of about"
             f" {self.epochs:.0f} more epochs"
         )
-
-
-def anchor_steps(first: int, count: int, steps: int) -> tuple[int, ...]:
-    """Return the steps after which checkpoints are taken: from ``first`` on, evenly spaced in log t, below ``steps``.
-
-    Raises ValueError where the first does not come before the last step.
-    """
-    if not 1 <= first < steps:
-        raise ValueError(f"left_out: the first checkpoint, after step {first}, must come before the last step, {steps}")
-    spaced = np.rint(np.geomspace(first, steps, count + 1)[:-1]).astype(int)
-    return tuple(int(step) for step in np.unique(spaced))
 
 
 class LeftOutCurve:
@@ -196,7 +182,7 @@ class LeftOutCurve:
         schedule, steps = self.schedule, self.run.max_steps
         warm = int(self.run.args.get_warmup_steps(steps))
         if first is None:
-            first = max(1, warm, min(math.ceil(schedule.epoch), steps // 4))
+            first = first_anchor(warm, schedule.epoch, steps)
         taken = anchor_steps(first, anchors - 1, steps)
         every = math.ceil(max(schedule.epoch / 2, (steps - taken[0]) / EVALUATIONS, 1))
         values = (*range(taken[0], steps, every), steps)

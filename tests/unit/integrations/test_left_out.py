@@ -9,12 +9,13 @@ from transformers import TrainerCallback
 
 from stopwise.integrations import left_out
 from stopwise.integrations.callback import StopwiseCallback
-from stopwise.integrations.left_out import FILE, FOLDER, anchor_steps
+from stopwise.integrations.left_out import FILE, FOLDER
 from stopwise.linearized.coding import columns
 from stopwise.linearized.objectives import Objective
 from stopwise.stopping.anchored import Anchors, Recorded, anchored_outputs, left_out_curve
 from stopwise.stopping.schedule_path import Schedule
 from stopwise.training import left_out_run
+from stopwise.training.left_out_run import anchor_steps
 from trainer_runs import VERBALIZERS, jacobian, make, outputs
 
 
