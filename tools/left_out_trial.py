@@ -34,8 +34,8 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, Trai
 
 from stopwise.assets.wheels import ASSETS
 from stopwise.integrations.callback import StopwiseCallback
-from stopwise.integrations.reading import untouched
 from stopwise.network.classifiers import load_classifier
+from stopwise.network.quiet import untouched
 from stopwise.tasks.head import head_task
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -117,9 +117,9 @@ def measured(model: Any, test: dict[str, Any]) -> tuple[float, float]:
     """Return the mean log-loss and the accuracy of the test examples; the run does not notice."""
     import torch
 
-    from stopwise.integrations.reading import untouched
     from stopwise.linearized.coding import coding_matrix
     from stopwise.network.learner import Learner, Prompts
+    from stopwise.network.quiet import untouched
 
     with untouched(model), torch.no_grad():
         f = Learner(model, {}, "contrast").predict(Prompts.of(test, 1024, model))

@@ -6,10 +6,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from stopwise.integrations.examples import read_examples
 from stopwise.integrations.losses import answer_example, answer_loss
-from stopwise.integrations.reading import linearised, trained_objective, untouched
+from stopwise.integrations.reading import linearised, trained_objective
 from stopwise.integrations.trainer_schedule import TrainerRun, trainer_schedule
 from stopwise.linearized.coding import coding_matrix
 from stopwise.network.pico import pico_classifier, pico_model
+from stopwise.network.quiet import untouched
 from training_reference import VERBALIZERS, made_up_batch
 
 N = 14

@@ -67,6 +67,12 @@ def study_files(tasks, there=False, first=False):
     }
 
 
+def anchored_files(name):
+    """Return the answers of the anchored leave-one-out in a pool's first stage: heads drawn alike for all examples."""
+    cells = [cell for cell in DESIGN.first_cells(pool(name)) if DESIGN.start(cell) != PROBE]
+    return [f"{STUDY}/answers/{cell.task}-seed{cell.seed}-n{cell.n}-{cell.recipe}-anchored.parquet" for cell in cells]
+
+
 def kernel_path(cell):
     """Return the path of the kernel of a cell: those of its size whose heads start alike share it."""
     return f"{STUDY}/kernel/{cell.task}/seed{cell.seed}-n{cell.n}-{DESIGN.start(cell)}.parquet"

@@ -102,6 +102,47 @@ for training, made in {
             "../scripts/study_run.py"
 
 
+ANCHORED = "{task}-seed{seed}-n{n}-{recipe}-anchored.parquet"
+
+
+# A way of choosing that reads the network along the trainings: they are done again.
+rule study_anchored:
+    input:
+        data=f"{STUDY}/data/{{task}}/seed{{seed}}.parquet",
+        model=model_stamp(),
+    output:
+        curve=f"{STUDY}/left_out/{ANCHORED}",
+        answers=f"{STUDY}/answers/{ANCHORED}",
+    log:
+        f"{RESULTS}/logs/study_anchored/{ANCHORED}".replace(".parquet", ".log"),
+    benchmark:
+        f"{RESULTS}/benchmarks/study_anchored/{ANCHORED}".replace(".parquet", ".tsv")
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=120,
+        gpu=gpus_per_job(),
+    params:
+        **{key: value for key, value in training_params().items() if key != "code"},
+        code=library("study_anchored"),
+    message:
+        "The anchored leave-one-out: {wildcards.task}, seed {wildcards.seed}, n = {wildcards.n}, {wildcards.recipe}"
+    script:
+        "../scripts/study_anchored.py"
+
+
+for suffix in ("", "_set_aside"):
+
+    rule:
+        name:
+            f"{STUDY_NAME}_anchored{suffix}"
+        input:
+            anchored_files(suffix.removeprefix("_") or "development"),
+        localrule: True
+
+
 for suffix, judged in JUDGED.items():
 
     rule:

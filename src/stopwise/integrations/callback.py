@@ -13,9 +13,10 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from stopwise.integrations.left_out import COHERENT, FILE, FOLDER, LeftOutCurve, Value
+from stopwise.integrations.left_out import FILE, FOLDER, LeftOutCurve, Value
 from stopwise.integrations.reading import N_MAX, read_stop
 from stopwise.integrations.trainer_schedule import TrainerRun
+from stopwise.stopping.anchored import COHERENT
 from stopwise.stopping.registry import REPLAYING_RULES
 from stopwise.stopping.scheduled import ScheduledStop
 

@@ -11,10 +11,11 @@ from transformers import Trainer, get_scheduler
 
 from stopwise.integrations.examples import Examples, read_examples
 from stopwise.integrations.preview import run_of
-from stopwise.integrations.reading import LARGEST_STEP, N_MAX, linearised, trained_objective, untouched
+from stopwise.integrations.reading import LARGEST_STEP, N_MAX, linearised, trained_objective
 from stopwise.integrations.trainer_schedule import TrainerRun, learning_rates, trainer_schedule
 from stopwise.linearized.coding import coding_matrix
 from stopwise.linearized.objectives import Objective
+from stopwise.network.quiet import untouched
 from stopwise.stopping.horizon import Horizon, horizon, lengths, scaled
 from stopwise.stopping.scheduled import Linearised, Schedule, largest_step
 

@@ -1,8 +1,7 @@
 """The left-out curve of a running Trainer: what its network says of every training example without that example.
 
-Beside the real run stand L checkpoints of its trained weights and of what its optimizer divides by. At each of them the
-kernels with all earlier ones are read; between them every step is followed for every example left out, from the outputs
-of its batch (``stopwise.stopping.anchored``). The run itself is not touched: weights, gradients and random generators
+``stopwise.training.left_out_run`` follows the networks without each example; here are the Trainer's schedule, the
+points at which the curve has values, and files. The run itself is not touched: weights, gradients and random generators
 are left as they were.
 """
 
@@ -12,6 +11,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,18 @@ import psutil
 import torch
 
 from stopwise.integrations.examples import read_examples
-from stopwise.integrations.reading import TOKENS, trained_objective, untouched
+from stopwise.integrations.reading import TOKENS, trained_objective
 from stopwise.integrations.trainer_schedule import TrainerRun, optimizer_metric, trainer_schedule
-from stopwise.kernel.between_states import anchored_grams, trained_state
-from stopwise.network.learner import Learner, Prompts
+from stopwise.kernel.between_states import trained_state
 from stopwise.network.parameters import select_parameters
+from stopwise.network.quiet import untouched
 from stopwise.network.tensor_files import TensorFile, TensorSpec, write_tensor_file
-from stopwise.stopping.anchored import LeftOut, has_risen, left_out_curve
+from stopwise.stopping.anchored import COHERENT, has_risen, left_out_curve
 from stopwise.training.adam_preconditioner import preconditioner_from_optimizer
+from stopwise.training.left_out_run import LeftOutRun, anchor_steps, first_anchor
 
 # A curve has at most this many values after its first: each costs a forward pass over all examples.
 EVALUATIONS = 24
-# Below this coherence of two checkpoints the moves made at one hardly show at the other, and the curve falls to the
-# training loss whatever the test loss does. Seen with MiniLM and a new head: 0.9 to 1.1 where the curve was of use, 0.2
-# and 0.45 where it fell.
-COHERENT = 0.5
 FILE = "stopwise_left_out.safetensors"
 FOLDER = "stopwise_left_out"
 
@@ -62,17 +59,6 @@ class LeftOutPlan:
             f" {steps}; about {self.memory / 1e9:.2g} GB of memory beside the training, and the time of about"
             f" {self.epochs:.0f} more epochs"
         )
-
-
-def anchor_steps(first: int, count: int, steps: int) -> tuple[int, ...]:
-    """Return the steps after which checkpoints are taken: from ``first`` on, evenly spaced in log t, below ``steps``.
-
-    Raises ValueError where the first does not come before the last step.
-    """
-    if not 1 <= first < steps:
-        raise ValueError(f"left_out: the first checkpoint, after step {first}, must come before the last step, {steps}")
-    spaced = np.rint(np.geomspace(first, steps, count + 1)[:-1]).astype(int)
-    return tuple(int(step) for step in np.unique(spaced))
 
 
 class LeftOutCurve:
@@ -108,13 +94,18 @@ class LeftOutCurve:
             )
         self.flags = (*flags, *known)
         self.metric, self.batch = optimizer_metric(run.optimizer), examples.batch
-        self.network = LeftOut(self.objective, schedule, seed=seed)
-        self.prompts = Prompts.of(examples.batch, TOKENS, run.model)
-        self.learner = Learner(run.model, {}, self.objective.outputs)
+        self.followed = LeftOutRun(
+            run.model,
+            examples.batch,
+            self.objective,
+            schedule,
+            self._metric,
+            seed=seed,
+            tokens=TOKENS,
+            quiet=partial(untouched, run.model),
+        )
+        self.network = self.followed.network
         self.plan = self._plan(first, anchors)
-        self.states: list[dict[str, torch.Tensor]] = []
-        self.metrics: list[dict[str, torch.Tensor] | None] = []
-        self.pending: list[np.ndarray] = []
         self.curve: list[Value] = []
         self.start: np.ndarray | None = None
         self.best: dict[str, torch.Tensor] | None = None
@@ -147,61 +138,35 @@ class LeftOutCurve:
 
     def begin(self) -> None:
         """Note the outputs and the weights at the start, before any step."""
-        self.start = self._outputs()
-        self.states = [trained_state(self.run.model)]
+        self.start = self.followed.outputs()
+        self.followed.begin()
         if self.keep_best:
-            self.best = self.states[0]
+            self.best = self.followed.states[0]
 
     def begin_step(self, step: int) -> None:
         """Follow step number ``step`` (from 0), which is about to be taken."""
-        outputs = self._outputs(self.schedule.batches[step])
-        if self.metrics:
-            self.network.step(outputs)
-        else:
-            self.pending.append(outputs)
+        self.followed.begin_step(step)
 
     def end_step(self, step: int) -> Value | None:
         """Take the checkpoint that is due after ``step`` steps; return the curve's value, None where none is due."""
         if step in self.plan.anchors:
-            self._take()
+            first = not self.followed.metrics
+            self.followed.take()
+            if first and self.start is not None:
+                # Nothing has moved at the start: what is left out says what the network says. Its weights were kept.
+                self._keep(0, self.start, 1.0)
         if step not in self.plan.values:
             return None
-        return self._value(step, self._outputs(), trained_state(self.run.model) if self.keep_best else None)
+        value = self._keep(step, self.followed.left_out(self.followed.outputs()), self.network.coherence)
+        if self.keep_best and self.best_step == step:
+            self.best = trained_state(self.run.model)
+        return value
 
-    def _value(self, step: int, outputs: np.ndarray, state: dict[str, torch.Tensor] | None) -> Value:
-        left = self.network.outputs(outputs)[None]
-        loss, right = (float(one[0]) for one in left_out_curve(self.objective, left))
-        self.curve.append((step, loss, right, self.network.coherence))
-        if state is not None and self.best_step == step:
-            self.best = state
+    def _keep(self, step: int, left: np.ndarray, coherence: float) -> Value:
+        """Add a value to the curve, from the outputs of each example left out."""
+        loss, right = (float(one[0]) for one in left_out_curve(self.objective, left[None]))
+        self.curve.append((step, loss, right, coherence))
         return self.curve[-1]
-
-    def _take(self) -> None:
-        """Take a checkpoint and read its kernels; after the start's own, follow the steps between the two."""
-        model, first = self.run.model, not self.metrics
-        self.states.append(trained_state(model))
-        # What the optimizer divides by at the start is not known there: it is what it has gathered by now.
-        self.metrics += [self._metric()] * (2 if first else 1)
-        with untouched(model):
-            found = anchored_grams(
-                model,
-                self.batch,
-                self.states,
-                self.metrics,
-                last=not first,
-                plain=bool(self.schedule.max_grad_norm),
-                outputs=self.objective.outputs,
-                device=next(model.parameters()).device,
-            )
-        if first:
-            assert self.start is not None
-            self.network.anchor(found.row(0), found.plain.get(0))
-            self._value(0, self.start, None)  # the best so far: its weights were kept at the start
-            for outputs in self.pending:
-                self.network.step(outputs)
-            self.pending.clear()
-        last = len(self.states) - 1
-        self.network.anchor(found.row(last), found.plain.get(last))
 
     def _metric(self) -> dict[str, torch.Tensor] | None:
         """Return D by parameter on the CPU, None where it is 1."""
@@ -213,17 +178,11 @@ class LeftOutCurve:
         chosen = select_parameters(self.run.model, "trainable")
         return {name: torch.full_like(p, self.metric.rates[id(p)], device="cpu") for name, p in chosen.items()}
 
-    def _outputs(self, index: np.ndarray | None = None) -> np.ndarray:
-        """Return the network's outputs of some examples (None: all) in evaluation mode; float64 [n, columns]."""
-        prompts = self.prompts if index is None else self.prompts.rows(index, TOKENS)
-        with untouched(self.run.model):
-            return self.learner.predict(prompts).astype(np.float64)
-
     def _plan(self, first: int | None, anchors: int) -> LeftOutPlan:
         schedule, steps = self.schedule, self.run.max_steps
         warm = int(self.run.args.get_warmup_steps(steps))
         if first is None:
-            first = max(1, warm, min(math.ceil(schedule.epoch), steps // 4))
+            first = first_anchor(warm, schedule.epoch, steps)
         taken = anchor_steps(first, anchors - 1, steps)
         every = math.ceil(max(schedule.epoch / 2, (steps - taken[0]) / EVALUATIONS, 1))
         values = (*range(taken[0], steps, every), steps)
@@ -250,18 +209,18 @@ class LeftOutCurve:
 
     def save(self, folder: Path, shared: Path) -> None:
         """Write what a resumed run needs: the state of the replay to ``folder``, checkpoints once to ``shared``."""
-        for k, state in enumerate(self.states):
+        for k, state in enumerate(self.followed.states):
             if k not in self.written:
-                metric = self.metrics[k] if self.metrics else None
+                metric = self.followed.metrics[k] if self.followed.metrics else None
                 tensors = {f"state.{name}": t for name, t in state.items()}
                 tensors |= {f"metric.{name}": t for name, t in (metric or {}).items()}
                 _write(shared / f"checkpoint-{k}.safetensors", tensors)
-                if self.metrics:
+                if self.followed.metrics:
                     self.written.add(k)
-        arrays = {f"pending.{t}": one for t, one in enumerate(self.pending)}
+        arrays = {f"pending.{t}": one for t, one in enumerate(self.followed.pending)}
         arrays |= {f"network.{name}": one for name, one in self.network.state().items()}
         arrays |= {"curve": np.array(self.curve).reshape(-1, 4), "sums": self._sums()}
-        arrays["taken"] = np.array([len(self.metrics)])
+        arrays["taken"] = np.array([len(self.followed.metrics)])
         if self.start is not None:
             arrays["start"] = self.start
         tensors = {name: torch.as_tensor(np.ascontiguousarray(one)) for name, one in arrays.items()}
@@ -274,17 +233,17 @@ class LeftOutCurve:
         arrays = {name: found[name].numpy() for name in found if not name.startswith("best.")}
         for k in range(len(arrays["sums"])):
             file = TensorFile(shared / f"checkpoint-{k}.safetensors")
-            self.states.append({n.removeprefix("state."): file[n] for n in file if n.startswith("state.")})
+            self.followed.states.append({n.removeprefix("state."): file[n] for n in file if n.startswith("state.")})
             metric = {n.removeprefix("metric."): file[n] for n in file if n.startswith("metric.")}
             if arrays["taken"][0]:
-                self.metrics.append(metric or None)
+                self.followed.metrics.append(metric or None)
                 self.written.add(k)
         if not np.array_equal(self._sums(), arrays["sums"]):
             raise ValueError(f"left_out: the checkpoints in {shared} are of another run than {folder}; train anew")
         own = {n.removeprefix("network."): a for n, a in arrays.items() if n.startswith("network.")}
-        if self.metrics:
+        if self.followed.metrics:
             self.network.restore(own)
-        self.pending = [arrays[f"pending.{t}"] for t in range(sum(n.startswith("pending.") for n in arrays))]
+        self.followed.pending = [arrays[f"pending.{t}"] for t in range(sum(n.startswith("pending.") for n in arrays))]
         self.start = arrays.get("start")
         self.curve = [
             (int(step), float(loss), float(right), float(alike)) for step, loss, right, alike in arrays["curve"]
@@ -294,7 +253,7 @@ class LeftOutCurve:
 
     def _sums(self) -> np.ndarray:
         """Return a number for each checkpoint's weights, to tell those of another run."""
-        return np.array([sum(float(t.double().sum()) for t in state.values()) for state in self.states])
+        return np.array([sum(float(t.double().sum()) for t in state.values()) for state in self.followed.states])
 
     def use_best(self) -> None:
         """Give the model the weights at the least left-out loss."""

@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
-from stopwise.integrations.reading import N_MAX, read_stop, untouched
+from stopwise.integrations.reading import N_MAX, read_stop
 from stopwise.integrations.trainer_schedule import TrainerRun
+from stopwise.network.quiet import untouched
 from stopwise.stopping.scheduled import ScheduledStop
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from transformers import Trainer
 
 from stopwise.integrations.examples import read_examples
-from stopwise.integrations.reading import untouched
 from stopwise.network.heads import is_classifier
+from stopwise.network.quiet import untouched
 from stopwise.training.probe import Probe, fit_probe, start_at
 
 

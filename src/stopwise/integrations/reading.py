@@ -6,9 +6,7 @@ gradients are put back, so that a run that was read trains the very bits of one 
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,9 +21,10 @@ from stopwise.kernel.batch_metric import BatchMetric
 from stopwise.kernel.ntk import empirical_ntk
 from stopwise.linearized.coding import columns
 from stopwise.linearized.objectives import Objective
-from stopwise.network.heads import evaluating, head_names, is_classifier
+from stopwise.network.heads import head_names, is_classifier
 from stopwise.network.learner import Learner, Prompts, TangentLearner
 from stopwise.network.parameters import held, select_parameters
+from stopwise.network.quiet import untouched
 from stopwise.stopping.scheduled import Linearised, Schedule, ScheduledStop, scheduled_stop
 from stopwise.training.adam_preconditioner import (
     SECOND_ORDER,
@@ -234,23 +233,3 @@ def output_moves(
     for delta, name in zip(learner.tensors, names, strict=True):
         delta.copy_(direction[name])
     return learner.displaced(Prompts.of(examples.batch, TOKENS, model))[1].astype(np.float64)
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for a block, and leave it and all random generators as they were."""
-    kept = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        with evaluating(model):
-            yield
-    finally:
-        for parameter, flag, gradient in kept:
-            parameter.requires_grad_(flag)
-            parameter.grad = gradient
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if devices:
-            torch.cuda.set_rng_state_all(devices)

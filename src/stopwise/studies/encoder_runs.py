@@ -99,6 +99,11 @@ class Runner:
         """Return the outputs of some training examples, [len(index), columns]."""
         return self.learner.predict(self.prompts["train"].rows(index, TOKENS))
 
+    def start_outputs(self) -> np.ndarray:
+        """Return the outputs of the training examples before any step, float64 [n, columns]."""
+        self._restore(self.start)
+        return self.predict("train").astype(np.float64)
+
     def start_head(self, examples: np.ndarray, seed: int) -> None:
         """Let trainings begin with the head at the logistic regression on the features of some training examples."""
         self._restore(self.given)

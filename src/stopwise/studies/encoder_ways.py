@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stopwise.stopping.anchored import COHERENT
 from stopwise.stopping.folds import patient_step
 from stopwise.stopping.horizon import horizon
 from stopwise.stopping.scheduled import Linearised, Schedule, scheduled_stop
@@ -126,6 +127,12 @@ def _bayes(recorded: Recorded, settings: Settings) -> Answer | None:
     return _kernel_answer(recorded, settings, "bayes")
 
 
+@way("anchored", "left-out loss of the network, read along every training", final=0, searched=1)
+def _anchored(recorded: Recorded, settings: Settings) -> Answer | None:
+    """It trains again (``study_anchored``), and its answers are handed in."""
+    return None
+
+
 @way("best", "the best evaluation (known afterwards only)")
 def _best(recorded: Recorded, settings: Settings) -> Answer:
     return Answer(float(recorded.steps[recorded.best]))
@@ -164,6 +171,12 @@ def _schedule(recorded: Recorded, settings: Settings, rates: np.ndarray) -> Sche
         max_grad_norm=design.recipes[cell.recipe].clip_norm or 0.0,
         epoch=cell.n / design.batch(cell.n),
     )
+
+
+def anchored_step(rows: Iterable[Mapping]) -> int:
+    """Return the length with the least left-out loss, of rows of ``study_left_out`` that are coherent enough."""
+    trusted = [row for row in rows if row["coherence"] >= COHERENT]
+    return min(trusted, key=lambda row: row["log_loss"])["length"]
 
 
 def constants(cells: Iterable[Recorded]) -> dict[Cell, Answer]:

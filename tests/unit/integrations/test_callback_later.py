@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stopwise.integrations.reading import untouched
 from stopwise.network.forward import class_outputs
+from stopwise.network.quiet import untouched
 from stopwise.stopping.scheduled import trained_path
 from trainer_runs import Reader, jacobian, make
 

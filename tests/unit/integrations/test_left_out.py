@@ -9,11 +9,13 @@ from transformers import TrainerCallback
 
 from stopwise.integrations import left_out
 from stopwise.integrations.callback import StopwiseCallback
-from stopwise.integrations.left_out import FILE, FOLDER, anchor_steps
+from stopwise.integrations.left_out import FILE, FOLDER
 from stopwise.linearized.coding import columns
 from stopwise.linearized.objectives import Objective
 from stopwise.stopping.anchored import Anchors, Recorded, anchored_outputs, left_out_curve
 from stopwise.stopping.schedule_path import Schedule
+from stopwise.training import left_out_run
+from stopwise.training.left_out_run import anchor_steps
 from trainer_runs import VERBALIZERS, jacobian, make, outputs
 
 
@@ -132,9 +134,9 @@ def test_a_curve_that_never_rises_leaves_the_weights_of_its_minimum_too(tmp_path
 
 
 def test_a_network_that_becomes_another_ends_the_curve_and_not_the_run(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(left_out, "COHERENT", 2.0)
-    falling = property(lambda own: 3.0 - own.done / 5, lambda own, value: None)
-    monkeypatch.setattr(left_out.LeftOut, "coherence", falling, raising=False)
+    monkeypatch.setattr(left_out, "COHERENT", 1.0)
+    falling = property(lambda own: 2.0 - own.done / 5, lambda own, value: None)
+    monkeypatch.setattr(left_out_run.LeftOut, "coherence", falling, raising=False)
     callback, kept = StopwiseCallback(left_out="anchored", anchors=2), Kept()
     trainer = make("bert", tmp_path, [kept, callback], dtype="float32", learning_rate=1e-4)
     trainer.train()

@@ -16,6 +16,7 @@ from stopwise.network.pico import pico_classifier
 from stopwise.stopping.folds import patient_step
 from stopwise.studies.encoder_rows import Recipe
 from stopwise.studies.encoder_runs import Looks, Runner, first_token_only, fit_start, small_vocabulary
+from stopwise.studies.encoder_ways import anchored_step
 
 ROOT = Path(__file__).resolve().parents[3]
 RATES, STEPS = np.full(6, 1e-3), [0, 2, 6]
@@ -281,3 +282,18 @@ def test_the_judge_has_every_way_whose_parts_are_there(steps):
     text = Path(steps["text"]).read_text(encoding="utf-8")
     assert text.startswith("1 of 2 runs are finished, of 1 data sets (feelings).")
     assert Path(steps["png"]).stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_script_names_the_length_with_the_least_loss_left_out(steps, tmp_path):
+    curve, answers = tmp_path / "curve.parquet", tmp_path / "answers.parquet"
+    recipe = {"learning_rate": 1e-3, "step_size": None, "schedule": "decay", "start": "random", "clip_norm": 1.0}
+    params = {"model": MODEL, "kernel": KERNEL, "device": "cpu", "batch_size": 8, "recipe": recipe}
+    params |= {"steps": [0, 2, 4, 8], "weight_decay": 0.01}
+    given, made = Named(data=steps["data"], model=steps["stamp"]), Named(curve=curve, answers=answers)
+    at = {"task": "feelings", "seed": 1, "n": 16, "recipe": "usual"}
+    run_script("study_anchored", inputs=given, outputs=made, params=params, **at)
+    rows = artifacts.read_table(curve, "study_left_out").to_pylist()
+    assert [row["length"] for row in rows] == [0, 2, 4, 8]
+    (answer,) = artifacts.read_table(answers, "study_answers").to_pylist()
+    assert (answer["way"], answer["step"]) == ("anchored", anchored_step(rows))
