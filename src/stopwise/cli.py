@@ -152,8 +152,8 @@ def advise(
     With a head:   stopwise advise --data tickets.csv --text text --label topic --model minilm --head
 
     Writes advice.md, a figure, its tables and train.py, which trains, into the output folder. Nothing is trained here
-    unless you ask for real folds (--verify 4). About a minute on two cores for 64 short texts of two classes, two to
-    three for seven.
+    unless you ask for real folds (--verify 4). About half a minute on two cores for 64 short texts of two classes, a
+    minute and a half for seven.
     """
     _say(f"reading {dataset or data}")
     from stopwise.advice.data import in_options

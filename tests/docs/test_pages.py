@@ -32,7 +32,7 @@ NEEDS_A_RUN = ("docs/how-to/merge-task-vectors.md",)
 RUN_ELSEWHERE = ("docs/how-to/stop-a-trainer.md", "docs/how-to/advice-for-a-classifier.md")
 RUN_ELSEWHERE += tuple(page for page in PAGES if page.startswith("docs/notebooks/"))  # test_notebooks.py
 # Scripts that stopwise itself writes for a person.
-WRITTEN = ("advice/train.py",)
+WRITTEN = ("advice/train.py", "advice-tickets/train.py")
 
 
 def options(arguments):

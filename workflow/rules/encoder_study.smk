@@ -133,11 +133,11 @@ rule study_anchored:
         "../scripts/study_anchored.py"
 
 
-for suffix in ("", "_set_aside"):
+for suffix, name in product(("", "_set_aside"), (STUDY_NAME, OTHER_NAME)):
 
     rule:
         name:
-            f"{STUDY_NAME}_anchored{suffix}"
+            f"{name}_anchored{suffix}"
         input:
             anchored_files(suffix.removeprefix("_") or "development"),
         localrule: True

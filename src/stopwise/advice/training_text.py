@@ -130,8 +130,8 @@ def _range(advice: TrainingAdvice) -> str:
     if still_falling(advice):
         return (
             f"The expected log-loss still falls at {epochs_in_words(stop.steps[-1], advice)}, the longest looked at:"
-            f" ask for more (`--epochs {advice.plan.longest:g}`), or train at a larger rate and let real folds tell"
-            " (`--verify 4`)."
+            f" ask for more (`--epochs {advice.plan.longest:g}` looks at up to {2 * advice.plan.longest:g}), or"
+            " train at a larger rate and let real folds tell (`--verify 4`)."
         )
     if not matters(advice):
         return (
