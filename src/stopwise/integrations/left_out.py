@@ -152,7 +152,8 @@ class LeftOutCurve:
         if step in self.plan.anchors:
             first = not self.followed.metrics
             self.followed.take()
-            if first and self.start is not None:
+            if first:
+                assert self.start is not None
                 # Nothing has moved at the start: what is left out says what the network says. Its weights were kept.
                 self._keep(0, self.start, 1.0)
         if step not in self.plan.values:

@@ -15,8 +15,8 @@ from stopwise.linearized.nystrom import Nystrom, pivoted_cholesky
 
 log = logging.getLogger(__name__)
 
-
-BLOCK, BLOCKS = 64, 8
+SMALLEST_BLOCK = 64  # pivots drawn at once
+ROUNDS = 8  # blocks that a large rank is drawn in, each with the passes of all examples
 
 
 def nystrom_ntk(
@@ -29,7 +29,7 @@ def nystrom_ntk(
     eighth of a larger ``rank``) decides how often the passes are repeated, and not which pivots are likely: those that
     a larger block draws too boldly are left out again, and cost their columns.
     """
-    block = max(BLOCK, -(-rank // BLOCKS)) if block is None else block
+    block = max(SMALLEST_BLOCK, -(-rank // ROUNDS)) if block is None else block
     verbalizers = options.pop("verbalizers", batch.get("verbalizers"))
     options |= {"by": "total", "verbalizers": verbalizers}
     examples = {key: value for key, value in batch.items() if key not in ("verbalizers", "labels")}
