@@ -2,10 +2,8 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -21,22 +19,23 @@ def stopwise(*arguments, python=sys.executable, **options):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
 
 
-def test_help_and_version_come_without_torch():
+SLOW_TO_IMPORT = ("torch", "numpy", "scipy", "pandas", "pyarrow", "transformers", "datasets", "mlflow", "matplotlib")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [(["--help"], "advise"), (["advise", "--help"], "--verbalizers"), (["--version"], "stopwise 0.")],
+)
+def test_help_and_version_come_at_once(arguments, expected):
+    """Nothing that takes long to import is; seconds are not asserted, for a busy machine takes any number of them."""
     script = (
-        "import sys; from stopwise.cli import app; app({!r}, standalone_mode=False); assert 'torch' not in sys.modules"
+        f"import sys; from stopwise.cli import app; app({arguments!r}, standalone_mode=False); "
+        f"print([name for name in {SLOW_TO_IMPORT!r} if name in sys.modules], file=sys.stderr)"
     )
-    for arguments, expected in [
-        (["--help"], "advise"),
-        (["advise", "--help"], "--verbalizers"),
-        (["--version"], "stopwise 0."),
-    ]:
-        began = time.perf_counter()
-        command = [sys.executable, "-c", script.format(arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-        took = time.perf_counter() - began
-        assert done.returncode == 0, done.stderr
-        assert expected in done.stdout
-        assert took < 3  # 0.3 s on a quiet machine; importing torch alone takes longer than this on a busy one
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+    assert done.stderr.strip() == "[]"
 
 
 @pytest.mark.slow
@@ -111,31 +110,34 @@ def test_an_error_ends_with_its_line_and_code_1(tmp_path):
 )
 def test_what_is_wrong_is_said_before_torch_is_imported(tmp_path, arguments):
     script = (
-        "import sys, resource; from stopwise.cli import main\n"
+        "import sys; from stopwise.cli import main\n"
         "try: main()\n"
         "except SystemExit as end: assert end.code == 1\n"
-        "assert not {'torch', 'transformers', 'scipy', 'matplotlib'} & set(sys.modules)\n"
-        "used = resource.getrusage(resource.RUSAGE_SELF); print('seconds', used.ru_utime + used.ru_stime)"
+        "assert not {'torch', 'transformers', 'scipy', 'matplotlib', 'mlflow'} & set(sys.modules)"
     )
     label = [] if "--label" in arguments else ["--label", "label"]
     command = [sys.executable, "-c", script, "advise", "--text", "text", *label, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert lines[0].startswith("stopwise: reading ")
     assert lines[-1].startswith("stopwise: --"), lines
-    assert float(done.stdout.split()[-1]) < 2  # seconds of this process: a busy machine makes none of them longer
 
 
-def test_the_first_line_comes_within_a_second(tmp_path):
-    command = [sys.executable, "-c", "from stopwise.cli import main; main()", "advise", "--data", MOODS]
-    options = ["--text", "text", "--label", "label", "--model", "pico-llama"]
-    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, cwd=tmp_path) as running:
-        line = running.stderr.readline()
-        used = psutil.Process(running.pid).cpu_times()
+def test_the_first_line_comes_before_anything_slow_is_imported(tmp_path):
+    """Python says what it imports, in order, on the stream of the first line."""
+    said = [sys.executable, "-X", "importtime", "-c", "from stopwise.cli import main; main()"]
+    options = ["advise", "--data", MOODS, "--text", "text", "--label", "label", "--model", "pico-llama"]
+    imported = []
+    with subprocess.Popen([*said, *options], stderr=subprocess.PIPE, text=True, cwd=tmp_path) as running:
+        for line in running.stderr:
+            if line.startswith("stopwise: reading "):
+                break
+            imported.append(line.rsplit("|", 1)[-1].strip())
         running.kill()
     assert line.startswith("stopwise: reading ")
-    assert used.user + used.system < 1
+    assert "typer" in imported
+    assert not set(SLOW_TO_IMPORT) & set(imported)
 
 
 def test_the_names_of_built_in_models_are_those_of_the_library():
