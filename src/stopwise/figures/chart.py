@@ -146,6 +146,23 @@ def unwarped(values: Iterable[float] | np.ndarray, threshold: float) -> np.ndarr
     return np.sign(v) * threshold * (10 ** np.abs(v) - 1)
 
 
+def log_multiples(low: float, high: float) -> tuple[float, ...]:
+    """Return which multiples of the powers of ten a logarithmic axis names: the more, the fewer decades it has."""
+    if high < 4 * low:
+        return (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+    return (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
+
+
+def log_places(low: float, high: float, margin: float = 1.2) -> list[float]:
+    """Return the numbers that a logarithmic axis from low to high names, those just outside too; at least two."""
+    ends = low / margin, high * margin
+    decades = range(math.floor(math.log10(ends[0])), math.ceil(math.log10(ends[1])) + 1)
+    every = max(1, -(-len(decades) // 8))
+    found = [m * 10.0**k for k in decades if k % every == 0 for m in log_multiples(low, high)]
+    inside = [float(f"{place:.3g}") for place in found if ends[0] <= place <= ends[1]]
+    return inside if len(inside) >= 2 else [float(f"{end:.2g}") for end in (low, high)]
+
+
 def symlog(label: str, values: Iterable[float], threshold: float, margin: float = 0.04, most: int = 6) -> Axis:
     """Return an axis for numbers of both signs and of many sizes: 0 has a place, and the data fill it.
 

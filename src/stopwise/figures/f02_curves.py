@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 
 from stopwise.figures import style
-from stopwise.figures.chart import DASHED, Axis, Band, Line, Panel, Span, Stop, Views, symlog
+from stopwise.figures.chart import DASHED, MARKS, Axis, Band, Line, Panel, Span, Stop, Views, symlog
 from stopwise.figures.paint import paint
 from stopwise.figures.tables import Pairs, frame, gather, ordered, spread
 
@@ -129,6 +130,15 @@ def _curves(rows: pd.DataFrame, value: str) -> tuple[list[Line], list[Band]]:
     return lines, bands
 
 
+def _evaluations(rows: pd.DataFrame, value: str) -> list[Line]:
+    """Where the test set was evaluated: of one run its points, of several the points of each, which no mean passes."""
+    test = rows[(rows["kind"] == "measured") & (rows["split"] == "test")].sort_values(["seed", "step"])
+    test = test.dropna(subset=[value])
+    label = "test, each evaluation of each seed" if test["seed"].nunique() > 1 else "test, each evaluation"
+    look: dict[str, Any] = {"dash": MARKS, "marker": "o", "size": 2.4, "alpha": 0.8}
+    return [Line(test["step"], test[value], style.SPLITS["test"].color, label, **look)] if len(test) else []
+
+
 def _losses(curves: list[Line], test: pd.DataFrame, name: str) -> Axis:
     """Losses on a log axis from one decade on; a training loss that falls to nothing must not press the rest flat."""
     values = np.concatenate([np.asarray(line.y, dtype=float) for line in curves]) if curves else np.zeros(0)
@@ -169,13 +179,14 @@ def panel(rows: pd.DataFrame, looks: dict[str, style.Look], value: str, name: st
     stops = _stops(rows[rows["kind"] == "rule"], looks, last)
     raised = {style.rule_label(rule): looks[rule].color for rule in RAISED if rule in looks}
     up = [(stop.at, raised[stop.name]) for stop in stops if stop.name in raised and stop.at is not None]
-    spans = [Span("x", at, color, width=0.7, alpha=0.6) for at, color in up]
+    named = f"stop of {' / '.join(style.rule_label(rule) for rule in RAISED if rule in looks)}"
+    spans = [Span("x", at, color, width=0.7, alpha=0.6, label=named) for at, color in up]
     test = measured.loc[measured["split"] == "test", ["step", value]].rename(columns={value: "value"})
     y = Axis(name, percent=True) if value == "accuracy" else _losses(lines, test, name)
     x = Axis("optimizer step", limits=(-0.02 * last, None), whole=True)
     if last > 100:
         x = symlog("optimizer step", [0.0, last], 1.0, margin=0.02)
-    return Panel("", x, y, tuple(lines), tuple(bands), tuple(spans), strip=tuple(stops))
+    return Panel("", x, y, (*lines, *_evaluations(rows, value)), tuple(bands), tuple(spans), strip=tuple(stops))
 
 
 def _loss(data: pd.DataFrame) -> str:

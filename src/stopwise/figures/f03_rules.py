@@ -138,19 +138,19 @@ def _padded(data: pd.DataFrame, rules: list[str]) -> pd.DataFrame:
 
 
 def says(table: pa.Table) -> str:
-    """One sentence: the best rule that needs no validation set, beside hold-out, over all runs."""
+    """One sentence: the best rule that needs no validation set, and hold-out, over all runs, the better one first."""
     data = frame(table, COLUMNS, "F3")
     rate = data[data["hit"].notna()].groupby("rule")["hit"].agg(["sum", "count"])
     known = [rule for rule in rate.index if rule not in ("oracle", "holdout")]
     if not known:
         return ""
-    total = runs(data)
     best = max(known, key=lambda rule: (rate.loc[rule, "sum"], rule == "bayes"))
-    name, hits = style.rule_label(best), rate.loc[best, "sum"]
-    words = f"Without a validation set {name} most often stops within 5 % of the best: in {hits:.0f} of {total} runs"
+    found = [(rate.loc[best, "sum"], f"{style.rule_label(best)} (the best without a validation set)")]
     if "holdout" in rate.index:
-        words += f" (hold-out stopping: {rate.loc['holdout', 'sum']:.0f})"
-    return words + "."
+        found.append((rate.loc["holdout", "sum"], "hold-out (with one)"))
+    found.sort(key=lambda one: -one[0])  # stable: the rule first where they are even
+    counts = [f"{name} in {hits:.0f}" + ("" if i else f" of {runs(data)} runs") for i, (hits, name) in enumerate(found)]
+    return f"Stops within 5 % of the best loss: {', '.join(counts)}."
 
 
 def views(table: pa.Table) -> Views:

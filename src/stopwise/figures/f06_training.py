@@ -33,7 +33,7 @@ COLUMNS = pa.schema(
     ]
 )
 QUANTITIES = {
-    "residual": "residual left, |z(t) / z(0)|",
+    "residual": "errors left, |z(t) / z(0)|",
     "loss": "training loss",
     "drift": "drift of the kernel",
     "distance": "distance moved",

@@ -98,7 +98,7 @@ def says(table: pa.Table) -> str:
 
 @style.styled
 def draw(table: pa.Table) -> Figure:
-    """Draw the three quantities at the largest n against the number of the block, starts across."""
+    """Draw the three quantities at the largest n against the number of the block, starts across or one start wide."""
     data = frame(table, COLUMNS, "F9")
     if data.empty:
         figure, axes = style.new_figure(height=1.5)
@@ -106,8 +106,11 @@ def draw(table: pa.Table) -> Figure:
         return figure
     data = data[data["n"] == data.groupby(["start", "task"])["n"].transform("max")]
     starts = ordered(data["start"], style.STARTS)
-    width = "two-column" if len(starts) > 1 else "one-column"
-    figure, axes = style.new_figure(width, 4.6, nrows=3, ncols=len(starts), sharex="col", sharey="row")
+    if len(starts) > 1:
+        figure, axes = style.new_figure("two-column", 4.6, nrows=3, ncols=len(starts), sharex="col", sharey="row")
+    else:
+        figure, row = style.new_figure("two-column", 2.2, nrows=1, ncols=3)
+        axes = row.T
     shown: dict[str, dict[str, Any]] = {}
     for column, start in zip(axes.T, starts, strict=True):
         rows = data[data["start"] == start]
@@ -116,7 +119,8 @@ def draw(table: pa.Table) -> Figure:
             _panel(ax, lines, outside, name)
         shown |= {name: look for name, _, look in lines}
         column[0].set_title(f"{style.plain(start)} start, n = {rows['n'].max()}", loc="left")
-        column[-1].set_xlabel("block")
+        for ax in column if len(starts) == 1 else column[-1:]:
+            ax.set_xlabel("block")
     for ax in axes[:, 1:].flat:
         ax.set_ylabel("")
     for row in axes:  # only now: fixed limits would cut what a later start draws
@@ -125,6 +129,6 @@ def draw(table: pa.Table) -> Figure:
     keys = [style.line_key(style.plain(name, 20), markersize=2.5, **look) for name, look in shown.items()]
     if np.any(data["position"].isna()):
         keys.append(style.line_key("outside the blocks", color=style.COLORS["grey"], marker="_", linestyle=""))
-    style.outside_legend(figure, keys, 4 if width == "two-column" else 3)
+    style.outside_legend(figure, keys, 4)
     style.headline(figure, says(table))
     return figure

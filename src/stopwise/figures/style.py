@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from stopwise.figures.chart import log_multiples
 from stopwise.stopping import registry as rule_names
 
 P = ParamSpec("P")
@@ -235,8 +236,7 @@ def headline(figure: Figure, text: str) -> None:
 def plain_log(axis: Any) -> None:
     """Label a logarithmic axis, its limits already set, with plain numbers: the more per decade, the fewer decades."""
     low, high = axis.get_view_interval()
-    subs = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0) if high < 4 * low else (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
-    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_locator(LogLocator(subs=log_multiples(low, high)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

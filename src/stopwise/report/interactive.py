@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from stopwise.figures import chart, f01_decay, f02_curves, f03_rules, f04_sample_size, f06_training, f08_merging
-from stopwise.figures.chart import Axis, Line, Panel, Views
+from stopwise.figures.chart import Axis, Line, Numbers, Panel, Views, log_places
 from stopwise.figures.tables import ordered
 
 SYMBOLS = {
@@ -119,7 +119,6 @@ def _axis(axis: Axis) -> dict[str, Any]:
     made |= {"automargin": True, "type": "log" if axis.scale == "log" else "linear"}
     low, high = axis.limits
     if axis.scale == "log":
-        made["exponentformat"] = "power"
         ends = [None if end is None else math.log10(end) for end in (low, high)]
     else:
         ends = [None if end is None else _places([end], axis)[0] for end in (low, high)]
@@ -137,6 +136,18 @@ def _axis(axis: Axis) -> dict[str, Any]:
     elif axis.percent:
         made["tickformat"] = ".0%"
     return made
+
+
+def _log_ticks(axis: Axis, values: Iterable[Numbers]) -> dict[str, Any]:
+    """Plain numbers for a logarithmic axis: plotly writes "9, 8, 7" between two powers of ten."""
+    every = np.concatenate([np.asarray(one, dtype=float) for one in values] or [np.zeros(0)])
+    every = every[np.isfinite(every) & (every > 0)]
+    if axis.scale != "log" or axis.ticks is not None or not every.size:
+        return {}
+    low, high = (float(every.min()), float(every.max()))
+    low, high = (end or found for end, found in zip(axis.limits, (low, high), strict=True))
+    places = log_places(low, high)
+    return {"tickvals": places, "ticktext": [f"{place:g}" for place in places]}
 
 
 def _shapes(panel: Panel) -> list[dict[str, Any]]:
@@ -207,7 +218,8 @@ def plot(panel: Panel) -> dict[str, Any]:
     for line in panel.lines:
         traces.append(_trace(line, panel, line.label not in seen))
         seen.add(line.label)
-    x, y = _axis(panel.x), _axis(panel.y)
+    x = _axis(panel.x) | _log_ticks(panel.x, (line.x for line in panel.lines))
+    y = _axis(panel.y) | _log_ticks(panel.y, (line.y for line in panel.lines))
     below = ROW * (len(panel.strip) + 1) if panel.strip else 0
     height = HEIGHT + below
     layout: dict[str, Any] = {"xaxis": x, "yaxis": y, "shapes": _shapes(panel), "annotations": _notes(panel)}

@@ -24,6 +24,7 @@ from stopwise.report import interactive
 from stopwise.report.interactive import Section
 from stopwise.report.page_parts import POLICY, SCRIPT, STYLE
 from stopwise.report.summary import ALL_STEPS
+from stopwise.stopping.registry import ROW
 
 SUMMARY = pa.schema(
     [
@@ -44,16 +45,21 @@ SCREEN = 2.0  # pixels on the page for a point of a printed figure: its smallest
 TITLES = {  # in the order of the page
     "F2": (
         "Training, and where each rule stops",
-        "Solid lines are real training, dashed lines what was predicted before it, where something was. Below the"
-        " curves each rule has a row: a mark where it stops, an open one when that is after the end of the run. The"
-        " oracle sees the test loss: it is a yardstick, not a rule.",
+        "Lower is better. Solid lines are real training, dots its evaluations on the test set, dashed lines what was"
+        " predicted before training, where something was. Below the curves each rule has a row: a mark where it stops"
+        " (the median of the seeds, which may lie between their curves), an open one when that is after the end of the"
+        " run. The thin vertical lines go up from the stops of bayes, hold-out and the oracle.",
     ),
     "F3": (
         "Which rule to trust",
         "Every rule judged against the best test loss of the run that it would have stopped.",
     ),
     "F4": ("More examples", "Test loss by number of training examples, and the slope that the spectrum predicts."),
-    "F6": ("Is training what the theory says?", "What was measured along real runs, and dashed what the theory says."),
+    "F6": (
+        "Is training what the theory says?",
+        "What was measured along real runs; dashed, where there is such a line, what the theory says. The errors are"
+        " those on the training examples, in the directions in which the kernel learns fastest.",
+    ),
     "F8": (
         "Adding and negating task vectors",
         "Accuracy against the scaling coefficient, which validation data chose. Dashed: predicted by the kernels.",
@@ -61,7 +67,10 @@ TITLES = {  # in the order of the page
     "F7": ("Task vectors: predicted and measured", "Cosine and interference over all pairs of tasks."),
     "F1": (
         "Eigenvalue decay",
-        "How fast the eigenvalues of each task's kernel fall, and the law fitted to them (dashed).",
+        "K is the kernel and m its number of rows (examples times output columns). Each eigenvector is a direction that"
+        " training learns at a speed proportional to its eigenvalue: the steeper the fall, the longer the last ones"
+        " take. Dashed: the law that is fitted to them; power a means that the i-th falls like i to the power -a, with"
+        " a 95 % interval of a in brackets.",
     ),
     "F9": ("Where the kernel comes from", "Share of the trace, alignment and effective dimension by layer."),
     "F5": ("Ridge regression and early stopping", "Ridge at 1/η against early stopping at η."),
@@ -122,9 +131,9 @@ def answer(summary: pa.Table, curves: pa.Table | None = None) -> str:
     caption = f"The step of {name}, and test accuracies in percent, mean over the seeds"
     message = f02_curves.says(curves) if curves is not None else ""
     words = (
-        f"Accuracies before training (the model's own answer with a fitted offset), at the stop of {name}, at that of"
-        f" hold-out, and after all steps. The stop of {name} is chosen before training and reads no validation example;"
-        " hold-out reads them besides."
+        "Accuracies before training (the start's own answer with a fitted offset; that of a new head is near chance),"
+        f" at the stop of {name}, at that of hold-out, and after all steps. The stop of {name} is chosen before"
+        " training and reads no validation example; hold-out reads them besides."
     )
     lead = f'<p class="lead">{_text(message)}</p>' if message else ""
     return f'<section id="answer">{lead}{table(header, lines, caption)}<p>{words}</p></section>'
@@ -196,6 +205,16 @@ def _heading(name: str, message: str = "") -> str:
     return f"<h2>{name}. {_text(title)}</h2>{lead}<p>{_text(words)}</p>"
 
 
+def _rules(curves: pa.Table) -> str:
+    """What each rule of the figure does, in words, folded away."""
+    names = ordered({name for name in curves["rule"].to_pylist() if name in ROW}, style.RULES)
+    entries = "".join(f"<dt>{_text(style.rule_label(n))}</dt><dd>{_text(ROW[n].words)}</dd>" for n in names)
+    silent = "A rule that has to know how noisy the labels are has no answer where they look free of noise."
+    return (
+        f"<details><summary>What the rules are</summary><dl>{entries}</dl><p>{silent}</p></details>" if entries else ""
+    )
+
+
 def _image(name: str, svg: bytes) -> str:
     data = base64.b64encode(svg).decode("ascii")
     size = re.search(rb'<svg[^>]*? width="([\d.]+)pt"', svg)
@@ -232,7 +251,9 @@ def render(
         if key in sections:
             led = key == "F2" and summary is not None  # the answer says it already
             head = _heading(key, "" if led else sections[key].message)
-            parts[key] = f'<section id="{key}">{head}{_selectors(key, sections[key])}<div class="plot"></div></section>'
+            below = _rules(tables[key]) if key == "F2" else ""
+            chosen = f'{_selectors(key, sections[key])}<div class="plot"></div>'
+            parts[key] = f'<section id="{key}">{head}{chosen}{below}</section>'
         elif key in pictures:
             parts[key] = _image(key, pictures[key])
     if summary is not None and (numbers := headline(summary)):

@@ -6,7 +6,7 @@ the last evaluation has no measured loss and is flagged; nothing is extrapolated
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,29 @@ BEYOND_RUN = "beyond_the_run"
 HIT = 0.05
 
 
-def judge(t_hat: float | None, curve_t: Iterable[float], curve_loss: Iterable[float], hit: float = HIT) -> dict:
+def judge(
+    t_hat: float | None,
+    curve_t: Iterable[float],
+    curve_loss: Iterable[float],
+    hit: float = HIT,
+    open_to_all: Iterable[bool] | None = None,
+) -> dict:
     """Judge a stop on a measured loss curve: regret, relative regret, hit and ratio to the oracle's time.
 
     ``regret`` = loss at t_hat minus the best loss (absolute; ``relative_regret`` over the best), read off by linear
     interpolation; ``hit``: that loss is within 5 % of the best; ``low``, ``high``: the measured times around the oracle
     within 5 %; ``ratio`` = t_hat / t_oracle (nan when the oracle does not train). t_hat None: nan, and no hit.
+    ``open_to_all``: which times may be the oracle, default all. At a time that one rule alone asked for the regret
+    may be negative.
     """
     t, loss = np.asarray(list(curve_t), dtype=np.float64), np.asarray(list(curve_loss), dtype=np.float64)
     if t.shape != loss.shape or not t.size or (np.diff(t) <= 0).any():
         raise ValueError("a measured curve needs ascending times and one loss for each")
     finite = np.where(np.isfinite(loss), loss, np.inf)
-    best = int(np.argmin(finite))
+    candidate = np.ones(t.size, dtype=bool) if open_to_all is None else np.asarray(list(open_to_all), dtype=bool)
+    if candidate.shape != t.shape or not candidate.any():
+        raise ValueError("the oracle needs one or more of the measured times")
+    best = int(np.argmin(np.where(candidate, finite, np.inf)))
     inside = finite <= (1 + hit) * finite[best]
     low, high = best, best
     while low > 0 and inside[low - 1]:
@@ -60,7 +71,7 @@ def holdout_step(
     It sees every ``interval``-th step and the last, not the evaluation that a predicted stop adds to a run.
     """
     rows = list(rows)
-    rows = [row for row in rows if row["step"] % interval == 0 or row is rows[-1]]
+    rows = [row for row, own in zip(rows, _regular(rows, interval), strict=True) if own]
     if any(row["validation_loss"] is None for row in rows):
         return None
     rule = Holdout(patience, min_delta, end=rows[-1]["step"])
@@ -81,6 +92,8 @@ def evaluate_rules(
 
     ``trajectory``: rows of one run in order of steps; ``predicted``: rows of the ``stopping`` artifact of the same
     size; ``interval``: steps between the evaluations of hold-out stopping. A rule without an answer has no row.
+    The oracle is the best of these evaluations and the last: the one that a predicted stop adds is open to that rule
+    alone.
     """
     n, times = trajectory[0]["n"], np.array([row["step"] for row in trajectory])
     curve = {key: _numbers(trajectory, key) for key in ("test_loss", "test_accuracy", "eta", "epoch")}
@@ -88,7 +101,8 @@ def evaluate_rules(
     held = holdout_step(trajectory, patience, min_delta, interval)
     if held is not None:
         answers["holdout"] = held
-    oracle = judge(None, times, curve["test_loss"])
+    regular = _regular(trajectory, interval)
+    oracle = judge(None, times, curve["test_loss"], open_to_all=regular)
     answers["oracle"] = (oracle["t_oracle"], ())
     rows = []
     for rule in rules:
@@ -96,7 +110,7 @@ def evaluate_rules(
             continue
         t, flags = answers[rule]
         beyond = t > times[-1]
-        judged = judge(None if beyond else t, times, curve["test_loss"])
+        judged = judge(None if beyond else t, times, curve["test_loss"], open_to_all=regular)
         at = {key: float(np.interp(t, times, values)) for key, values in curve.items()}
         rows.append(
             {
@@ -116,6 +130,11 @@ def evaluate_rules(
             }
         )
     return rows
+
+
+def _regular(rows: Sequence[Mapping[str, Any]], interval: int) -> list[bool]:
+    """Return which of these evaluations every way of stopping sees: each ``interval``-th step and the last."""
+    return [row["step"] % interval == 0 or row is rows[-1] for row in rows]
 
 
 def _numbers(rows: list[dict[str, Any]], key: str) -> np.ndarray:

@@ -128,9 +128,9 @@ def test_the_first_line_comes_before_anything_slow_is_imported(tmp_path):
     """Python says what it imports, in order, on the stream of the first line."""
     said = [sys.executable, "-X", "importtime", "-c", "from stopwise.cli import main; main()"]
     options = ["advise", "--data", MOODS, "--text", "text", "--label", "label", "--model", "pico-llama"]
-    imported = []
+    imported, line = [], ""
     with subprocess.Popen([*said, *options], stderr=subprocess.PIPE, text=True, cwd=tmp_path) as running:
-        for line in running.stderr:
+        for line in running.stderr or ():
             if line.startswith("stopwise: reading "):
                 break
             imported.append(line.rsplit("|", 1)[-1].strip())

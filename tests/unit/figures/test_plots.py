@@ -25,6 +25,8 @@ STARTS = {"tasks": 2, "seeds": 2, "starts": ("pretrained", "mixed", "random")}
 SHAPES = {"small": SMALL, "large": LARGE, "starts": STARTS}
 DRAWN = ("F1", "F2", "F3", "F4", "F6", "F7", "F8", "F9")
 
+RULES = ("bayes", "holdout")
+
 
 def make(name, **shape):
     return registry.figure(name).table(*made_up.upstream(name, **shape))
@@ -223,7 +225,8 @@ def test_f2_has_at_most_six_panels_and_no_dashed_line_without_a_prediction(shape
     assert len(panels) <= 2 * 6  # each with its strip
     measured = table.filter(pc.field("kind") != "linearised")
     figure = registry.figure("F2").draw(measured)
-    assert all(line.get_linestyle() == "-" for ax in figure.axes for line in ax.lines if len(line.get_xdata()) > 2)
+    looks = {line.get_linestyle() for ax in figure.axes for line in ax.lines if len(line.get_xdata()) > 2}
+    assert looks == {"-", "None"}  # curves, and the dots of the evaluations
     assert not [t for t in figure.legends[0].get_texts() if "predicted" in t.get_text()]
 
 
@@ -253,6 +256,24 @@ def test_every_number_of_a_drawn_line_is_a_number_of_the_page(name):
     assert len(lines) > 5
     for line in lines:
         assert tuple(np.asarray(line.get_ydata(), dtype=float).round(9)) in kept
+
+
+def test_f2_has_a_dot_at_each_evaluation_of_each_seed():
+    runs, evaluations = made_up.runs(tasks=1, seeds=2, sizes=(16,))
+    module = registry.figure("F2")
+    shown = module.views(module.table(runs, evaluations)).panels
+    dots = [line for line in shown["movie", "16", "pretrained", "all", "loss"].lines if line.dash == "none"]
+    (every,) = dots
+    values = [value for _, run in runs for value in run["test_loss"].to_pylist() if value is not None]
+    assert sorted(every.y) == pytest.approx(sorted(values))
+
+
+def test_f3_names_the_better_way_first():
+    rows = [("pretrained", "movie", seed, 16, rule, rule != "bayes" or seed == 0) for seed in (0, 1) for rule in RULES]
+    judged = made_up.table(rows, "start task seed n rule hit")
+    wildcards = ({"start": "pretrained", "task": "movie", "seed": 0}, judged)
+    said = registry.figure("F3").says(registry.figure("F3").table([wildcards]))
+    assert said.endswith("hold-out (with one) in 2 of 2 runs, bayes (the best without a validation set) in 1.")
 
 
 def test_f3_counts_what_the_table_holds_and_leaves_the_oracle_out():

@@ -22,8 +22,9 @@ from pipeline import snakemake
 from stopwise.artifacts import tables as artifacts
 from stopwise.claims import verdicts as claims
 from stopwise.claims.paper import CLAIMS
-from stopwise.figures import registry, style
+from stopwise.figures import chart, registry, style
 from stopwise.report import interactive, page
+from stopwise.stopping.registry import ROW
 
 EVIL = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"> & $x$ \"quoted\""
 
@@ -137,6 +138,25 @@ def test_curves_hold_the_numbers_of_the_table_and_gaps_for_nan():
     rows = {trace["y"][0] for trace in figures["0|0|0|0|0"]["data"] if trace.get("yaxis") == "y2"}
     assert rows == {rule.replace("_", " ") for rule in made_up.RULES}
     assert interactive.numbers([1.0, float("nan"), float("inf")]) == [1.0, None, None]
+
+
+@pytest.mark.parametrize(
+    ("ends", "places"),
+    [((0.2, 0.82), [0.2, 0.5]), ((0.5, 1.4), [0.6, 0.8, 1, 1.5]), ((1, 64), [1, 2, 5, 10, 20, 50]), ((1e-3, 30), None)],
+)
+def test_a_logarithmic_axis_of_the_page_has_plain_numbers(ends, places):
+    found = interactive.plot(chart.Panel(y=chart.Axis("loss", "log"), lines=(chart.Line([0, 1], ends, "#000000"),)))
+    axis = found["layout"]["yaxis"]
+    assert axis["tickvals"] == (places or [0.001, 0.01, 0.1, 1, 10])
+    assert axis["ticktext"] == [f"{place:g}" for place in axis["tickvals"]]
+    assert "tickvals" not in found["layout"]["xaxis"]
+
+
+def test_the_rules_of_the_curves_are_said_in_words():
+    text = shared()
+    below = text[text.index("What the rules are") :].partition("</details>")[0]
+    for rule in made_up.RULES:
+        assert f"<dd>{html.escape(ROW[rule].words)}</dd>" in below, rule
 
 
 def test_headline_shows_the_largest_size_first_and_dashes_for_what_is_missing():

@@ -5,6 +5,7 @@ import pytest
 
 from stopwise.stopping.judging import BEYOND_RUN, evaluate_rules, holdout_step
 
+RULES = ("bayes", "oracle")
 STEPS = (0, 2, 3, 4, 6, 8)
 TEST = (1.0, 0.6, 0.5, 0.55, 0.5, 0.7)
 VALIDATION = (1.0, 0.7, 0.75, 0.6, 0.65, 0.66)
@@ -47,6 +48,19 @@ def test_holdout_does_not_count_the_evaluation_that_a_predicted_stop_added():
     assert holdout_step(curve(), 1, 0.0, interval=2) == (4, ())
     rows = evaluate_rules(curve(), [], ["holdout"], 1, 0.0, 2)
     assert [row["t"] for row in rows] == [4]
+
+
+def test_the_oracle_is_no_evaluation_that_one_rule_alone_asked_for():
+    lower = (1.0, 0.6, 0.5, 0.55, 0.52, 0.7)  # lowest at step 3, which only a predicted stop evaluates
+    rows = {row["rule"]: row for row in evaluate_rules(curve(test=lower), [answer("bayes", 3)], RULES, 2, 0.0, 2)}
+    assert (rows["oracle"]["t"], rows["oracle"]["loss"]) == (6, 0.52)
+    assert (rows["bayes"]["loss"], rows["bayes"]["t_oracle"], rows["bayes"]["hit"]) == (0.5, 6, True)
+    assert rows["bayes"]["relative_regret"] == pytest.approx(0.5 / 0.52 - 1)  # below what all others could choose
+
+
+def test_a_last_step_that_is_no_multiple_of_the_interval_may_be_the_oracle():
+    (row,) = evaluate_rules(curve(STEPS[:3], TEST[:3], VALIDATION[:3]), [], ["oracle"], 2, 0.0, 2)
+    assert row["t"] == 3
 
 
 def test_holdout_sees_a_last_step_that_is_no_multiple_of_its_interval():
