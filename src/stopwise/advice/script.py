@@ -112,7 +112,14 @@ trainer = Trainer(
 @TRAIN@
 @SAVE@
 tokenizer.save_pretrained(HERE / "model")
-'''
+print(f"The model is in {HERE / 'model'}; @USE@")
+@EXPECT@'''
+
+
+_TRAIN = """\
+done = trainer.train()
+print(f"Trained for {done.global_step} steps in {done.metrics['train_runtime']:.0f} s.")"""
+_NEXT_WORD = "its answer is the most probable of LABELS as the next token after a prompt"
 
 
 def train_script(advice: TrainingAdvice) -> str:
@@ -162,7 +169,7 @@ def _training_values(advice: TrainingAdvice) -> dict[str, str]:
     return {
         "EPOCHS": f"{max(advice.epochs, 0.0 if stop.t or advice.folds else 1.0):g}",
         "STEPS": str(advice.steps),
-        "RANGE": f"; {low:.1f} to {high:.1f} epochs cost less than 5 %",
+        "RANGE": f"; {low:.1f} to {high:.1f} epochs are within 5 % of the lowest expected log-loss",
         "RATE": f"{stop.learning_rate:.6g}",
         "SCHEDULE": plan.schedule,
         "WARMUP": str(advice.warmup_steps),
@@ -172,7 +179,9 @@ def _training_values(advice: TrainingAdvice) -> dict[str, str]:
         "COLLATOR": _collator(advice),
         "LOSS": "" if plan.head else "\n    compute_loss_func=answer_loss(words),",
         "CALLBACKS": "\n    callbacks=[Stop()]," if advice.stop_at else "",
-        "TRAIN": "trainer.train()" if advised else "# trainer.train()  # advised against: it does not pay",
+        "TRAIN": _TRAIN if advised else "# trainer.train()  # advised against: it does not pay",
+        "USE": "use it with pipeline('text-classification', model=...)" if plan.head else _NEXT_WORD,
+        "EXPECT": f'print("{_expected(advice)}")\n',
         "SAVE": save,
     }
 
@@ -229,14 +238,26 @@ def _tuple(names: Sequence[str]) -> str:
 def _title(advice: TrainingAdvice) -> str:
     if advice.kind == "do_not_train":
         return "Fine-tuning is advised against: it does not pay on these examples."
-    stop, carried = advice.stop, advice.carried
-    right, epochs = stop.accuracy_interval(stop.best), stop.epochs
-    if advice.folds is not None:
-        right, epochs = advice.folds.accuracy_interval(advice.folds.best), advice.folds.epoch
-    elif carried is not None:
-        right, epochs = carried.accuracy or right, carried.epochs
-    first = f"Fine-tune for {epochs:.1f} epochs at learning rate {number(stop.learning_rate)}"
+    epochs = (advice.carried or advice.stop).epochs if advice.folds is None else advice.folds.epoch
+    first = f"Fine-tune for {epochs:.1f} epochs at learning rate {number(advice.stop.learning_rate)}"
+    right = _accuracy(advice)
     return f"{first}; expected accuracy {percent(right[0])} ({percent(right[1])} to {percent(right[2])})."
+
+
+def _accuracy(advice: TrainingAdvice) -> tuple[float, float, float]:
+    """Return the accuracy that is expected of what the script trains, and its 95 % interval."""
+    if advice.folds is not None:
+        return advice.folds.accuracy_interval(advice.folds.best)
+    right = advice.stop.accuracy_interval(advice.stop.best)
+    return right if advice.carried is None else advice.carried.accuracy or right
+
+
+def _expected(advice: TrainingAdvice) -> str:
+    """Return what the script says at its end: no label is left on which it could measure an accuracy."""
+    if advice.kind == "do_not_train":
+        return "Nothing was trained: these examples do not pay for it."
+    right = _accuracy(advice)
+    return f"Expected on new texts: an accuracy of {percent(right[0])} ({percent(right[1])} to {percent(right[2])})."
 
 
 def columns_of(advice: TrainingAdvice) -> list[str]:

@@ -123,8 +123,8 @@ def _range(advice: TrainingAdvice) -> str:
     if advice.folds is not None:
         first, last = advice.folds.within
         return (
-            f"In the folds every stop between {first:.1f} and {several(round(last, 1), 'epoch')} cost less than 5 % of"
-            " the log-loss."
+            f"In the folds the log-loss of every stop between {first:.1f} and {several(round(last, 1), 'epoch')} was"
+            " within 5 % of the lowest."
         )
     low = f"{stop.low / stop.steps_per_epoch:.1f}"
     if still_falling(advice):
@@ -135,12 +135,12 @@ def _range(advice: TrainingAdvice) -> str:
         )
     if not matters(advice):
         return (
-            f"When to stop hardly matters: every training from {low} to {epochs_in_words(stop.steps[-1], advice)}, the"
-            " longest looked at, costs less than 5 % of the expected log-loss."
+            f"When to stop hardly matters: from {low} to {epochs_in_words(stop.steps[-1], advice)}, the longest looked"
+            " at, the expected log-loss is within 5 % of the lowest."
         )
     worst = f"{stop.loss[-1]:.2f}" if stop.loss[-1] < 100 else "far more"
     return (
-        f"Any training of {low} to {epochs_in_words(stop.high, advice)} costs less than 5 % of the expected log-loss;"
+        f"From {low} to {epochs_in_words(stop.high, advice)} the expected log-loss is within 5 % of the lowest;"
         f" {epochs_in_words(stop.steps[-1], advice)} would end at {worst}."
     )
 
@@ -155,7 +155,13 @@ def _expect(advice: TrainingAdvice) -> str:
         " texts of this kind"
     )
     order = [name for name in LEVELS if name in advice.levels]
-    return "; ".join([text, *(_level(advice.levels[name]) for name in order)]) + "."
+    said = "; ".join([text, *(_level(advice.levels[name]) for name in order)]) + "."
+    if advice.kind != "do_not_train" and right[0] <= advice.level.accuracy_interval()[0]:
+        said += (
+            f" Accuracy is not expected to rise above that of {level_in_words(advice)}: what training improves is how"
+            " well its probabilities fit (the log-loss)."
+        )
+    return said
 
 
 def _level(level: Baseline) -> str:
@@ -187,7 +193,8 @@ def _with_more(advice: TrainingAdvice) -> str:
     text += f": carried there from {advice.stop.examples} by the decay of the kernel's eigenvalues"
     if more.far:
         text += ", which is a hint at most so far away; with so many labels, keep some aside and stop on them"
-    return f"{text}."
+    used = f"all {more.size}" if advice.carried is not None else f"the {advice.stop.examples} of the first answer"
+    return f"{text}. `train.py` trains on {used}."
 
 
 def _verified(advice: TrainingAdvice, folds: FoldCurves) -> str:

@@ -128,6 +128,12 @@ class TrainingAdvice:
         share = self.plan.warmup
         return int(share) if share >= 1 else math.ceil(share * self.steps)
 
+    def __str__(self) -> str:
+        """Return the answer in a few sentences, as the command prints it."""
+        from stopwise.advice.training_text import headline
+
+        return "\n".join(headline(self))
+
     def figure(self) -> Any:
         """Return the expected log-loss and accuracy by length of training, as a matplotlib figure."""
         from stopwise.advice.lengths_figure import draw

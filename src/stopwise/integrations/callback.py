@@ -309,6 +309,6 @@ def sentence(answer: ScheduledStop) -> str:
     end = answer.max_steps / answer.steps_per_epoch
     return (
         f"stopwise: stop after {answer.epochs:.2f} of {end:.2f} epochs (step {answer.t} of {answer.max_steps}); "
-        f"{answer.low_epochs:.2f} to {answer.high_epochs:.2f} epochs cost less than 5 % more; expected log-loss "
+        f"{answer.low_epochs:.2f} to {answer.high_epochs:.2f} epochs are within 5 % of the lowest; expected log-loss "
         f"{answer.expected_loss:.3f} ({answer.loss_at_start:.3f} now, {answer.loss_at_end:.3f} at the end){flags}"
     )
