@@ -32,6 +32,7 @@ LOOKS = {
     "constant": ("purple", "-", "P", "one number of steps for all data sets"),
     "holdout": ("orange", "--", "s", "a quarter held out, the rest trained on"),
     "holdout_refit": ("orange", "-", "s", "a quarter held out, then trained on all"),
+    "fitted": ("blue", "--", "d", "the shortest length that fits"),
     "folds_8": ("black", "-", "D", "8 folds of training"),
     "more_labels": ("green", "-", "X", "32 labels more to stop on"),
     "bayes": ("wine", "-", "h", "bayes, before training"),

@@ -119,6 +119,15 @@ def test_every_way_answers_as_its_own_curve_says():
     assert "constant" not in found  # there is no other data set
 
 
+@pytest.mark.parametrize(("losses", "place"), [((0.7, 0.3, 0.139, 0.1), 3), ((0.7, 0.1386, 0.3), 1), ((0.7,), -1)])
+def test_the_shortest_length_that_fits_has_a_fifth_of_the_loss_of_guessing(losses, place):
+    cell = Cell("a", 0, 32, "usual")
+    steps = DESIGN.evaluation_steps(32, "usual")
+    train = [*losses, *[losses[-1]] * (len(steps) - len(losses))]  # a fifth of log 2 is 0.13863
+    found = chosen(answers(recorded([cell_tables(cell, train, lambda fold: train, (ALL,))], "a"), SETTINGS), cell)
+    assert found["fitted"] == steps[place]
+
+
 def test_losses_and_regrets_are_those_of_what_is_delivered():
     cell = Cell("a", 0, 32, "usual")
     test = valley(3, cell)
