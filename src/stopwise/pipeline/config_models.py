@@ -154,7 +154,7 @@ class Kernel(Section):
         ge=1,
     )
     memory_gb: float | None = key(
-        2, "a number > 0 or null", "GiB of activations that a shard may keep (null for no limit)", gt=0
+        2, "a number > 0 or null", "GB (10^9 bytes) of activations that a shard may keep (null for no limit)", gt=0
     )
     layers: Annotated[bool | None, LEFT_OUT] = key(
         None,
