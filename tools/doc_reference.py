@@ -23,7 +23,7 @@ FIGURES = {
     "F3": ("f03_rules", "the rules compared: hit rate, regret, T/T_oracle"),
     "F4": ("f04_sample_size", "test error against sample size beside the slope that the spectrum predicts"),
     "F5": ("f05_ridge", "ridge at 1/η against early stopping at η (`snakemake --cores 2 theory`)"),
-    "F6": ("f06_training", "residual by eigendirection in real training beside the filter, loss, distance"),
+    "F6": ("f06_training", "errors by eigendirection in real training beside what the kernel says, loss, distance"),
     "F7": ("f07_task_vectors", "task vectors' cosine and interference, predicted by the kernels and measured"),
     "F8": ("f08_merging", "task addition and negation against the scaling coefficient"),
     "F9": ("f09_layers", "the kernel by layer"),

@@ -230,22 +230,99 @@ def by_size(record: str, objective: str) -> str:
 
 
 def constants() -> str:
-    """Return what one training time for all does, chosen on the other data sets, beside `bayes`; and the 5 % window."""
+    """Return what one training time for all does, chosen on development's other data sets, beside `bayes`."""
     out = []
     for (record, objective), name in PATHS.items():
         rows = cells(record, objective)
         etas = list(dict.fromkeys(row["method"] for row in rows if row["method"].startswith("eta_")))
         groups, hits = by_data_set(rows), []
+        known = by_data_set(cells("stopping-study", objective))
         for left_out in groups:
-            others = [row for key, own in groups.items() if key != left_out for row in own]
+            others = [row for key, own in known.items() if key != left_out for row in own]
             best = max(etas, key=lambda eta: np.mean([row["hit"] for row in others if row["method"] == eta]))
             hits += [row["hit"] for row in groups[left_out] if row["method"] == best]
         oracle = [row for row in rows if row["method"] == "oracle"]
         window = np.median([row["high"] / max(row["low"], 1) for row in oracle])
         bayes = np.mean([row["hit"] for row in rows if row["method"] == "bayes"])
         out.append([name, percent(bayes), percent(np.mean(hits)), f"{window:.0f}"])
-    head = ["where", "`bayes`", "one η = c/λ̂₁, c chosen on the other data sets", "last / first step within 5 %, median"]
-    return table(head, out)
+    chosen = "one η = c/λ̂₁, c chosen on the other data sets of development"
+    return table(["where", "`bayes`", chosen, "last / first step within 5 %, median"], out)
+
+
+# Whom `bayes` is held against, run by run: method and words.
+OPPONENTS = {
+    "holdout": "hold-out",
+    "cv5": "5-fold cross-validation",
+    "loo": "`loo`",
+    "bayes_slope_1": "`bayes` with the slope of f0 held at 1",
+    "bayes_plug_in": "`bayes` with the most likely noise only",
+    "eta_100": "one η = 100/λ̂₁",
+}
+
+
+def paired() -> str:
+    """Return how many more points `bayes` hits than others on the same runs, with intervals over data sets."""
+    out = []
+    for (record, objective), name in PATHS.items():
+        rows = cells(record, objective)
+        here = {row["method"] for row in rows}
+        for other, words in OPPONENTS.items():
+            if other in here:
+                labels = ", equal labels" if other == "holdout" else ""
+                out.append([name, words + labels, *_differences(rows, "method", other)])
+    equal = _differences(evaluations("study-heavy-ball"), "rule", "holdout_equal")
+    for record, name in REGIMES.items():
+        rows = [row for row in evaluations(record) if row["hit"] is not None]
+        out.append([name, "hold-out, 32 labels more", *_differences(rows, "rule", "holdout")])
+        if record == "study-heavy-ball":
+            out.append([name, "hold-out, equal labels", *equal])
+    return table(["where", "`bayes` against", "won, lost", "points more, 95 % over data sets"], out)
+
+
+def _differences(rows: Rows, key: str, other: str) -> list[str]:
+    """Return the runs that `bayes` alone hits and those that the other alone hits, and the mean difference in hits."""
+    answers = {name: {run_of(row): row["hit"] for row in rows if row[key] == name} for name in ("bayes", other)}
+    both = [run for run in answers["bayes"] if run in answers[other]]
+    differences = [int(answers["bayes"][run]) - int(answers[other][run]) for run in both]
+    groups: dict[str, list[int]] = {}
+    for run, difference in zip(both, differences, strict=True):
+        groups.setdefault(run[0].split("_")[0], []).append(difference)
+    value, low, high = mean_interval([float(np.mean(own)) for own in groups.values()])
+    low, high = max(-1.0, low), min(1.0, high)
+    counts = f"{sum(d > 0 for d in differences)}, {sum(d < 0 for d in differences)} of {len(both)}"
+    return [counts, f"{100 * value:+.0f} [{100 * low:+.0f}, {100 * high:+.0f}]"]
+
+
+def cross_entropy_runs() -> str:
+    """Return how `bayes` did on the small runs of real training on cross-entropy with the rules that follow it."""
+    out = []
+    for record, words in (("demo", "language model, words, AdamW"), ("demo-encoder", "encoder, new head, AdamW")):
+        rows = rows_of(record, "evaluation")
+        total = len({run_of(row) for row in rows})
+        hits = {rule: sum(row["hit"] for row in rows if row["rule"] == rule) for rule in ("bayes", "holdout")}
+        out.append([f"[`{record}`](../records/{record}/README.md)", words, total, hits["bayes"], hits["holdout"]])
+    rows = pq.read_table(RECORDS / "trainer" / "runs.parquet").to_pylist()
+    hits = sum(row["regret"] <= HIT for row in rows)
+    out.append(["[`trainer`](../records/trainer/README.md)", "the stock Trainer, both models", len(rows), hits, "–"])
+    return table(["record", "training", "runs", "`bayes` hits", "hold-out hits, 32 labels more"], out)
+
+
+def accuracy_changes() -> str:
+    """Return by how many points accuracy changes from the prompt with offset to the stop of `bayes`, by data set."""
+    out = []
+    for record, name in REGIMES.items():
+        if not (RECORDS / record / "summary.parquet").is_file():
+            continue
+        rows = [row for row in rows_of(record, "summary") if row["n"] == 64]
+        at = {(row["task"], row["method"]): row["accuracy"] for row in rows}
+        tasks = list(dict.fromkeys(row["task"] for row in rows))
+        if not tasks:
+            continue
+        each = [at[task, "bayes"] - at[task, "zero_shot_intercept"] for task in tasks]
+        value, low, high = mean_interval(each)
+        shown = ", ".join(f"{task} {100 * change:+.0f}" for task, change in zip(tasks, each, strict=True))
+        out.append([name, f"{100 * value:+.1f} [{100 * low:+.0f}, {100 * high:+.0f}]", shown])
+    return table(["training, n = 64", "points, 95 % over data sets", "each data set"], out)
 
 
 def accuracies_on_the_path() -> str:
@@ -380,6 +457,9 @@ GENERATORS = {
     "data_sets": data_sets,
     "by_size": by_size,
     "constants": constants,
+    "paired": paired,
+    "cross_entropy_runs": cross_entropy_runs,
+    "accuracy_changes": accuracy_changes,
     "accuracies_on_the_path": accuracies_on_the_path,
     "regimes": regimes,
     "learning": learning,

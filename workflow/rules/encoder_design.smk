@@ -17,6 +17,8 @@ RUNS = f"{STUDY}/runs/{{task}}/seed{{seed}}/n{{n}}/{{recipe}}"
 WORDS = config["model"].get("head") != "classification"
 STUDY_NAME, OTHER_NAME = ("language_model_study", "encoder_study")[:: 1 if WORDS else -1]
 TRAINING_MB, KERNEL_MB = (6000, 8000) if WORDS else (2500, 3000)
+# Four checkpoints of the weights and of what AdamW divides by, beside a training: reckoned where words answer.
+ANCHORED_MB = 12000 if WORDS else 4000
 # The targets that judge, by what is added to that name: the data sets, the folder of their tables, and whether only what
 # is there is judged, or only the first stage: primary recipes, sizes up to study.others_size, the first seed.
 JUDGED = {
@@ -68,8 +70,8 @@ def study_files(tasks, there=False, first=False):
 
 
 def anchored_files(name):
-    """Return the answers of the anchored leave-one-out in a pool's first stage: heads drawn alike for all examples."""
-    cells = [cell for cell in DESIGN.first_cells(pool(name)) if DESIGN.start(cell) != PROBE]
+    """Return the answers of the anchored leave-one-out in a pool's first stage."""
+    cells = [cell for cell in DESIGN.cells(pool(name)) if DESIGN.followed(cell)]
     return [f"{STUDY}/answers/{cell.task}-seed{cell.seed}-n{cell.n}-{cell.recipe}-anchored.parquet" for cell in cells]
 
 

@@ -121,12 +121,13 @@ rule study_anchored:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=ANCHORED_MB,
         runtime=120,
         gpu=gpus_per_job(),
     params:
         **{key: value for key, value in training_params().items() if key != "code"},
         code=library("study_anchored"),
+        memory_gb=config["kernel"]["memory_gb"],
     message:
         "The anchored leave-one-out: {wildcards.task}, seed {wildcards.seed}, n = {wildcards.n}, {wildcards.recipe}"
     script:
@@ -177,7 +178,11 @@ for suffix, judged in JUDGED.items():
         localrule: True
 
 
+# The rules of the targets above; a data set of such a name has no target of its own.
+TAKEN = {suffix.removeprefix("_") for suffix in JUDGED} | {"anchored", "anchored_set_aside"}
 for task, name in product(TASKS, (STUDY_NAME, OTHER_NAME)):
+    if task.replace("-", "_") in TAKEN:
+        continue
 
     rule:
         name:

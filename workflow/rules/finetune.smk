@@ -93,6 +93,6 @@ rule directions:
         finetune=filter_section(),
         packages=installed("numpy", "scipy"),
     message:
-        "Residual by eigen-direction: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
+        "What is left to learn by eigen-direction: {wildcards.start} {wildcards.task}, seed {wildcards.seed}"
     script:
         "../scripts/directions.py"

@@ -18,13 +18,16 @@ with Job(snakemake) as job:
     params, given = snakemake.params, job.wildcards
     cell = Cell(given["task"], int(given["seed"]), int(given["n"]), given["recipe"])
     sample, recipe = read_sample(snakemake.input.data), Recipe(cell.recipe, **params.recipe)
+    if not recipe.followed:
+        raise ValueError(f"study.recipes.{cell.recipe}: the anchored leave-one-out is not made for it")
     model, stamp = load_start(snakemake, "pretrained", cell.seed, device, sample.classes)
     batch = batch_from_table(sample.table, "train", cell.n, verbalizers=sample.verbalizers)
     with small_vocabulary(model, [batch]) as (train,):
         parameters = trained(params.kernel)["parameters"]
         runner = Runner(model, train, {}, parameters, params.weight_decay, recipe.clip_norm)
         title = f"{cell.task} n={cell.n} {cell.recipe}"
-        found = left_out_lengths(runner, recipe.rates, params.steps, params.batch_size, cell.seed, title)
+        options = {"memory_gb": params.memory_gb, "title": title}
+        found = left_out_lengths(runner, recipe.rates, params.steps, params.batch_size, cell.seed, **options)
     origin = {"model": stamp["fingerprint"], "data": sample.digest}
     rows = [asdict(one) for one in found]
     job.write(snakemake.output.curve, [{**cell._asdict(), **row} for row in rows], "study_left_out", **origin)

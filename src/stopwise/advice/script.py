@@ -112,8 +112,9 @@ trainer = Trainer(
 @TRAIN@
 @SAVE@
 tokenizer.save_pretrained(HERE / "model")
+print("@EXPECT@")
 print(f"The model is in {HERE / 'model'}; @USE@")
-@EXPECT@'''
+'''
 
 
 _TRAIN = """\
@@ -181,7 +182,7 @@ def _training_values(advice: TrainingAdvice) -> dict[str, str]:
         "CALLBACKS": "\n    callbacks=[Stop()]," if advice.stop_at else "",
         "TRAIN": _TRAIN if advised else "# trainer.train()  # advised against: it does not pay",
         "USE": "use it with pipeline('text-classification', model=...)" if plan.head else _NEXT_WORD,
-        "EXPECT": f'print("{_expected(advice)}")\n',
+        "EXPECT": _expected(advice),
         "SAVE": save,
     }
 
@@ -255,7 +256,7 @@ def _accuracy(advice: TrainingAdvice) -> tuple[float, float, float]:
 def _expected(advice: TrainingAdvice) -> str:
     """Return what the script says at its end: no label is left on which it could measure an accuracy."""
     if advice.kind == "do_not_train":
-        return "Nothing was trained: these examples do not pay for it."
+        return "Training was advised against: these examples do not pay for it."
     right = _accuracy(advice)
     return f"Expected on new texts: an accuracy of {percent(right[0])} ({percent(right[1])} to {percent(right[2])})."
 

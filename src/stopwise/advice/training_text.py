@@ -193,7 +193,11 @@ def _with_more(advice: TrainingAdvice) -> str:
     text += f": carried there from {advice.stop.examples} by the decay of the kernel's eigenvalues"
     if more.far:
         text += ", which is a hint at most so far away; with so many labels, keep some aside and stop on them"
-    used = f"all {more.size}" if advice.carried is not None else f"the {advice.stop.examples} of the first answer"
+    if advice.kind == "do_not_train":
+        return f"{text}."
+    used = f"the {advice.stop.examples} of the first answer"
+    if advice.carried is not None:
+        used = f"all {advice.carried.size} of the data"
     return f"{text}. `train.py` trains on {used}."
 
 

@@ -29,7 +29,7 @@ COLUMNS = pa.schema(
         pa.field("layer", pa.string()),  # drift, distance: the layer; empty for the whole model
         pa.field("step", pa.int64(), nullable=False),
         pa.field("measured", pa.float64()),
-        pa.field("predicted", pa.float64()),  # by the filter, or the guarantee; empty where the theory says nothing
+        pa.field("predicted", pa.float64()),  # by the filter, the replayed path or the guarantee; or empty
     ]
 )
 QUANTITIES = {

@@ -133,8 +133,10 @@ class Blocks:
         """
         if self.device.type != "cpu":
             return 1
-        sizes, rows = sizes_on("cpu"), self.layout.rows
-        return max(1, min(torch.get_num_threads(), sizes.slab // (4 * rows * sizes.panel_of(rows))))
+        sizes, counts = sizes_on("cpu"), [len(group.rows) for group in self.layout.groups]
+        # Of a symmetric block a panel is multiplied at a time, of any other all of it.
+        widths = [counts[a] * (sizes.panel_of(counts[a]) if a == b else counts[b]) for a, b in self.layout.pairs]
+        return max(1, min(torch.get_num_threads(), sizes.slab // (4 * max(widths, default=1))))
 
     def _add_tiles(self, tiles: torch.Tensor) -> None:
         operand = Operand(tiles, self.layout.products)

@@ -1,4 +1,4 @@
-"""The configuration's keys of the study on a small encoder: ways of choosing a stop, judged on real training."""
+"""The configuration keys of a study on real training: ways of choosing a stop, on an encoder or a language model."""
 
 from __future__ import annotations
 

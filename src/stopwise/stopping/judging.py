@@ -71,7 +71,8 @@ def holdout_step(
     It sees every ``interval``-th step and the last, not the evaluation that a predicted stop adds to a run.
     """
     rows = list(rows)
-    rows = [row for row, own in zip(rows, _regular(rows, interval), strict=True) if own]
+    kept = regular([row["step"] for row in rows], interval)
+    rows = [row for row, own in zip(rows, kept, strict=True) if own]
     if any(row["validation_loss"] is None for row in rows):
         return None
     rule = Holdout(patience, min_delta, end=rows[-1]["step"])
@@ -101,8 +102,8 @@ def evaluate_rules(
     held = holdout_step(trajectory, patience, min_delta, interval)
     if held is not None:
         answers["holdout"] = held
-    regular = _regular(trajectory, interval)
-    oracle = judge(None, times, curve["test_loss"], open_to_all=regular)
+    seen = regular(times.tolist(), interval)
+    oracle = judge(None, times, curve["test_loss"], open_to_all=seen)
     answers["oracle"] = (oracle["t_oracle"], ())
     rows = []
     for rule in rules:
@@ -110,7 +111,7 @@ def evaluate_rules(
             continue
         t, flags = answers[rule]
         beyond = t > times[-1]
-        judged = judge(None if beyond else t, times, curve["test_loss"], open_to_all=regular)
+        judged = judge(None if beyond else t, times, curve["test_loss"], open_to_all=seen)
         at = {key: float(np.interp(t, times, values)) for key, values in curve.items()}
         rows.append(
             {
@@ -132,9 +133,9 @@ def evaluate_rules(
     return rows
 
 
-def _regular(rows: Sequence[Mapping[str, Any]], interval: int) -> list[bool]:
+def regular(steps: Sequence[int], interval: int) -> list[bool]:
     """Return which of these evaluations every way of stopping sees: each ``interval``-th step and the last."""
-    return [row["step"] % interval == 0 or row is rows[-1] for row in rows]
+    return [step % interval == 0 or step == steps[-1] for step in steps]
 
 
 def _numbers(rows: list[dict[str, Any]], key: str) -> np.ndarray:

@@ -13,7 +13,7 @@ from stopwise.linearized.replay import draw_batches
 from stopwise.network.quiet import untouched
 from stopwise.stopping.anchored import left_out_curve
 from stopwise.stopping.schedule_path import Schedule
-from stopwise.studies.encoder_rows import WARMUP
+from stopwise.studies.encoder_rows import WARMUP, adamw_schedule
 from stopwise.studies.encoder_runs import TOKENS, Looks, Runner
 from stopwise.training.adam_preconditioner import preconditioner_from_optimizer
 from stopwise.training.left_out_run import LeftOutRun, State, anchor_steps, first_anchor
@@ -38,10 +38,12 @@ def left_out_lengths(
     batch_size: int,
     seed: int,
     title: str = "",
+    memory_gb: float | None = None,
 ) -> list[LeftOutLength]:
     """Train every length again on all examples, and say at its end what each example is answered without it.
 
-    ``rates``: of a training of so many steps; ``steps``: the lengths, 0 the first. Cost: the trainings, and for each of
+    ``rates``: of a training of so many steps; ``steps``: the lengths, 0 the first; a length of one step has no
+    checkpoint before its end and is left out. ``memory_gb``: room for the kernels. Cost: the trainings, and for each of
     them the kernels between its checkpoints, ten products of the gradients of all examples.
     """
     n = len(runner.labels)
@@ -49,18 +51,13 @@ def left_out_lengths(
     start = runner.start_outputs()
     loss, right = (float(one[0]) for one in left_out_curve(objective, start[None]))
     found = [LeftOutLength(0, loss, right, 1.0)]
-    for length in steps[1:]:
+    for length in steps:
+        if length < 2:
+            continue
         own = rates(length)
         batches = draw_batches(n, batch_size, length, seed)
-        schedule = Schedule(
-            own,
-            batches,
-            [np.full(len(batch), 1 / len(batch)) for batch in batches],
-            weight_decay=runner.weight_decay,
-            max_grad_norm=runner.clip_norm or 0.0,
-            epoch=n / batch_size,
-        )
-        watch = _Watch(runner, schedule, seed)
+        schedule = adamw_schedule(own, batches, n, runner.weight_decay, runner.clip_norm)
+        watch = _Watch(runner, schedule, seed, memory_gb)
         runner.run(every, own, {}, batch_size, seed, Looks([]), f"{title} {length} steps", watch.look)
         found.append(watch.end(length))
     return found
@@ -69,7 +66,7 @@ def left_out_lengths(
 class _Watch:
     """Follows the networks without each example along one training of a runner."""
 
-    def __init__(self, runner: Runner, schedule: Schedule, seed: int) -> None:
+    def __init__(self, runner: Runner, schedule: Schedule, seed: int, memory_gb: float | None) -> None:
         self.runner, length = runner, len(schedule.batches)
         self.anchors = anchor_steps(first_anchor(round(WARMUP * length), schedule.epoch, length), ANCHORS - 1, length)
         self.optimizer: torch.optim.Optimizer | None = None
@@ -84,6 +81,7 @@ class _Watch:
             seed=seed,
             tokens=TOKENS,
             quiet=partial(untouched, model),
+            memory_gb=memory_gb,
         )
 
     def look(self, step: int, optimizer: torch.optim.Optimizer) -> None:

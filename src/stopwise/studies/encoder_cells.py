@@ -64,7 +64,7 @@ class Recorded:
     """One cell as it was recorded.
 
     ``outputs``: (part, fold, split) -> [evaluations, examples, columns]. Parts that have not run are missing, and
-    ``kernels`` holds those of its start, random or probe, that were computed on all its examples. ``steps``: of the
+    ``kernels`` holds those of its start that were computed on all its examples. ``steps``: of the
     evaluations, under a decaying rate the lengths of its trainings; ``kept``: those of each entry of ``outputs``
     (hold-out's training looks at the test rows only where its validation loss is the least so far). ``rates``: of every
     step by length; ``batches``: of the longest, whose beginning is that of the others.

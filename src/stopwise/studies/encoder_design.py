@@ -103,6 +103,10 @@ class Design:
         sized = self.folds_size in (None, cell.n)
         return sized and cell.seed == self.seeds[0] and cell.recipe == self.usual
 
+    def followed(self, cell: Cell) -> bool:
+        """Return whether the networks without each example are followed beside a cell: in the first stage."""
+        return self.recipes[cell.recipe].followed and cell in self.first_cells([cell.task])
+
     def parts(self, cell: Cell) -> tuple[str, ...]:
         """Return the jobs that train a cell."""
         return (ALL, HOLDOUT, FOLDS) if self.folded(cell) else (ALL, HOLDOUT)

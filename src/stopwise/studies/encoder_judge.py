@@ -11,7 +11,9 @@ from scipy.special import log_softmax
 from stopwise.linearized.coding import coding_matrix
 from stopwise.stopping.judging import HIT
 from stopwise.studies.encoder_cells import Recorded
-from stopwise.studies.encoder_ways import MORE, Answer, Settings, answers, loss_at, ways
+from stopwise.studies.encoder_design import Design
+from stopwise.studies.encoder_rows import Cell
+from stopwise.studies.encoder_ways import MORE, Answer, Settings, Way, answers, loss_at, ways
 
 CEILING_DRAWS = 200
 BINS = 15
@@ -30,11 +32,18 @@ def judged_rows(
     found, design = answers(cells, settings, others), settings.design
     known, recorded = ways(design), {one.cell: one for one in cells}
     return [
-        _row(recorded[cell], name, answer, known[name].trainings(design, cell) if name in known else OTHER_TRAININGS)
+        _row(recorded[cell], name, answer, _trainings(known.get(name), answer, design, cell))
         for name, own in found.items()
         for cell, answer in own.items()
         if cell in recorded and (answer.part, 0, "test") in recorded[cell].outputs
     ]
+
+
+def _trainings(way: Way | None, answer: Answer, design: Design, cell: Cell) -> float:
+    """Return what an answer cost, in trainings of the longest length on all n examples."""
+    if answer.trainings is not None:
+        return answer.trainings
+    return OTHER_TRAININGS if way is None else way.trainings(design, cell)
 
 
 def _row(recorded: Recorded, name: str, answer: Answer, trainings: float) -> dict[str, Any]:

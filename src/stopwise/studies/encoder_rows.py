@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stopwise.linearized.filters import linear_schedule
+from stopwise.stopping.schedule_path import Schedule
 
 WARMUP = 0.1  # share of a run
 # What a job trains beside the run on all examples: how many folds there are, and which of them it leaves out in turn.
@@ -38,7 +39,8 @@ class Recipe:
     """A learning rate, absolute or c in c/lambda_1 of AdamW's own kernel, its schedule, and the start of the head.
 
     ``schedule``: constant, one training that is looked at along the way; or decay, every length a training of its own.
-    ``start``: random, or probe, the logistic regression on the features of the examples of this training.
+    ``start``: pretrained where words answer; of a new head random, or probe, the logistic regression on the features
+    of the examples of this training.
     ``clip_norm``: the norm that gradients are cut to, None for none.
     """
 
@@ -54,6 +56,14 @@ class Recipe:
         """Whether every length is a training of its own."""
         return self.schedule != "constant"
 
+    @property
+    def followed(self) -> bool:
+        """Whether the anchored leave-one-out is made for it: every length a training, whose start knows no label.
+
+        A rate that the kernel gives would need that kernel as well.
+        """
+        return self.decays and self.start != PROBE and self.learning_rate is not None
+
     def rates(self, steps: int, lambda_1: float | None = None) -> np.ndarray:
         """Return the learning rate of every step of a training of so many, float64 [steps].
 
@@ -68,6 +78,21 @@ class Recipe:
         if not self.decays:
             return np.full(steps, rate)
         return rate * np.asarray(linear_schedule(steps, round(WARMUP * steps)))
+
+
+def adamw_schedule(
+    rates: np.ndarray, batches: Sequence[np.ndarray], n: int, weight_decay: float, clip_norm: float | None
+) -> Schedule:
+    """Return what AdamW does at these learning rates on the first of these batches of n examples, each their mean."""
+    own = list(batches[: len(rates)])
+    return Schedule(
+        rates,
+        own,
+        [np.full(len(batch), 1 / len(batch)) for batch in own],
+        weight_decay=weight_decay,
+        max_grad_norm=clip_norm or 0.0,
+        epoch=n / len(own[0]),
+    )
 
 
 def own_test_rows(splits: Sequence[str], positions: Sequence[int], place: int, count: int) -> np.ndarray:

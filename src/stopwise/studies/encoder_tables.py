@@ -163,7 +163,8 @@ def way_lines(table: Iterable[Mapping[str, Any]], design: Design, expected: Sequ
     lines += table_line(["---"] * (2 + len(HEADS)))
     for name in dict.fromkeys(row["way"] for row in rows):
         cells = pick[name, "hits"]["cells"]
-        wanted = [cell for cell in expected if name != YARDSTICK or design.folded(cell)]
+        made_for = {YARDSTICK: design.folded, "anchored": design.followed}.get(name, lambda cell: True)
+        wanted = [cell for cell in expected if made_for(cell)]
         shown = [_shown(pick.get((name, measure)), scale) for measure, (_, scale) in HEADS.items()]
         lines += table_line([words.get(name, name), f"{cells} of {len(wanted)}", *shown])
     return lines

@@ -17,7 +17,7 @@ from stopwise.stopping.horizon import horizon
 from stopwise.stopping.scheduled import Linearised, Schedule, scheduled_stop
 from stopwise.studies.encoder_cells import Recorded
 from stopwise.studies.encoder_design import Design
-from stopwise.studies.encoder_rows import ALL, FOLDS, HOLDOUT, LEFT_OUT, PARTS, Cell
+from stopwise.studies.encoder_rows import ALL, FOLDS, HOLDOUT, LEFT_OUT, PARTS, Cell, adamw_schedule
 
 MORE = "more_labels"
 # The examples count as fitted where their loss is at most so much of that of guessing by the labels' shares. Chosen on
@@ -27,10 +27,14 @@ FITTED = 0.2
 
 @dataclass(frozen=True)
 class Answer:
-    """The step that a way names, and whose outputs it delivers: those of the run on all examples, or of hold-out's."""
+    """The step that a way names, and whose outputs it delivers: those of the run on all examples, or of hold-out's.
+
+    ``trainings``: its cost, in trainings of the longest length on all n examples, where it depends on the answer.
+    """
 
     step: float
     part: str = ALL
+    trainings: float | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def _folds_8(recorded: Recorded, settings: Settings) -> Answer | None:
     return None if losses is None else Answer(float(recorded.steps[int(np.argmin(losses))]))
 
 
-@way("fitted", "the shortest length that fits the training examples", final=0, searched=1)
+@way("fitted", "the shortest length that fits the training examples")
 def _fitted(recorded: Recorded, settings: Settings) -> Answer | None:
     """It trains the lengths from the shortest on, and delivers the first that fits; all of them where none does."""
     if (ALL, 0, "train") not in recorded.outputs:
@@ -122,7 +126,11 @@ def _fitted(recorded: Recorded, settings: Settings) -> Answer | None:
     shares = np.bincount(labels, minlength=recorded.labels.classes) / len(labels)
     guessing = -np.log(shares[labels]).mean()
     fits = np.flatnonzero(recorded.curve(ALL, 0, "train") <= FITTED * guessing)
-    return Answer(float(recorded.steps[fits[0] if len(fits) else -1]))
+    chosen, steps = int(fits[0]) if len(fits) else len(recorded.steps) - 1, recorded.steps
+    # Under a decaying rate every length up to it is a training of its own.
+    decays = settings.design.recipes[recorded.cell.recipe].decays
+    cost = (steps[: chosen + 1].sum() if decays else steps[chosen]) / steps[-1]
+    return Answer(float(steps[chosen]), trainings=float(cost))
 
 
 @way(MORE, "32 labels more, to stop on", final=0, searched=1)
@@ -177,15 +185,9 @@ def _kernel_answer(recorded: Recorded, settings: Settings, rule: str) -> Answer 
 
 def _schedule(recorded: Recorded, settings: Settings, rates: np.ndarray) -> Schedule:
     """Return the schedule of a training with these learning rates, on the first of the recorded batches."""
-    design, cell, batches = settings.design, recorded.cell, recorded.batches[: len(rates)]
-    return Schedule(
-        rates,
-        batches,
-        [np.full(len(batch), 1 / len(batch)) for batch in batches],
-        weight_decay=settings.weight_decay,
-        max_grad_norm=design.recipes[cell.recipe].clip_norm or 0.0,
-        epoch=cell.n / design.batch(cell.n),
-    )
+    cell = recorded.cell
+    clip_norm = settings.design.recipes[cell.recipe].clip_norm
+    return adamw_schedule(rates, recorded.batches, cell.n, settings.weight_decay, clip_norm)
 
 
 def anchored_step(rows: Iterable[Mapping]) -> int:

@@ -18,7 +18,7 @@ from stopwise.linearized.objectives import Objective
 from stopwise.linearized.paths import linearized_path, squared_norm_path
 from stopwise.linearized.spectrum import Spectrum
 from stopwise.stopping.bayes import expected_loss, task_posterior
-from stopwise.stopping.judging import HIT, evaluate_rules
+from stopwise.stopping.judging import HIT, evaluate_rules, regular
 from stopwise.stopping.scores import rule_lines
 from stopwise.stopping.stops import time_grid
 from stopwise.studies.on_the_path import EXACT_ROWS
@@ -75,14 +75,15 @@ def run_rows(
     first = next((row["t"] for row in predicted if row["rule"] == "bayes"), None)
     if again is not None and squared:
         found |= read_again(spec, targets, *again, filter, settings.steps, first, seed)
+    interval = settings.evaluation_interval(trajectory[0]["n"])
+    seen = regular([row["step"] for row in trajectory], interval)
     path = [row["linearised_test_loss"] for row in trajectory]
     if all(loss is not None for loss in path):
-        found["path_oracle"] = trajectory[int(np.argmin(path))]["step"]
+        found["path_oracle"] = trajectory[int(np.argmin(np.where(seen, path, np.inf)))]["step"]
         if first is not None and settings.follows_theory:
             found["bayes_level"] = level_step(spec, targets - kernel.outputs, filter, first, trajectory)
     found["all_steps"] = trajectory[-1]["step"]
     answers = [{"rule": name, "t": min(t, trajectory[-1]["step"]), "flags": []} for name, t in found.items()]
-    interval = settings.evaluation_interval(trajectory[0]["n"])
     order = [*rules, *found]
     return evaluate_rules(trajectory, [*predicted, *answers], order, settings.patience, settings.min_delta, interval)
 
@@ -189,23 +190,29 @@ def example_losses(objective: Objective, outputs: Iterable[np.ndarray]) -> np.nd
 
 
 def hits_by_halves(
-    losses: np.ndarray, steps: Sequence[int], stops: Mapping[str, int], seed: int = 0, draws: int = HALVES
+    losses: np.ndarray,
+    steps: Sequence[int],
+    stops: Mapping[str, int],
+    seed: int = 0,
+    draws: int = HALVES,
+    interval: int = 1,
 ) -> dict[str, float]:
     """Return how often each rule hits when a random half of the test examples judges it: its share of the draws.
 
     ``losses``: of ``example_losses`` at ``steps``; ``stops``: the rules' steps. ``half_test`` is the step of the least
-    loss on the other half: what a rule reaches that has as many fresh labels to choose with as judge it. Empty with
-    fewer than two examples.
+    loss on the other half: what a rule reaches that has as many fresh labels to choose with as judge it. It and the
+    yardstick are evaluations that every way sees, ``interval`` steps apart. Empty with fewer than two examples.
     """
     if losses.shape[1] < 2:
         return {}
     rng, n = np.random.default_rng(seed), losses.shape[1]
     hits = dict.fromkeys(["half_test", *stops], 0)
+    open_to_all = np.flatnonzero(regular(steps, interval))
     for _ in range(draws):
         order = rng.permutation(n)
         seen, judges = (losses[:, half].mean(axis=1) for half in (order[: n // 2], order[n // 2 :]))
-        for rule, t in {"half_test": steps[int(np.argmin(seen))], **stops}.items():
-            hits[rule] += bool(np.interp(t, steps, judges) <= (1 + HIT) * judges.min())
+        for rule, t in {"half_test": steps[open_to_all[np.argmin(seen[open_to_all])]], **stops}.items():
+            hits[rule] += bool(np.interp(t, steps, judges) <= (1 + HIT) * judges[open_to_all].min())
     return {rule: count / draws for rule, count in hits.items()}
 
 
@@ -228,7 +235,8 @@ def run_halves(
         trained = Objective(settings.objective, sample.labels("train", len(start)), *coding)
         judges = judges.with_intercept(trained.fitted_intercept(start))
     stops = {row["rule"]: row["t"] for row in rows if row["rule"] in ("bayes", "holdout")}
-    return hits_by_halves(example_losses(judges, tests.values()), list(tests), stops, seed)
+    interval = settings.evaluation_interval(len(start))
+    return hits_by_halves(example_losses(judges, tests.values()), list(tests), stops, seed, interval=interval)
 
 
 def runs_text(

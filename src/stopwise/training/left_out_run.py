@@ -46,7 +46,8 @@ class LeftOutRun:
 
     ``batch``: the training examples. ``metric`` returns what the optimizer divides by now, by parameter on the CPU, or
     None where that is 1. ``tokens``: padded tokens of one pass. ``quiet``: a context in which the model may be asked
-    for outputs and gradients without the run noticing. Memory: two copies of the trained weights a checkpoint.
+    for outputs and gradients without the run noticing. ``memory_gb``: room for the kernels, in 10^9 bytes (None: what
+    is free). Memory beside it: two copies of the trained weights a checkpoint.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class LeftOutRun:
         seed: int = 0,
         tokens: int = 1024,
         quiet: Callable[[], AbstractContextManager] = nullcontext,
+        memory_gb: float | None = None,
     ) -> None:
+        self.memory_gb = memory_gb
         self.model, self.batch, self.metric, self.quiet = model, batch, metric, quiet
         self.network = LeftOut(objective, schedule, seed=seed)
         self.prompts = Prompts.of(batch, tokens, model)
@@ -97,6 +100,7 @@ class LeftOutRun:
                 plain=bool(self.network.schedule.max_grad_norm),
                 outputs=self.network.objective.outputs,
                 device=next(self.model.parameters()).device,
+                memory_gb=self.memory_gb,
             )
         if first:
             self.network.anchor(found.row(0), found.plain.get(0))

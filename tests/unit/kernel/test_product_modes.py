@@ -11,7 +11,7 @@ from kernel_reference import pico, prompts
 from stopwise.kernel import product_modes
 from stopwise.kernel.ntk import empirical_ntk
 from stopwise.kernel.product_modes import MODES, Operand, longest_sum, rounded_to_tf32
-from stopwise.kernel.products import TILE, Blocks, Layout, side_by_side, slabs
+from stopwise.kernel.products import TILE, Blocks, Layout, side_by_side, sizes_on, slabs
 
 # Between which bounds: what the module's table says of real gradients, with room for these random ones.
 BOUNDS = {
@@ -70,6 +70,15 @@ def test_tiles_side_by_side_cover_every_column_once():
         tiles = list(side_by_side(rows, count, 5))
         assert torch.equal(torch.cat([t.transpose(0, 1).flatten(1) for t in tiles], 1), rows)
         assert all(len(t) <= count and t.shape[2] <= 5 for t in tiles)
+
+
+def test_tiles_at_once_have_room_for_the_product_of_two_blocks(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    slab = sizes_on("cpu").slab
+    left, right = (SimpleNamespace(rows=range(count), first_row=first) for count, first in ((2000, 0), (3000, 2000)))
+    for pairs, largest in [(((0, 1),), 2000 * 3000), (((0, 0),), 2000 * sizes_on("cpu").panel_of(2000))]:
+        blocks = Blocks(Layout((left, right), pairs), torch.device("cpu"))
+        assert blocks._at_once() == max(1, min(16, slab // (4 * largest)))
 
 
 def test_products_by_several_threads_are_those_of_one(monkeypatch):

@@ -271,6 +271,7 @@ def test_the_judge_has_every_way_whose_parts_are_there(steps):
     assert {row["way"] for row in judged} == {
         "epochs_1",
         "all_steps",
+        "fitted",
         "holdout",
         "holdout_refit",
         "folds_8",

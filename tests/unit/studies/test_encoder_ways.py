@@ -126,6 +126,21 @@ def test_the_shortest_length_that_fits_has_a_fifth_of_the_loss_of_guessing(losse
     train = [*losses, *[losses[-1]] * (len(steps) - len(losses))]  # a fifth of log 2 is 0.13863
     found = chosen(answers(recorded([cell_tables(cell, train, lambda fold: train, (ALL,))], "a"), SETTINGS), cell)
     assert found["fitted"] == steps[place]
+    judged = {
+        row["way"]: row for row in judged_rows(recorded([cell_tables(cell, train, lambda fold: train)], "a"), SETTINGS)
+    }
+    assert judged["fitted"]["trainings"] == steps[place] / steps[-1]  # one training, under this constant rate
+
+
+def test_under_a_decaying_rate_every_length_up_to_the_first_that_fits_is_trained():
+    cell = Cell("a", 0, 16, "decay")
+    steps = DESIGN.evaluation_steps(16, "decay")
+    train = [0.7, 0.6, 0.1, *[0.05] * (len(steps) - 3)]
+    judged = {
+        row["way"]: row for row in judged_rows(recorded([cell_tables(cell, train, lambda fold: train)], "a"), SETTINGS)
+    }
+    assert judged["fitted"]["step"] == steps[2]
+    assert judged["fitted"]["trainings"] == pytest.approx((steps[1] + steps[2]) / steps[-1])
 
 
 def test_losses_and_regrets_are_those_of_what_is_delivered():

@@ -179,6 +179,13 @@ def test_halves_of_the_test_set_judge_each_other():
     assert 0.2 < hits_by_halves(split, [0, 2], {"bayes": 2}, draws=50)["bayes"] < 0.8
 
 
+def test_the_yardstick_of_halves_is_no_evaluation_that_one_rule_alone_asked_for():
+    added = np.array([1.0, 0.4, 0.5])[:, None] * np.ones(10)  # step 3 is there for one rule
+    found = hits_by_halves(added, [0, 3, 4], {"bayes": 3, "holdout": 4}, draws=20, interval=4)
+    assert found == {"half_test": 1.0, "bayes": 1.0, "holdout": 1.0}
+    assert hits_by_halves(added, [0, 3, 4], {"holdout": 4}, draws=20)["holdout"] == 0.0
+
+
 def test_the_noise_of_the_judges_is_one_sentence():
     text = halves_text([{"half_test": 1.0, "bayes": 0.5}, {"half_test": 0.5, "bayes": 0.5, "holdout": 1.0}], 96)
     assert text.endswith("on the other half hits 75%, `bayes` 50%, `holdout` 100%.")
