@@ -25,6 +25,7 @@ _PUBLIC = {
     "load_model": "network.loading",
     "predict_stop": "integrations.preview",
     "preview": "integrations.preview",
+    "shortest_fit": "integrations.shortest_fit",
     "stopping_time": "stopping.stops",
     "targets": "linearized.coding",
 }
@@ -46,6 +47,7 @@ __all__ = [
     "load_model",
     "predict_stop",
     "preview",
+    "shortest_fit",
     "stopping_time",
     "targets",
 ]

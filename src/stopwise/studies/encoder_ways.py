@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stopwise.stopping.anchored import COHERENT
+from stopwise.stopping.fitted import FITTED, guessing_loss
 from stopwise.stopping.folds import patient_step
 from stopwise.stopping.horizon import horizon
 from stopwise.stopping.scheduled import Linearised, Schedule, scheduled_stop
@@ -20,9 +21,6 @@ from stopwise.studies.encoder_design import Design
 from stopwise.studies.encoder_rows import ALL, FOLDS, HOLDOUT, LEFT_OUT, PARTS, Cell, adamw_schedule
 
 MORE = "more_labels"
-# The examples count as fitted where their loss is at most so much of that of guessing by the labels' shares. Chosen on
-# the data sets of development.
-FITTED = 0.2
 
 
 @dataclass(frozen=True)
@@ -122,9 +120,7 @@ def _fitted(recorded: Recorded, settings: Settings) -> Answer | None:
     """It trains the lengths from the shortest on, and delivers the first that fits; all of them where none does."""
     if (ALL, 0, "train") not in recorded.outputs:
         return None
-    labels = recorded.labels.by_split["train"][: recorded.cell.n]
-    shares = np.bincount(labels, minlength=recorded.labels.classes) / len(labels)
-    guessing = -np.log(shares[labels]).mean()
+    guessing = guessing_loss(recorded.labels.by_split["train"][: recorded.cell.n])
     fits = np.flatnonzero(recorded.curve(ALL, 0, "train") <= FITTED * guessing)
     chosen, steps = int(fits[0]) if len(fits) else len(recorded.steps) - 1, recorded.steps
     # Under a decaying rate every length up to it is a training of its own.
