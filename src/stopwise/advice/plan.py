@@ -24,7 +24,7 @@ class Plan:
     """A training as it is planned; every field is an option of ``stopwise advise`` but ``data``, which may be named so.
 
     ``head``: a new classification head, else the labels are words of a language model. ``learning_rate``: the largest
-    of the schedule (None: 4/lambda_1, the largest whose predictions were compared with runs). ``warmup``: in which the
+    of the schedule (None: 4/lambda_1, the largest that is not flagged). ``warmup``: in which the
     rate rises, a share of the steps, or from 1 on a number of them. ``epochs``: the training that is planned (None:
     none in particular; up to 40 are looked at, or twice as many as planned). ``head_start``: ``probe``, a logistic
     regression on the features, or ``random``. ``max_grad_norm``: at which gradients are clipped (None: 1, as Trainers

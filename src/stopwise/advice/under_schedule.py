@@ -29,7 +29,7 @@ from stopwise.stats import mean_interval
 from stopwise.stopping.horizon import Horizon
 from stopwise.training.folds import FoldCurves
 
-# The learning rate of a plan without one: the largest whose predictions have been compared with real runs.
+# The learning rate of a plan without one, in 1/lambda_1: the largest that is not flagged as large steps.
 STEP_SIZE = 4.0
 
 
