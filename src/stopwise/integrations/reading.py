@@ -39,7 +39,7 @@ TOKENS = 1024
 # The largest share of a loss by which the Trainer's own may differ from the cross-entropy that the kernel is read for:
 # half precision rounds it by a per cent.
 LOSS_TOLERANCE = 0.02
-# Steps of more than this many 1/lambda_1 are flagged: a choice. The runs of docs/records/trainer have up to 2.6, one 134.
+# Steps of more than this many 1/lambda_1 are flagged: a choice. Runs of docs/records/trainer have up to 2.6, one 134.
 LARGEST_STEP = 4.0
 # A head whose weights change by more than this share changes the kernel of everything below it. Measured on MiniLM with
 # a new head and 64 labels: at a share of 0.04 the last step was predicted and best, at 0.5 the best step was the 15th
