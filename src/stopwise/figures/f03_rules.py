@@ -126,6 +126,8 @@ def panel(data: pd.DataFrame, measure: str, total: int, everything: pd.DataFrame
         x = _symlog(measure, pd.concat([everything[measure], pd.Series(extra)]))
         made = Panel(x=x, y=y, lines=tuple(lines))
     good = MEASURES[measure][1]
+    if measure == "relative_regret":  # a stop of its own may be better than what every way sees
+        good = min(good[0], 2 * float(everything[measure].min(skipna=True))), good[1]
     green: dict[str, Any] = {"alpha": 0.15, "label": "good"}
     spans = (Span("x", good[0], style.COLORS["green"], to=good[1], **green),)
     return replace(made, spans=spans)
