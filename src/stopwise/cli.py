@@ -186,7 +186,10 @@ def _advise_training(options: dict, *, assets: str | None, device: str, output: 
     advice = advise_training(plan, file, assets=assets, device=device, say=_say, progress=bars)
     folder = advice.write(output)
     print("\n" + "\n".join([*preamble(advice), *headline(advice)]))
-    print(f"\nThe whole answer: {folder / 'advice.md'}; to train: python {folder / 'train.py'}")
+    train = f"to train: python {folder / 'train.py'}"
+    if advice.kind == "do_not_train":
+        train = f"{folder / 'train.py'} would train, if you still want to (one line of it is commented out)"
+    print(f"\nThe whole answer: {folder / 'advice.md'}; {train}")
 
 
 def _advise(options: dict, *, assets: str | None, device: str, output: str, force: bool) -> None:

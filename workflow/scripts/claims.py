@@ -1,7 +1,5 @@
 """Hold the paper's claims against this run: a table, and the same as text."""
 
-from pathlib import Path
-
 from job import Job
 from stopwise.artifacts import tables as artifacts
 from stopwise.artifacts.gram import read_gram
@@ -46,4 +44,3 @@ with Job(snakemake) as job:
     with artifacts.atomic_path(snakemake.output.text) as temporary:
         temporary.write_text(claims.markdown(params.name, params.facts, judged), encoding="utf-8")
     job.write(snakemake.output.table, judged, "claims")
-    print(Path(snakemake.output.text).read_text(encoding="utf-8"))

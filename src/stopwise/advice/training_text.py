@@ -35,6 +35,10 @@ SMALL = (
     " each left out in turn. Larger steps may reach a higher accuracy (`--learning-rate {usual}`); when those should"
     " stop only real folds tell (`--verify 4`)."
 )
+_HARDLY = (
+    " So training at this rate changes little: at a usual one it would learn more, and real folds tell when to stop it"
+    " (`--learning-rate 1e-4 --verify 4`)."
+)
 FOLDED = "How sure: the folds are real trainings; the numbers are those of {n} examples, each left out of one of them."
 
 
@@ -61,7 +65,7 @@ def preamble(advice: TrainingAdvice) -> list[str]:
 def headline(advice: TrainingAdvice) -> list[str]:
     """Return the answer in a few sentences: what to do, whether the length matters, what to expect, what to trust."""
     lines = [_what(advice), _range(advice), _expect(advice)]
-    if advice.larger is not None and advice.stop.t:
+    if advice.larger is not None and advice.stop.t and advice.folds is None:
         lines.append(_with_more(advice))
     if advice.folds is not None:
         lines.append(_verified(advice, advice.folds))
@@ -136,7 +140,7 @@ def _range(advice: TrainingAdvice) -> str:
     if not matters(advice):
         return (
             f"When to stop hardly matters: from {low} to {epochs_in_words(stop.steps[-1], advice)}, the longest looked"
-            " at, the expected log-loss is within 5 % of the lowest."
+            " at, the expected log-loss is within 5 % of the lowest." + (_HARDLY if not stop.low else "")
         )
     worst = f"{stop.loss[-1]:.2f}" if stop.loss[-1] < 100 else "far more"
     return (
@@ -218,6 +222,8 @@ def _verified(advice: TrainingAdvice, folds: FoldCurves) -> str:
         text += f"; the kernel's answer, {several(round(kernel, 1), 'epoch')}, lies beyond"
     from_now = round(folds.seconds)
     took = f"{from_now} s" if from_now < 100 else f"{from_now // 60} min {from_now % 60} s"
+    if folds.best == len(folds.epochs) - 1:
+        text += f". It was still falling there: ask for more (`--epochs {2 * folds.epochs[-1]:g}`)"
     return f"{text}. The folds took {took}."
 
 

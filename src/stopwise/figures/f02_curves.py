@@ -133,7 +133,7 @@ def _curves(rows: pd.DataFrame, value: str) -> tuple[list[Line], list[Band]]:
 def _evaluations(rows: pd.DataFrame, value: str) -> list[Line]:
     """Where the test set was evaluated: of one run its points, of several the points of each, which no mean passes."""
     test = rows[(rows["kind"] == "measured") & (rows["split"] == "test")].sort_values(["seed", "step"])
-    test = test.dropna(subset=[value])
+    test = test[np.isfinite(test[value]) & (test[value] > (0 if value == "loss" else -1))]  # a logarithm needs it
     label = "test, each evaluation of each seed" if test["seed"].nunique() > 1 else "test, each evaluation"
     look: dict[str, Any] = {"dash": MARKS, "marker": "o", "size": 2.4, "alpha": 0.8}
     return [Line(test["step"], test[value], style.SPLITS["test"].color, label, **look)] if len(test) else []
@@ -206,7 +206,7 @@ def says(table: pa.Table) -> str:
         return ""
     words = {"bayes": "bayes, which needs no validation set,", "holdout": "hold-out"}
     counts = [f"{words[name]} in {int(hits.sum())} of {len(hits)} runs" for name, hits in near.items()]
-    return f"Stopping within 5 % of the lowest test loss: {' and '.join(counts)}."
+    return f"Within 5 % of the lowest test loss that every way could choose: {' and '.join(counts)}."
 
 
 def views(table: pa.Table) -> Views:

@@ -1,4 +1,4 @@
-"""The shortest training of a Trainer that fits its examples: lengths tried from the shortest on, each from the start."""
+"""The shortest training of a Trainer that fits its examples: lengths are tried from the shortest on, each anew."""
 
 from __future__ import annotations
 

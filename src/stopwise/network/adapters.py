@@ -22,7 +22,7 @@ from stopwise.network.heads import bare, head_names, is_classifier
 ALL_LINEAR, ATTENTION = "all-linear", "attention"
 # What ``parameters: lora`` is short for, with the scale of one that it has always had.
 LORA = {"rank": 8, "alpha": 8, "target": ATTENTION}
-_NOT_INSTALLED = "peft is not installed; allowed: pip install 'stopwise[trainer]', or"
+_NOT_INSTALLED = "peft is not installed; allowed: make env, or pip install -e '.[trainer]' in the checkout, or"
 
 
 def is_peft(parameters: Any) -> bool:

@@ -133,7 +133,8 @@ def answer(summary: pa.Table, curves: pa.Table | None = None) -> str:
     words = (
         "Accuracies before training (the start's own answer with a fitted offset; that of a new head is near chance),"
         f" at the stop of {name}, at that of hold-out, and after all steps. The stop of {name} is chosen before"
-        " training and reads no validation example; hold-out reads them besides."
+        " training and reads no validation example; hold-out has these labels more. Between two evaluations losses and"
+        " accuracies are interpolated."
     )
     lead = f'<p class="lead">{_text(message)}</p>' if message else ""
     return f'<section id="answer">{lead}{table(header, lines, caption)}<p>{words}</p></section>'

@@ -108,7 +108,9 @@ def markdown(
     text += [
         "",
         "The rules (their step is in brackets above), judged on the measured test curves. In brackets: 95 % intervals"
-        " over tasks and seeds. Hold-out stopping has the validation examples beside the training examples.",
+        " over tasks and seeds. Hold-out stopping has the validation examples beside the training examples. Steps are"
+        " means over the seeds. Between two evaluations loss and accuracy are interpolated; a step at which one"
+        " rule alone was evaluated may be better than the oracle's, with a negative regret.",
         "",
         *rule_lines(rules),
     ]
