@@ -290,7 +290,7 @@ def test_the_script_names_the_length_with_the_least_loss_left_out(steps, tmp_pat
     curve, answers = tmp_path / "curve.parquet", tmp_path / "answers.parquet"
     recipe = {"learning_rate": 1e-3, "step_size": None, "schedule": "decay", "start": "random", "clip_norm": 1.0}
     params = {"model": MODEL, "kernel": KERNEL, "device": "cpu", "batch_size": 8, "recipe": recipe}
-    params |= {"steps": [0, 2, 4, 8], "weight_decay": 0.01}
+    params |= {"steps": [0, 2, 4, 8], "weight_decay": 0.01, "memory_gb": 1}
     given, made = Named(data=steps["data"], model=steps["stamp"]), Named(curve=curve, answers=answers)
     at = {"task": "feelings", "seed": 1, "n": 16, "recipe": "usual"}
     run_script("study_anchored", inputs=given, outputs=made, params=params, **at)
