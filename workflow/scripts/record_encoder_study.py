@@ -24,8 +24,11 @@ with Job(snakemake) as job:
             kept.setdefault((kind, table["task"][0].as_py()), []).append(table)
     for (kind, task), tables in sorted(kept.items()):
         job.write(str(folder / f"{kind}-{task}.parquet"), pa.concat_tables(tables), kind)
+    # Without a data set that was trained at every size the figure has nothing to show.
+    drawn = any(Path(path).name == "F11.parquet" and artifacts.read_table(path, "F11").num_rows for path in files.judge)
     for path in files.judge:
-        shutil.copyfile(path, folder / Path(path).name)
+        if drawn or Path(path).stem != "F11":
+            shutil.copyfile(path, folder / Path(path).name)
     made_at = ", ".join(sorted(revisions(files.runs))) or "none"
     lines = [
         f"# Record of the study on {TITLES[params.page]}",
@@ -43,8 +46,8 @@ with Job(snakemake) as job:
         "| `judged`, `cells`, `ways`, `labels_spent`, `F11` | the judge's tables |",
         "",
         "[Artifacts](../../reference/artifacts.md) says what each column holds.",
-        "",
-        "![Test log-loss and accuracy against labels spent](F11.png)",
     ]
+    if drawn:
+        lines += ["", "![Test log-loss and accuracy against labels spent](F11.png)"]
     with artifacts.atomic_path(snakemake.output[0]) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
