@@ -284,10 +284,8 @@ def _differences(rows: Rows, key: str, other: str) -> list[str]:
     answers = {name: {run_of(row): row["hit"] for row in rows if row[key] == name} for name in ("bayes", other)}
     both = [run for run in answers["bayes"] if run in answers[other]]
     differences = [int(answers["bayes"][run]) - int(answers[other][run]) for run in both]
-    groups: dict[str, list[int]] = {}
-    for run, difference in zip(both, differences, strict=True):
-        groups.setdefault(run[0].split("_")[0], []).append(difference)
-    value, low, high = mean_interval([float(np.mean(own)) for own in groups.values()])
+    groups = by_data_set([{"task": run[0], "more": more} for run, more in zip(both, differences, strict=True)])
+    value, low, high = mean_interval([float(np.mean([row["more"] for row in own])) for own in groups.values()])
     low, high = max(-1.0, low), min(1.0, high)
     counts = f"{sum(d > 0 for d in differences)}, {sum(d < 0 for d in differences)} of {len(both)}"
     return [counts, f"{100 * value:+.0f} [{100 * low:+.0f}, {100 * high:+.0f}]"]

@@ -37,7 +37,7 @@ SMALL = (
 )
 _HARDLY = (
     " So training at this rate changes little: at a usual one it would learn more, and real folds tell when to stop it"
-    " (`--learning-rate 1e-4 --verify 4`)."
+    " (`--learning-rate {usual} --verify 4`)."
 )
 FOLDED = "How sure: the folds are real trainings; the numbers are those of {n} examples, each left out of one of them."
 
@@ -140,13 +140,24 @@ def _range(advice: TrainingAdvice) -> str:
     if not matters(advice):
         return (
             f"When to stop hardly matters: from {low} to {epochs_in_words(stop.steps[-1], advice)}, the longest looked"
-            " at, the expected log-loss is within 5 % of the lowest." + (_HARDLY if not stop.low else "")
+            " at, the expected log-loss is within 5 % of the lowest." + _hardly(advice)
         )
     worst = f"{stop.loss[-1]:.2f}" if stop.loss[-1] < 100 else "far more"
     return (
         f"From {low} to {epochs_in_words(stop.high, advice)} the expected log-loss is within 5 % of the lowest;"
         f" {epochs_in_words(stop.steps[-1], advice)} would end at {worst}."
     )
+
+
+def _hardly(advice: TrainingAdvice) -> str:
+    """Say what to do where no training at the kernel's own small rate does better than none; else nothing."""
+    if advice.stop.low or advice.plan.learning_rate is not None:
+        return ""
+    return _HARDLY.format(usual=_usual_rate(advice))
+
+
+def _usual_rate(advice: TrainingAdvice) -> str:
+    return "2e-4" if advice.plan.adapter else "5e-5" if advice.plan.head else "1e-4"
 
 
 def _expect(advice: TrainingAdvice) -> str:
@@ -247,4 +258,4 @@ def trust(advice: TrainingAdvice) -> str:
         return RANDOM
     if not trusted(advice):
         return UNTRUSTED.format(times=several(round(advice.stop.largest_step / 4, 1), "time"))
-    return SMALL.format(n=n, usual="2e-4" if advice.plan.adapter else "5e-5" if advice.plan.head else "1e-4")
+    return SMALL.format(n=n, usual=_usual_rate(advice))

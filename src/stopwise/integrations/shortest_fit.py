@@ -35,13 +35,13 @@ def shortest_fit(
     ``make(epochs)`` returns a new Trainer with a new model and ``num_train_epochs=epochs``, so that every length has
     its whole schedule. Examples count as fitted where their mean log-loss, in evaluation mode, is at most ``share`` of
     that of guessing by the labels' shares. Where no length fits them the longest is kept. No label is set aside. Cost:
-    the lengths up to the one that is kept, at most about twice the longest. A heuristic, judged in
-    docs/results/encoder-study.md. Raises ValueError for lengths that are not positive, a share outside (0, 1), a
+    the lengths up to the one that is kept, at most about twice the longest. A heuristic, not judged
+    yet (docs/results/encoder-study.md). Raises ValueError for lengths that are not positive, a share outside (0, 1), a
     model that an earlier length has trained, and training sets without two different labels.
     """
     tried = sorted(set(lengths))
     if not tried or tried[0] <= 0:
-        raise ValueError(f"lengths: found {list(lengths)}; give one or more numbers of epochs above 0")
+        raise ValueError(f"lengths: found {tried}; give one or more numbers of epochs above 0")
     if not 0 < share < 1:
         raise ValueError(f"share: found {share}; give a number between 0 and 1, such as {FITTED}")
     losses: dict[float, float] = {}

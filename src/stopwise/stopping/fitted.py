@@ -1,6 +1,6 @@
 """The shortest training that fits its examples: when it does, and what it is held against (numpy, no torch).
 
-A heuristic found on the data sets of development of the study on an encoder; docs/results/encoder-study.md judges it.
+A heuristic found on the data sets of development of the study on an encoder, and not judged on others yet.
 """
 
 from __future__ import annotations
